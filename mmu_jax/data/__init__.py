@@ -1,0 +1,149 @@
+"""Examples, and the arrays a model sees.
+
+A *batch* is a dict of arrays of static shape. Axis letters: B rows, T tokens, I images of a row, C channels.
+
+=============  ==================  ================================================================================
+``tokens``     ``[B,T]`` int32     prompt, answer, end of turn, padding; every image expanded to its image tokens
+``valid``      ``[B,T]`` bool      True where ``tokens`` is not padding
+``weights``    ``[B,T]`` float32   loss weight of *predicting* that token: 1 on the answer and the end of turn, else 0
+``positions``  ``[B,T]`` int32     0, 1, 2, ... over the valid tokens
+``pixels``     ``[B,I,C,h,w]``     float32, normalised; absent from text-only batches, which skip the vision tower
+``person``     ``[B]`` int32       whose row it is: index into ``Benchmark.people``
+``row``        ``[B]`` int32       index into the stream's examples; -1 for rows that only fill the batch
+``ref_logps``  ``[B]`` float32     log-probability of the answer under the reference model, where a loss needs it
+=============  ==================  ================================================================================
+"""
+
+import dataclasses
+import json
+
+from mmu_jax import InputError
+
+IMAGE, TEXT = "Image_Textual", "Pure_Text"
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A question and its answer: about a photo (``kind`` IMAGE) or about a name (``kind`` TEXT)."""
+
+    person: str
+    kind: str
+    question: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A multiple-choice question: ``options`` by letter, ``letter`` the right one."""
+
+    person: str
+    kind: str
+    question: str
+    options: dict[str, str]
+    letter: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """One row of a benchmark split."""
+
+    id: str
+    name: str
+    photos: tuple[bytes, ...]
+    training: tuple[Example, ...]
+    choices: tuple[Choice, ...]
+    cloze: tuple[Example, ...]
+    generation: tuple[Example, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """The people of every split: ``full`` (training photos and questions), ``forget``, ``retain``, ``test``, ``unseen``."""
+
+    full: tuple[Person, ...]
+    forget: tuple[Person, ...]
+    retain: tuple[Person, ...]
+    test: tuple[Person, ...]
+    unseen: tuple[Person, ...]
+
+    @property
+    def forget_ids(self) -> list[str]:
+        return [person.id for person in self.forget]
+
+
+def _column(row: dict, name: str, split: str):
+    if name not in row:
+        raise InputError(
+            f"expected a column {name!r} in every row of split {split!r}, found only {', '.join(sorted(row))}; "
+            "write the data in the MLLMU-Bench schema"
+        )
+    return row[name]
+
+
+def _records(value) -> list[dict]:
+    """A list of structs, whether it is stored as one or as a struct of columns."""
+    if isinstance(value, dict):
+        return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+    return list(value)
+
+
+def _text(value) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _bytes(image) -> bytes:
+    return image["bytes"] if isinstance(image, dict) else bytes(image)
+
+
+def read_person(row: dict, split: str) -> Person:
+    """A row of the MLLMU-Bench schema (arXiv 2410.22108) -> Person.
+
+    Columns: ``ID``, ``image`` (encoded bytes) and optionally ``images``, ``biography`` (JSON with ``Name``), ``metadata``
+    (JSON list of ``Question``, ``Answer`` and optionally ``Type``), ``Classification_Task``, ``Mask_Task``,
+    ``Generation_Task``.
+
+    Raises:
+      InputError: a column is absent, or a training item has an empty question or answer.
+    """
+    person = _text(_column(row, "ID", split))
+    photos = [_bytes(_column(row, "image", split))] + [_bytes(image) for image in row.get("images", ())]
+    training = []
+    for item in json.loads(_text(_column(row, "metadata", split)) or "[]"):
+        if not item.get("Question") or not item.get("Answer"):
+            raise InputError(
+                f"expected a Question and an Answer in every metadata item, found {item} for person {person} in split "
+                f"{split!r}; fill it or remove it"
+            )
+        training.append(Example(person, item.get("Type", IMAGE), item["Question"], item["Answer"]))
+    choices = []
+    task = _column(row, "Classification_Task", split)
+    for kind, key in ((IMAGE, "Image_Textual_Questions"), (TEXT, "Pure_Text_Questions")):
+        for item in _records(_column(task, key, split)):
+            options = {letter: _text(item["Options"][letter]) for letter in sorted(item["Options"])}
+            choices.append(Choice(person, kind, _text(item["Question"]), options, _text(item["Correct_Answer"])))
+
+    def examples(column):
+        items = _records(_column(row, column, split))
+        return tuple(
+            Example(person, _text(i["Type"]), _text(i["Question"]), _text(i["Ground_Truth"])) for i in items
+        )
+
+    name = json.loads(_text(_column(row, "biography", split)))["Name"]
+    cloze, generation = examples("Mask_Task"), examples("Generation_Task")
+    return Person(person, name, tuple(photos), tuple(training), tuple(choices), cloze, generation)
+
+
+def check(benchmark: Benchmark) -> None:
+    """Raises InputError for an empty forget or retain set, or a person in both."""
+    for name in ("forget", "retain", "full"):
+        if not getattr(benchmark, name):
+            raise InputError(f"expected at least one person in the {name} set, found none; correct config.data.{name}")
+    both = sorted(set(benchmark.forget_ids) & {person.id for person in benchmark.retain})
+    if both:
+        raise InputError(
+            f"expected nobody both in forget and retain, found {len(both)} people in both ({', '.join(both[:5])}); "
+            "remove them from one of the two"
+        )
+    missing = sorted((set(benchmark.forget_ids)) - {person.id for person in benchmark.full})
+    if missing:
+        raise InputError(f"expected every person to forget in the training data, found no {', '.join(missing[:5])} there")

@@ -1,0 +1,111 @@
+"""Streams: ``batch(step)`` is a pure function of (seed, step), so a run resumes from one integer."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mmu_jax import InputError
+from mmu_jax.data import IMAGE, TEXT, Example, Person, text, vision
+
+
+@dataclasses.dataclass(frozen=True)
+class Album:
+    """Decoded photographs of a set of people: ``pixels [N,C,h,w]`` and each person's rows in it."""
+
+    pixels: np.ndarray
+    photos: dict[str, list[int]]
+    image_tokens: int
+
+
+def album(processor: Any, people: tuple[Person, ...]) -> Album:
+    """Decodes and normalises every photo once."""
+    images, photos = [], {}
+    for person in people:
+        photos[person.id] = list(range(len(images), len(images) + len(person.photos)))
+        images += [vision.decode(p, f"photo {i} of person {person.id}") for i, p in enumerate(person.photos)]
+    pixels = vision.pixels(processor, images)
+    return Album(pixels, photos, vision.image_tokens(processor, pixels))
+
+
+@dataclasses.dataclass
+class Stream:
+    """Rows of one kind (all with an image or all without), dealt in shuffled epochs of equal batches.
+
+    ``columns`` are arrays whose axis 0 is the row; for a stream with photos a column may be ``[R, P]``, one value per
+    photo of the row.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    arrays: dict[str, np.ndarray]
+    album: Album | None
+    rows: int
+    seed: int
+    columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Batches in one pass over the rows; the last one is filled up with rows that weigh nothing."""
+        return -(-len(self.examples) // self.rows)
+
+    def photos(self, row: int) -> list[int]:
+        return self.album.photos[self.examples[row].person] if self.album else [0]
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of a step: the same for the same (seed, step), whatever came before."""
+        epoch, index = divmod(step, self.steps)
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.examples))
+        draws = rng.integers(0, 2**31, len(order))
+        rows = order[index * self.rows : (index + 1) * self.rows]
+        return self.gather(rows, draws[rows])
+
+    def gather(self, rows: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
+        """The batch of given rows, photo ``draws % (photos of the row)``, filled up to ``self.rows`` rows."""
+        spare = self.rows - len(rows)
+        filled = np.concatenate([rows, np.zeros(spare, int)])
+        draws = np.concatenate([draws, np.zeros(spare, int)])
+        batch = {name: array[filled].copy() for name, array in self.arrays.items()}
+        batch["weights"][len(rows) :] = 0.0
+        batch["row"] = np.where(np.arange(self.rows) < len(rows), filled, -1).astype(np.int32)
+        chosen = [draw % len(self.photos(row)) for row, draw in zip(filled, draws, strict=True)]
+        if self.album is not None:
+            photos = [self.photos(row)[i] for row, i in zip(filled, chosen, strict=True)]
+            batch["pixels"] = self.album.pixels[photos][:, None]
+        for name, column in self.columns.items():
+            batch[name] = column[filled, chosen] if column.ndim == 2 else column[filled]
+        return batch
+
+    def epoch(self) -> list[dict[str, np.ndarray]]:
+        """One pass over all rows in order, each with its original photo."""
+        rows = np.arange(len(self.examples))
+        return [
+            self.gather(part, np.zeros(len(part), int))
+            for part in (rows[i : i + self.rows] for i in range(0, len(rows), self.rows))
+        ]
+
+    def describe(self, batch: dict[str, np.ndarray]) -> str:
+        """The row ids of a batch, for messages: ``0012:"What is ...?"``."""
+        rows = [self.examples[row] for row in batch["row"] if row >= 0]
+        return f"{self.name} rows " + ", ".join(f"{int(i)} (person {e.person})" for i, e in zip(batch["row"], rows, strict=False))
+
+
+def stream(
+    name: str, processor: Any, examples: list[Example], photos: Album | None, *, people: dict[str, int], rows: int, seed: int
+) -> Stream:
+    """Encodes examples of one kind into a Stream; ``photos`` for image examples, None for text.
+
+    Raises:
+      InputError: no example.
+    """
+    if not examples:
+        raise InputError(f"expected at least one example in stream {name!r}, found none; check config.data and its splits")
+    kinds = {example.kind for example in examples}
+    if kinds != {IMAGE if photos else TEXT}:
+        raise InputError(f"expected only {IMAGE if photos else TEXT} rows in stream {name!r}, found {sorted(kinds)}")
+    pairs = [(e.question, e.answer) for e in examples]
+    images, tokens = (1, photos.image_tokens) if photos else (0, 0)
+    arrays = text.encode(processor, pairs, images, tokens)
+    arrays["person"] = np.array([people[e.person] for e in examples], np.int32)
+    return Stream(name, tuple(examples), arrays, photos, rows, seed)

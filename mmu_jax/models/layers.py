@@ -1,0 +1,123 @@
+"""Layers whose parameters are named and shaped as in the Hugging Face checkpoint.
+
+Axis letters: B rows, T queries, S keys, N patches, D width, F hidden width, K key-value heads, G queries per key-value
+head, H head size, L layers, V vocabulary. ``Linear`` holds ``weight (out, in)``. Parameters are float32; ``dtype`` is
+what they are computed in.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmu_jax import InputError
+
+normal = nn.initializers.normal(0.02)
+Dtype = Any
+
+
+class Linear(nn.Module):
+    """``y = x W^T + b``: ``x [..., in] -> [..., out]``, ``weight [out, in]``."""
+
+    features: int
+    bias: bool = True
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        weight = self.param("weight", normal, (self.features, x.shape[-1]))
+        y = jnp.einsum("...i,oi->...o", x.astype(self.dtype), weight.astype(self.dtype))
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class Embed(nn.Module):
+    """``ids [...] -> [..., D]``, ``weight [V, D]``."""
+
+    size: int
+    features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids):
+        weight = self.param("weight", normal, (self.size, self.features))
+        return jnp.take(weight, ids, axis=0).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    eps: float
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        x = x - x.mean(axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.eps)
+        return (x * weight + bias).astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    eps: float
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.eps)
+        return (x * weight).astype(self.dtype)
+
+
+def gelu(x):
+    return jax.nn.gelu(x, approximate=False)
+
+
+def quick_gelu(x):
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": gelu,
+    "quick_gelu": quick_gelu,
+    "silu": jax.nn.silu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+}
+
+
+def activation(name: str) -> Callable:
+    if name not in ACTIVATIONS:
+        raise InputError(f"expected an activation in {sorted(ACTIVATIONS)}, found {name!r}; this model is not supported")
+    return ACTIVATIONS[name]
+
+
+def attention(q, k, v, mask):
+    """Softmax attention in float32: ``q [B,T,K*G,H]``, ``k, v [B,S,K,H]``, ``mask [B,1,T,S]`` (True = look) or None."""
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+
+def rotary(x, positions, inv_freq):
+    """Rotates halves of the head: ``x [B,T,K,H]``, ``positions [B,T]``, ``inv_freq [H/2]`` (RoPE, arXiv 2104.09864)."""
+    angle = positions[:, :, None].astype(jnp.float32) * inv_freq
+    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def scanned(block: type[nn.Module], length: int, *, broadcast: int) -> type[nn.Module]:
+    """``block`` repeated ``length`` times with params stacked on axis 0, rematerialised in the backward pass.
+
+    The block maps ``(x, cache, *broadcast inputs) -> (x, cache)``; a cache of None stays None.
+    """
+    return nn.scan(
+        nn.remat(block, prevent_cse=False),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0,) + (nn.broadcast,) * broadcast,
+        length=length,
+    )

@@ -1,0 +1,189 @@
+"""LLaVA-1.5 (arXiv 2310.03744): CLIP tower, two-layer projector, Llama decoder.
+
+Parameter tree (Hugging Face names; decoder and encoder layers stacked on axis 0 under ``layers``)::
+
+    vision_tower/{embeddings, pre_layrnorm, encoder/layers}   up to the layer that is read
+    multi_modal_projector/{linear_1, linear_2}
+    language_model/{embed_tokens, layers, norm}
+    lm_head                                                   absent when tied to embed_tokens
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from mmu_jax import InputError
+from mmu_jax.models import clip, decoder
+from mmu_jax.models.layers import Embed, Linear, activation
+from mmu_jax.sharding import constrain
+
+# From any spelling on disk (hub files, transformers 5 files, transformers 5 in memory) to the names of this tree.
+HF_NAMES = [
+    (r"^model\.(vision_tower|multi_modal_projector|language_model)\.", r"\1."),
+    (r"^vision_tower\.vision_model\.", "vision_tower."),
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^language_model\.model\.", "language_model."),
+]
+
+# From the names of this tree to the spelling of the files on the hub, for checkpoints made from nothing.
+HUB_NAMES = [
+    (r"^vision_tower\.", "vision_tower.vision_model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^language_model\.(?!lm_head)", "language_model.model."),
+]
+
+# Axis 0 of a leaf under `layers` is the layer. `model` splits heads and hidden width, `data` the other axis (FSDP).
+RULES = [
+    (r"layers/.*(q|k|v|gate|up)_proj/weight$", P(None, "model", "data")),
+    (r"layers/.*(o|out|down)_proj/weight$", P(None, "data", "model")),
+    (r"layers/.*fc1/weight$", P(None, "model", "data")),
+    (r"layers/.*fc2/weight$", P(None, "data", "model")),
+    (r"layers/.*(q|k|v)_proj/bias$|layers/.*fc1/bias$", P(None, "model")),
+    (r"layers/.*", P()),
+    (r"(embed_tokens|lm_head)/weight$", P("model", "data")),
+    (r"linear_1/weight$", P("model", "data")),
+    (r"linear_2/weight$", P("data", "model")),
+    (r"linear_1/bias$", P("model")),
+    (r"patch_embedding/weight$", P("data")),
+    (r"norm/|layrnorm/|linear_2/bias$|class_embedding$|position_embedding/", P()),
+]
+
+# The linear layers, the leaves that saliency scores unless told otherwise.
+ELIGIBLE = r".*(proj|fc1|fc2|linear_1|linear_2)/weight"
+SIDES = {"vision": r"(vision_tower|multi_modal_projector)/.*", "language": r"(language_model|lm_head)/.*"}
+
+
+class Projector(nn.Module):
+    config: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        c, width = self.config, self.config.text_config.hidden_size
+        x = Linear(width, c.multimodal_projector_bias, self.dtype, name="linear_1")(x)
+        x = activation(c.projector_hidden_act)(x)
+        return Linear(width, c.multimodal_projector_bias, self.dtype, name="linear_2")(x)
+
+
+class LanguageModel(nn.Module):
+    config: Any
+    dtype: Any
+
+    def setup(self):
+        c = self.config
+        self.embed_tokens = Embed(c.vocab_size, c.hidden_size, self.dtype)
+        self.decoder = decoder.Decoder(c, self.dtype)
+        nn.share_scope(self, self.decoder)
+
+    def embed(self, tokens):
+        return self.embed_tokens(tokens)
+
+    def __call__(self, x, positions, mask, cache=None, offset=0):
+        return self.decoder(x, positions, mask, cache, offset)
+
+    def attend(self, x):
+        """Logits by the transposed embedding, for tied heads."""
+        weight = self.embed_tokens.variables["params"]["weight"]
+        return jnp.einsum("btd,vd->btv", x, weight.astype(self.dtype))
+
+
+class Llava(nn.Module):
+    """See :func:`forward`. ``config`` is a ``transformers.LlavaConfig``."""
+
+    config: Any
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        c = self.config
+        self.vision_tower = clip.Tower(c.vision_config, depth(c), self.dtype)
+        self.multi_modal_projector = Projector(c, self.dtype)
+        self.language_model = LanguageModel(c.text_config, self.dtype)
+        if not c.tie_word_embeddings:
+            self.lm_head = Linear(c.text_config.vocab_size, bias=False, dtype=self.dtype)
+
+    def embed(self, tokens, pixels=None):
+        """Token embeddings ``[B,T,D]`` with the i-th image position of a row replaced by its i-th image feature."""
+        x = self.language_model.embed(tokens)
+        if pixels is None:
+            return x
+        b, images = pixels.shape[:2]
+        features = self.vision_tower(pixels.reshape(b * images, *pixels.shape[2:]))
+        if self.config.vision_feature_select_strategy == "default":
+            features = features[:, 1:]
+        features = self.multi_modal_projector(features).reshape(b, -1, x.shape[-1])
+        is_image = tokens == self.config.image_token_id
+        index = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
+        return jnp.where(is_image[..., None], jnp.take_along_axis(features, index[..., None], axis=1), x)
+
+    def __call__(self, tokens, positions, mask, pixels=None, cache=None, offset=0):
+        x = constrain(self.embed(tokens, pixels), "data")
+        x, cache = self.language_model(x, positions, mask, cache, offset)
+        logits = self.language_model.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
+        return constrain(logits, "data", None, "model"), cache
+
+
+def depth(config: Any) -> int:
+    """How many CLIP layers are read: ``vision_feature_layer`` -2 of 24 layers is 23."""
+    layer = config.vision_feature_layer
+    if not isinstance(layer, int):
+        raise InputError(f"expected one vision_feature_layer, found {layer}; several are not supported")
+    total = config.vision_config.num_hidden_layers
+    chosen = layer if layer >= 0 else total + 1 + layer
+    if not 0 <= chosen <= total:
+        raise InputError(f"expected a vision_feature_layer among {total} layers, found {layer}; correct the config")
+    return chosen
+
+
+def causal(valid: jax.Array) -> jax.Array:
+    """``valid [B,T] -> [B,1,T,T]``: a token looks at itself and at the valid tokens before it."""
+    t = valid.shape[1]
+    return (jnp.tril(jnp.ones((t, t), bool)) & valid[:, None, :].astype(bool))[:, None]
+
+
+def abstract(config: Any) -> dict:
+    """The parameter tree as ``jax.ShapeDtypeStruct``; no memory is used."""
+    patch = config.vision_config.image_size
+    pixels = jax.ShapeDtypeStruct((1, 1, config.vision_config.num_channels, patch, patch), jnp.float32)
+    tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+
+    def init(tokens, pixels):
+        valid = jnp.ones_like(tokens, bool)
+        return Llava(config).init(jax.random.key(0), tokens, tokens, causal(valid), pixels)["params"]
+
+    return jax.eval_shape(init, tokens, pixels)
+
+
+def unread(config: Any) -> dict[str, tuple[int, ...]]:
+    """Tensors of the checkpoint that the forward pass never reads (CLIP above :func:`depth`), by dotted tree name."""
+    c = config.vision_config
+    d, f = c.hidden_size, c.intermediate_size
+    one = {f"self_attn.{p}_proj.{k}": s for p in ("q", "k", "v", "out") for k, s in (("weight", (d, d)), ("bias", (d,)))}
+    one |= {f"layer_norm{i}.{k}": (d,) for i in (1, 2) for k in ("weight", "bias")}
+    one |= {"mlp.fc1.weight": (f, d), "mlp.fc1.bias": (f,), "mlp.fc2.weight": (d, f), "mlp.fc2.bias": (d,)}
+    shapes = {
+        f"vision_tower.encoder.layers.{i}.{name}": shape
+        for i in range(depth(config), c.num_hidden_layers)
+        for name, shape in one.items()
+    }
+    return shapes | {f"vision_tower.post_layernorm.{k}": (d,) for k in ("weight", "bias")}
+
+
+def forward(config: Any, params: dict, batch: dict, *, dtype: Any = jnp.float32) -> jax.Array:
+    """Logits ``[B,T,V]`` for ``tokens, valid, positions [B,T]`` and, where rows have images, ``pixels [B,I,C,h,w]``.
+
+    A batch without ``pixels`` never runs the vision tower. Rows without an image may share a batch with rows that have
+    one: their pixels are not looked at.
+    """
+    mask = causal(batch["valid"])
+    logits, _ = Llava(config, dtype).apply(
+        {"params": params}, batch["tokens"], batch["positions"], mask, batch.get("pixels")
+    )
+    return logits
+
+
+def step(config, params, tokens, positions, mask, pixels, cache, offset, *, dtype=jnp.float32):
+    """One call with a cache: logits ``[B,T,V]`` and the cache with T new entries written at slot ``offset``."""
+    return Llava(config, dtype).apply({"params": params}, tokens, positions, mask, pixels, cache, offset)
