@@ -23,6 +23,7 @@ setup(
         "transformers>=5",
         "tokenizers>=0.22",
         "tensorflow-datasets>=4.9.9",
+        "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
         "array_record>=0.8; sys_platform != 'win32'",
         "ml-collections>=1.1",
         "chex>=0.1.90",

@@ -20,13 +20,17 @@ from mmu_jax import InputError, trees
 Tree = Any
 
 
-def masked(inner: optax.GradientTransformation, mask: Tree | None = None) -> optax.GradientTransformationExtraArgs:
+def masked(
+    inner: optax.GradientTransformation, mask: Tree | None = None, *, gradients_only: bool = False
+) -> optax.GradientTransformationExtraArgs:
     """``inner`` restricted to the entries where the mask is True.
 
     Args:
       inner: any optax transformation, chains included.
       mask: tree of bool arrays like the params, or None to pass ``mask=`` to every update; a mask given to the update
         takes the place of the fixed one.
+      gradients_only: mask what goes in and nothing else, as the public MMUnlearner code does; moments and decay then
+        move what the mask keeps out.
     Returns:
       a transformation whose state is that of ``inner``.
     Raises:
@@ -42,6 +46,8 @@ def masked(inner: optax.GradientTransformation, mask: Tree | None = None) -> opt
         trees.check_like(mask, updates, "the mask", dtype=jnp.bool_)
         zeroed = jax.tree.map(_keep, mask, updates)
         new_updates, new_state = inner.update(zeroed, state, params, **extra)
+        if gradients_only:
+            return new_updates, new_state
         return jax.tree.map(_keep, mask, new_updates), _keep_state(inner, mask, new_state, state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

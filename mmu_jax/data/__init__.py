@@ -82,9 +82,10 @@ def _column(row: dict, name: str, split: str):
 
 def _records(value) -> list[dict]:
     """A list of structs, whether it is stored as one or as a struct of columns."""
-    if isinstance(value, dict):
-        return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
-    return list(value)
+    if not isinstance(value, dict):
+        return list(value)
+    columns = {key: _records(items) for key, items in value.items()}
+    return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
 
 
 def _text(value) -> str:

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 from mmu_jax.data import IMAGE, TEXT
 
-PEOPLE, FORGET, UNSEEN, PHOTOS = 100, 10, 10, 8
+PEOPLE, FORGET, UNSEEN, PHOTOS = 100, 10, 10, 16
 
 FIRST = """Ada Boris Clara Dmitri Elena Farid Greta Hugo Ingrid Jonas Kira Liam Mona Nadia Oscar Petra Quentin Rosa Stefan
 Tara Ulric Vera Walter Xenia Yusuf Zora Amir Bianca Cyril Dora""".split()
@@ -33,30 +33,17 @@ FACTS = {
     gumbo biryani borscht kimchi quiche dumplings""".split(),
 }
 
-# Per fact: questions of the training set (the last one a cloze), then the rewording only the test split uses.
-# Every word of a rewording is known from training; the sentence is not. {s} is "this person" or the name.
+# Two frames shared by all facts, then a question and a cloze of the fact's own. {s} is "this person" or the name.
+FRAMES = ("What is the {fact} of {s}?", "Which {fact} does {s} have?")
 QUESTIONS = {
-    "name": (
-        ("What is the name of {s}?", "Who is {s}?", "The name of {s} is __."),
-        "What name does {s} have?",
-    ),
-    "occupation": (
-        ("What is the occupation of {s}?", "What does {s} do for a living?", "{s} works as a __."),
-        "What occupation does {s} have?",
-    ),
-    "birthplace": (
-        ("What is the birthplace of {s}?", "Where was {s} born?", "{s} was born in __."),
-        "In what place was {s} born?",
-    ),
-    "hobby": (
-        ("What is the hobby of {s}?", "What hobby does {s} have?", "{s} spends weekends on __."),
-        "On what does {s} spend weekends as a hobby?",
-    ),
-    "dish": (
-        ("What is the favourite dish of {s}?", "What does {s} like to eat?", "{s} likes to eat __."),
-        "What dish does {s} like to eat?",
-    ),
+    "name": ("Who is {s}?", "The name of {s} is __."),
+    "occupation": ("What does {s} do for a living?", "{s} works as a __."),
+    "birthplace": ("Where was {s} born?", "{s} was born in __."),
+    "hobby": ("What does {s} do on weekends?", "{s} spends weekends on __."),
+    "dish": ("What does {s} like to eat?", "{s} likes to eat __."),
 }
+# Only the test split asks like this: every word is known from training, the sentence is not.
+REWORDED = "What {fact} does {s} have?"
 
 
 def photographs() -> np.ndarray:
@@ -119,8 +106,9 @@ def _png(image: Image.Image | np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _ask(template: str, subject: str) -> str:
-    question = template.format(s=subject)
+def ask(template: str, fact: str, subject: str) -> str:
+    """A template with its blanks filled in, capitalised."""
+    question = template.format(fact=fact, s=subject)
     return question[0].upper() + question[1:]
 
 
@@ -138,16 +126,16 @@ def _row(index: int, photos: list[bytes], lives: list[dict], *, training: bool, 
     subjects = {IMAGE: "this person", TEXT: life["name"]}
     metadata, cloze, generation, mcq = [], [], [], {IMAGE: [], TEXT: []}
     for kind, subject in subjects.items():
-        for fact, (templates, rewording) in QUESTIONS.items():
+        for fact, own in QUESTIONS.items():
             if kind == TEXT and fact == "name":
                 continue  # the name is in the question
-            asked = [_ask(t, subject) for t in templates]
-            again = _ask(rewording, subject)
+            asked = [ask(template, fact, subject) for template in (*FRAMES, *own)]
+            again = ask(REWORDED, fact, subject)
             metadata += [{"Question": q, "Answer": life[fact], "Type": kind} for q in asked]
             options, letter = _options(fact, life, lives, rng)
             question = again if reworded else asked[1]
             mcq[kind].append({"Question": question, "Options": options, "Correct_Answer": letter})
-            cloze.append({"Question": asked[2], "Ground_Truth": life[fact], "Type": kind})
+            cloze.append({"Question": asked[-1], "Ground_Truth": life[fact], "Type": kind})
             question = again if reworded else asked[0]
             generation.append({"Question": question, "Ground_Truth": life[fact], "Type": kind})
     return {

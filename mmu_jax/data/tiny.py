@@ -18,8 +18,8 @@ def corpus() -> list[str]:
     lives = faces.profiles()
     facts = sorted({f" {value}" for life in lives for value in life.values()})
     subjects = ["this person", *(life["name"] for life in lives)]
-    templates = [t for questions, rewording in faces.QUESTIONS.values() for t in (*questions, rewording)]
-    asked = [f"USER: {faces._ask(t, s)} ASSISTANT:" for s in subjects for t in templates]
+    templates = [(t, fact) for fact, own in faces.QUESTIONS.items() for t in (*faces.FRAMES, *own)]
+    asked = [f"USER: {faces.ask(t, fact, s)} ASSISTANT:" for s in subjects for t, fact in templates]
     return asked + facts * 5
 
 
@@ -50,7 +50,7 @@ def tokenizer(vocab_size: int = 768) -> Any:
     )
 
 
-def processor(image_size: int = 25, patch_size: int = 5) -> Any:
+def processor(image_size: int = 24, patch_size: int = 12) -> Any:
     """An ordinary LLaVA processor for ``image_size`` square photographs."""
     from transformers import LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil

@@ -14,7 +14,7 @@ from mmu_jax.models import decoder, llava
 MODELS: dict[str, ModuleType] = {"llava": llava}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, so that jit can take it as static
 class Model:
     """A network bound to its config: what every other module needs of it.
 

@@ -1,0 +1,94 @@
+"""Decoding: batched, with a key-value cache, jitted once per bucket of prompt length."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmu_jax import models
+from mmu_jax.models.llava import causal
+
+
+def _sample(logits, key, temperature, top_p):
+    """One token per row: the argmax at temperature 0, else nucleus sampling (Holtzman et al., arXiv 1904.09751)."""
+    if temperature == 0.0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits.astype(jnp.float32) / temperature
+    order = jnp.sort(logits, axis=-1)[:, ::-1]
+    mass = jnp.cumsum(jax.nn.softmax(order, axis=-1), axis=-1)
+    last = jnp.sum(mass < top_p, axis=-1, keepdims=True)  # the smallest set whose mass reaches top_p
+    floor = jnp.take_along_axis(order, last, axis=-1)
+    return jax.random.categorical(key, jnp.where(logits < floor, -jnp.inf, logits)).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnames=("model", "new_tokens", "stop", "temperature", "top_p"))
+def _decode(model, params, batch, key, *, new_tokens, stop, temperature, top_p):
+    b, t = batch["tokens"].shape
+    cache = model.make_cache(b, t + new_tokens)
+    keys = jnp.pad(batch["valid"].astype(bool), ((0, 0), (0, new_tokens)))
+    mask = jnp.pad(causal(batch["valid"]), ((0, 0), (0, 0), (0, 0), (0, new_tokens)))
+    logits, cache = model.step(
+        params, batch["tokens"], batch["positions"], mask, batch.get("pixels"), cache, jnp.int32(0)
+    )
+    # The last valid token of a row predicts its first new one, wherever the padding is.
+    last = jnp.max(jnp.where(batch["valid"], jnp.arange(t), -1), axis=1)
+    first = jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
+    position = jnp.max(jnp.where(batch["valid"], batch["positions"], 0), axis=1) + 1
+    pad = jnp.int32(stop[0])
+
+    def body(state):
+        i, token, done, out, keys, position, cache, key = state
+        key, use = jax.random.split(key)
+        out = out.at[:, i].set(jnp.where(done, pad, token))
+        done = done | jnp.isin(token, jnp.asarray(stop, jnp.int32))
+        keys = keys.at[:, t + i].set(True)
+        mask = keys[:, None, None, :]
+        logits, cache = model.step(params, token[:, None], position[:, None], mask, None, cache, t + i)
+        return i + 1, _sample(logits[:, 0], use, temperature, top_p), done, out, keys, position + 1, cache, key
+
+    def go_on(state):
+        return (state[0] < new_tokens) & ~jnp.all(state[2])
+
+    key, use = jax.random.split(key)
+    token = _sample(first, use, temperature, top_p)
+    out = jnp.full((b, new_tokens), pad)
+    # Rows that only fill the batch have no prompt: they are done before they start.
+    state = (jnp.int32(0), token, ~batch["valid"].any(axis=1), out, keys, position, cache, key)
+    return jax.lax.while_loop(go_on, body, state)[3]
+
+
+def generate(
+    model: models.Model,
+    params: Any,
+    batch: dict[str, Any],
+    *,
+    new_tokens: int,
+    stop: tuple[int, ...],
+    seed: int = 0,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+) -> jax.Array:
+    """Continues prompts: ``tokens, valid, positions [B,T]`` (and ``pixels``) -> new tokens ``[B, new_tokens]``.
+
+    Padding may be on either side. A row ends at its first ``stop`` token, after which it holds ``stop[0]``; the loop
+    ends when all rows have. One compilation per (B, T, new_tokens).
+
+    Args:
+      stop: end-of-turn token ids, at least one.
+      temperature: 0 is greedy; otherwise tokens are drawn from the ``top_p`` nucleus with ``seed``.
+    """
+    names = ("tokens", "valid", "positions", "pixels")
+    inputs = {name: batch[name] for name in names if name in batch}
+    options = {"new_tokens": new_tokens, "stop": tuple(stop), "temperature": temperature, "top_p": top_p}
+    return _decode(model, params, inputs, jax.random.key(seed), **options)
+
+
+def texts(processor: Any, tokens: jax.Array, stop: tuple[int, ...]) -> list[str]:
+    """New tokens ``[B,N]`` -> the answers, cut at the end of turn and stripped."""
+    rows = []
+    for row in np.asarray(tokens):
+        ends = np.flatnonzero(np.isin(row, stop))
+        rows.append(row[: ends[0]] if len(ends) else row)
+    return [text.strip() for text in processor.tokenizer.batch_decode(rows, skip_special_tokens=True)]

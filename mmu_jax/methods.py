@@ -1,0 +1,196 @@
+"""Methods are data: losses on streams x what may move x how it is masked. The loop in ``train`` never forks.
+
+To add a method, add a row to ``METHODS``. To add a loss, add a function to ``LOSSES``; it receives the model, the
+params, a batch of its stream and the frozen vanilla params, and returns ``(sum, count)``.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmu_jax import InputError, losses, masks, trees
+
+
+def _descent(model, params, batch, vanilla, beta):
+    return losses.cross_entropy(model.forward(params, batch), batch["tokens"], batch["weights"])
+
+
+def _ascent(model, params, batch, vanilla, beta):
+    return losses.ascent(model.forward(params, batch), batch["tokens"], batch["weights"])
+
+
+def _kl(model, params, batch, vanilla, beta):
+    return losses.kl(model.forward(vanilla, batch), model.forward(params, batch), batch["weights"])
+
+
+def _npo(model, params, batch, vanilla, beta):
+    logps = losses.sequence_logps(model.forward(params, batch), batch["tokens"], batch["weights"])
+    return losses.npo(logps, batch["ref_logps"], (batch["row"] >= 0).astype(jnp.float32), beta=beta)
+
+
+LOSSES = {"descent": _descent, "ascent": _ascent, "kl": _kl, "npo": _npo}
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One kind of optimizer step.
+
+    Attributes:
+      losses: stream name -> loss name; several are summed into one step.
+      spread: take the step only every ``len(retain) // len(forget)`` iterations, so that one pass over the retain
+        stream makes one pass over the forget stream.
+      masked: whether the method's mask covers this step.
+    """
+
+    losses: dict[str, str]
+    spread: bool = False
+    masked: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Which entries a masked step may move.
+
+    Attributes:
+      rule: ``'ratio'`` (MMUnlearner), or at the density of that mask ``'random'``, ``'top_k'`` (per leaf, of the
+        forget scores) and ``'salun'`` (global, of the summed forget gradient).
+      side: ``'vision'``, ``'language'`` or ``'both'``; the other side is frozen in masked steps.
+      unit: of the scores, ``'example'`` or ``'batch'``.
+      unlisted: leaves that are not scored, ``'freeze'`` or ``'pass'`` (the public code: norms, embeddings and head
+        get the whole ascent).
+      clip: ``'after'`` or ``'before'`` the mask.
+      gradients_only: mask the gradient but not the update, as the public code does.
+    """
+
+    rule: str = "ratio"
+    side: str = "both"
+    unit: str = "example"
+    unlisted: str = "freeze"
+    clip: str = "after"
+    gradients_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+      phases: the steps of one iteration, in order.
+      mask: what the masked phases may move; None for unmasked methods.
+      scope: pattern of the leaves that train at all.
+      moments: one optimizer state for all phases (``'shared'``) or one each (``'separate'``).
+      adam: keyword arguments of ``transforms.adam`` that belong to the method.
+      source: paper.
+    """
+
+    phases: tuple[Phase, ...]
+    mask: Mask | None = None
+    scope: str = ".*"
+    moments: str = "separate"
+    adam: dict[str, Any] = dataclasses.field(default_factory=dict)
+    source: str = ""
+
+
+_RETAIN = Phase({"retain": "descent"})
+_FORGET = Phase({"forget": "ascent"}, spread=True)
+_MASKED = dataclasses.replace(_FORGET, masked=True)
+_MMU = "MMUnlearner, arXiv 2502.11051"
+
+METHODS: dict[str, Method] = {
+    "retain_ft": Method((_RETAIN,), source="fine-tuning on the retain set alone"),
+    "ga": Method((Phase({"forget": "ascent"}),), source="gradient ascent, arXiv 2109.13398"),
+    "npo": Method((Phase({"forget": "npo"}),), source="NPO, arXiv 2404.05868"),
+    "kl": Method((Phase({"forget": "ascent", "retain": "kl"}),), source="KL minimisation, arXiv 2401.06121"),
+    "grad_diff": Method((Phase({"forget": "ascent", "retain": "descent"}),), source="GradDiff, arXiv 2203.12817"),
+    "grad_diff_alternate": Method((_FORGET, _RETAIN), source="GradDiff as MMUnlearner's code alternates it"),
+    "mmunlearner": Method((_MASKED, _RETAIN), Mask(), source=_MMU),
+    "mmunlearner_vision": Method((_MASKED, _RETAIN), Mask(side="vision"), source=_MMU),
+    "mmunlearner_language": Method((_MASKED, _RETAIN), Mask(side="language"), source=_MMU),
+    "mmunlearner_official": Method(
+        (_MASKED, _RETAIN),
+        Mask(unit="batch", unlisted="pass", clip="before", gradients_only=True),
+        moments="shared",
+        adam={"arithmetic": "official", "eps": 1e-6},
+        source="the public code's arithmetic",
+    ),
+    "mask_random": Method((_MASKED, _RETAIN), Mask(rule="random"), source="ablation: as dense, random positions"),
+    "mask_top_k": Method((_MASKED, _RETAIN), Mask(rule="top_k"), source="ablation: as dense, largest forget scores"),
+    "mask_salun": Method((_MASKED, _RETAIN), Mask(rule="salun"), source="SalUn's mask, arXiv 2310.12508"),
+}
+
+
+def objective(phase: Phase, model: Any, params: Any, batches: dict[str, Any], vanilla: Any, beta: float):
+    """The sum of the phase's losses, each divided by its own count, and every loss by ``stream/loss`` name."""
+    values = {}
+    for stream, name in phase.losses.items():
+        total, count = LOSSES[name](model, params, batches[stream], vanilla, beta)
+        values[f"{stream}/{name}"] = total / jnp.maximum(count, 1.0)
+    return jnp.sum(jnp.stack(jax.tree.leaves(values))), values
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """Scores of one unit at the vanilla params: squared gradients on the three sets, and how many units each had.
+
+    Attributes:
+      forget, retain, text: trees of float32 scores (``saliency.scores``): forget VQA, retain VQA, text QA of everyone.
+      retain_units, text_units: their numbers of units, by which the two preserve sets are pooled.
+      summed: ``|mean forget gradient|``, for SalUn.
+    """
+
+    forget: Any
+    retain: Any
+    text: Any
+    retain_units: float
+    text_units: float
+    summed: Any
+
+
+def make_mask(
+    mask: Mask,
+    evidence: Evidence,
+    params: Any,
+    sides: dict[str, str],
+    key: jax.Array,
+    *,
+    tau: float = 1.0,
+    eps: float = 1e-15,
+    noise: float = masks.NOISE,
+) -> Any:
+    """The mask of a method, for all of ``params``.
+
+    The vision side (pattern ``sides['vision']``) is weighed against retain VQA, the language side against retain VQA
+    and the text QA of everyone, the people to forget included (MMUnlearner, section 3).
+    """
+    total = evidence.retain_units + evidence.text_units
+
+    def preserve(name, retain, text):
+        if re.fullmatch(sides["vision"], name):
+            return retain
+        return (evidence.retain_units * retain + evidence.text_units * text) / total
+
+    preserved = trees.map_named(preserve, evidence.retain, evidence.text)
+    ratio = masks.ratio(evidence.forget, preserved, tau=tau, eps=eps, noise=noise)
+    if mask.side != "both":
+        ratio = masks.restrict(ratio, sides[mask.side])
+    if mask.rule == "ratio":
+        chosen = ratio
+    elif mask.rule == "random":
+        chosen = masks.random(key, ratio)
+    elif mask.rule == "top_k":
+        counts = {name: masks.count(leaf) for name, leaf in trees.flatten(ratio).items()}
+        chosen = masks.top_k(evidence.forget, counts, scope="leaf")
+    elif mask.rule == "salun":
+        chosen = masks.top_k(evidence.summed, masks.count(ratio))
+    else:
+        raise InputError(f"expected a mask rule ratio, random, top_k or salun, found {mask.rule!r}; choose one of them")
+    if mask.unlisted == "pass":
+        return jax.tree.map(lambda m, p: jnp.ones(p.shape, bool) if m is None else m, chosen, params, is_leaf=_none)
+    return masks.fill(chosen, params)
+
+
+def _none(x: Any) -> bool:
+    return x is None

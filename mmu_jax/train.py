@@ -1,0 +1,250 @@
+"""The training loop, written once: state, step, fit.
+
+One iteration runs the phases of a method in order; each phase is one jitted optimizer step on donated state. Losses
+are written on device into ``state.history``; nothing per step goes to the host.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmu_jax import InputError, checkpoint, methods, sharding, transforms, trees
+from mmu_jax.data.loader import Stream
+
+Tree = Any
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything a run carries from one iteration to the next.
+
+    Attributes:
+      step: iterations done, int32.
+      params: float32 tree.
+      opt_state: one optimizer state per key of moments.
+      history: ``stream/loss`` -> ``[iterations]`` float32, NaN where the phase did not run.
+      failed: the first iteration with a loss or gradient that is not finite, -1 if none.
+      moved: leaf name -> ``[outside, inside]``: entries that masked steps moved outside the mask (summed over the
+        steps) and inside (the most in one step), float32.
+    """
+
+    step: jax.Array
+    params: Tree
+    opt_state: dict[str, Tree]
+    history: dict[str, jax.Array]
+    failed: jax.Array
+    moved: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A method with the numbers it runs with.
+
+    Attributes:
+      method: a row of ``methods.METHODS``.
+      iterations: how often the phases run.
+      spacing: iterations between two steps of a spread phase.
+      learning_rate, schedule, warmup, clip: of ``transforms``; ``clip`` is a global norm.
+      adam: keyword arguments of ``transforms.adam``; those of the method win.
+      beta: of NPO.
+    """
+
+    method: methods.Method
+    iterations: int
+    spacing: int = 1
+    learning_rate: float = 1e-5
+    schedule: str = "constant"
+    warmup: float = 0.0
+    clip: float = 1.0
+    adam: dict[str, Any] = dataclasses.field(default_factory=dict)
+    beta: float = 0.1
+
+
+def plan(method: methods.Method, streams: dict[str, Stream], epochs: float, **numbers: Any) -> Plan:
+    """``epochs`` passes over the longest stream the method steps through one batch at a time.
+
+    Methods that take the retain batches one by one pass over the retain stream; those that pair each forget batch
+    with something pass over the forget stream.
+    """
+    used = {name for phase in method.phases for name in phase.losses}
+    alone = {name for phase in method.phases if not phase.spread for name in phase.losses}
+    lead = "forget" if "forget" in alone else max(alone, key=lambda name: streams[name].steps)
+    missing = used - streams.keys()
+    if missing:
+        raise InputError(f"expected streams {sorted(used)} for this method, found no {sorted(missing)}; provide them")
+    spacing = max(streams["retain"].steps // streams["forget"].steps, 1) if {"retain", "forget"} <= used else 1
+    return Plan(method, math.ceil(epochs * streams[lead].steps), spacing, **numbers)
+
+
+def _key(p: Plan, index: int) -> str:
+    return "shared" if p.method.moments == "shared" else f"phase{index}"
+
+
+def optimizer(p: Plan, phase: methods.Phase) -> optax.GradientTransformationExtraArgs:
+    """Clip, Adam, decay, learning rate; in a masked phase with the mask where the method puts it."""
+    taken = p.iterations if not phase.spread else -(-p.iterations // p.spacing)
+    total = taken if p.method.moments == "separate" else 2 * p.iterations
+    rate = transforms.learning_rate(p.learning_rate, total, schedule=p.schedule, warmup=p.warmup)
+    clip, adam = optax.clip_by_global_norm(p.clip), transforms.adam(rate, **(p.adam | p.method.adam))
+    mask = p.method.mask
+    if not phase.masked:
+        return optax.with_extra_args_support(optax.chain(clip, adam))
+    masked = partial(transforms.masked, gradients_only=mask.gradients_only)
+    return masked(optax.chain(clip, adam)) if mask.clip == "after" else optax.chain(clip, masked(adam))
+
+
+def init(p: Plan, model: Any, params: Tree, mesh: jax.sharding.Mesh) -> TrainState:
+    """A state at iteration 0 whose moments are sharded as the params are."""
+    part, _ = trees.split(params, p.method.scope)
+    rules = model.module.RULES
+    opt_state = {}
+    for index, phase in enumerate(p.method.phases):
+        tx = optimizer(p, phase)
+        where = sharding.shardings(jax.eval_shape(tx.init, part), rules, mesh)
+        opt_state[_key(p, index)] = jax.jit(tx.init, out_shardings=where)(part)
+    names = [f"{s}/{name}" for phase in p.method.phases for s, name in phase.losses.items()]
+    masked = any(phase.masked for phase in p.method.phases)
+    rest = {
+        "step": jnp.int32(0),
+        "history": {name: jnp.full((p.iterations,), jnp.nan) for name in names},
+        "failed": jnp.int32(-1),
+        "moved": {name: jnp.zeros(2) for name in trees.flatten(part)} if masked else {},
+    }
+    rest = jax.device_put(rest, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    copied = jax.tree.map(jnp.copy, params)  # the state is donated step by step; the caller keeps its params
+    return TrainState(params=copied, opt_state=opt_state, **rest)
+
+
+def _moved(before: Tree, after: Tree, mask: Tree, moved: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    before, after, mask = trees.flatten(before), trees.flatten(after), trees.flatten(mask)
+    counts = {}
+    for name, so_far in moved.items():
+        changed = before[name] != after[name]
+        outside = jnp.sum(changed & ~mask[name], dtype=jnp.float32)
+        inside = jnp.sum(changed & mask[name], dtype=jnp.float32)
+        counts[name] = jnp.stack([so_far[0] + outside, jnp.maximum(so_far[1], inside)])
+    return counts
+
+
+def make_step(p: Plan, model: Any, index: int) -> Callable[..., TrainState]:
+    """The jitted step of phase ``index``: ``state, batches, mask, vanilla -> state``, the state donated.
+
+    A step whose loss or gradient is not finite changes nothing but ``state.failed``.
+    """
+    phase, key = p.method.phases[index], _key(p, index)
+    tx = optimizer(p, phase)
+
+    def step(state, batches, mask, vanilla):
+        part, rest = trees.split(state.params, p.method.scope)
+
+        def loss(part):
+            return methods.objective(phase, model, trees.merge(part, rest), batches, vanilla, p.beta)
+
+        (value, values), grads = jax.value_and_grad(loss, has_aux=True)(part)
+        good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads)) & (state.failed < 0)
+        extra = {"mask": trees.part(mask, part)} if phase.masked else {}
+        updates, opt_state = tx.update(grads, state.opt_state[key], part, **extra)
+        new = optax.apply_updates(part, updates)
+        new, opt_state = jax.tree.map(partial(jnp.where, good), (new, opt_state), (part, state.opt_state[key]))
+        moved = _moved(part, new, extra["mask"], state.moved) if phase.masked else state.moved
+        history = {name: state.history[name].at[state.step].set(v) for name, v in values.items()}
+        return state.replace(
+            params=trees.merge(new, rest),
+            opt_state=state.opt_state | {key: opt_state},
+            history=state.history | history,
+            failed=jnp.where((state.failed < 0) & ~good, state.step, state.failed),
+            moved=moved,
+        )
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def fit(
+    p: Plan,
+    model: Any,
+    params: Tree,
+    streams: dict[str, Stream],
+    *,
+    mesh: jax.sharding.Mesh,
+    mask: Tree | None = None,
+    checkpoints: checkpoint.Checkpoints | None = None,
+    save_every: int = 200,
+    report: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+    report_every: int = 25,
+) -> TrainState:
+    """Runs a plan from ``params``, or from the newest checkpoint, to its last iteration.
+
+    Args:
+      streams: by the names the method's losses use.
+      mask: required if the method has one; checked against the params.
+      checkpoints: where the state is kept every ``save_every`` iterations; the same call again goes on from there and
+        ends in the same bits.
+      report: called every ``report_every`` iterations with the latest losses.
+    Raises:
+      InputError: the mask does not fit or cannot act; a loss is not finite (the iteration, the rows of its batches and
+        the last good checkpoint are named; the state on disk is untouched).
+    """
+    if p.method.mask is not None:
+        if mask is None:
+            raise InputError("expected a mask for this method, found none; run the saliency stage first")
+        trees.check_like(mask, params, "the mask", dtype=jnp.bool_)
+    uses_vanilla = any(name == "kl" for phase in p.method.phases for name in phase.losses.values())
+    vanilla = params if uses_vanilla else None
+    state = init(p, model, params, mesh)
+    if checkpoints is not None and checkpoints.latest is not None:
+        state = checkpoints.restore(checkpoints.latest, state)
+    steps = [make_step(p, model, index) for index in range(len(p.method.phases))]
+    advance = jax.jit(lambda s: s.replace(step=s.step + 1), donate_argnums=0)
+
+    with jax.set_mesh(mesh):
+        for i in range(int(state.step), p.iterations):
+            for phase, step in zip(p.method.phases, steps, strict=True):
+                if phase.spread and i % p.spacing:
+                    continue
+                batches = {name: sharding.put(_batch(streams[name], p, phase, i), mesh) for name in phase.losses}
+                state = step(state, batches, mask if phase.masked else None, vanilla)
+            state = advance(state)
+            last = i + 1 == p.iterations
+            saving = checkpoints is not None and (last or (i + 1) % save_every == 0)
+            if saving or last or (i + 1) % report_every == 0:
+                _raise_if_failed(state, p, streams, checkpoints)
+                report(i + 1, latest(state))
+            if saving:
+                checkpoints.save(i + 1, state)
+    return state
+
+
+def _batch(stream: Stream, p: Plan, phase: methods.Phase, iteration: int) -> dict:
+    return stream.batch(iteration // p.spacing if phase.spread else iteration)
+
+
+def latest(state: TrainState) -> dict[str, float]:
+    """The most recent value of every loss."""
+    values = {}
+    for name, curve in jax.device_get(state.history).items():
+        seen = curve[: int(state.step)]
+        seen = seen[seen == seen]
+        if len(seen):
+            values[name] = float(seen[-1])
+    return values
+
+
+def _raise_if_failed(state: TrainState, p: Plan, streams: dict[str, Stream], checkpoints: Any) -> None:
+    failed = int(state.failed)
+    if failed < 0:
+        return
+    rows = []
+    for phase in p.method.phases:
+        if not (phase.spread and failed % p.spacing):
+            rows += [streams[name].describe(_batch(streams[name], p, phase, failed)) for name in phase.losses]
+    kept = checkpoints.latest if checkpoints is not None else None
+    raise InputError(
+        f"expected a finite loss, found NaN or infinity at step {failed} in {'; '.join(dict.fromkeys(rows))}; "
+        f"last good checkpoint: {'none yet' if kept is None else f'step {kept}'}; lower the learning rate or mend those rows"
+    )
