@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 import mmu_jax
@@ -309,18 +309,21 @@ class Run:
     def mask_path(self, name: str) -> pathlib.Path:
         return self.workdir / "masks" / f"{name}.safetensors"
 
-    def make_unlearned(self, name: str) -> dict:
+    def prepared(self, name: str, rate: float | None) -> tuple[train.Plan, dict[str, loader.Stream], Any]:
+        """The plan, streams and mask with which a method is run at a learning rate."""
         c, method = self.config.unlearn, methods.METHODS[name]
-        streams, params = self.unlearning_streams(c.rows), self.vanilla_params
-        if any(loss == "npo" for phase in method.phases for loss in phase.losses.values()):
-            streams["forget"].columns["ref_logps"] = self.reference_logps(streams["forget"], params)
-        rate = c.learning_rate.get(name)
         if rate is None:
             raise InputError(f"expected config.unlearn.learning_rate.{name}, found none; set it")
+        streams = self.unlearning_streams(c.rows)
+        if any(loss == "npo" for phase in method.phases for loss in phase.losses.values()):
+            streams["forget"].columns["ref_logps"] = self.reference_logps(streams["forget"], self.vanilla_params)
         numbers = {"learning_rate": rate, "schedule": c.schedule, "clip": c.clip, "beta": c.beta}
-        plan = train.plan(method, streams, c.epochs, **numbers)
-        mask = masks.load(self.mask_path(name), params) if method.mask else None
-        return self.fit(f"unlearn/{name}", plan, params, streams, mask, self.model_dir(name))
+        mask = masks.load(self.mask_path(name), self.vanilla_params) if method.mask else None
+        return train.plan(method, streams, c.epochs, **numbers), streams, mask
+
+    def make_unlearned(self, name: str) -> dict:
+        plan, streams, mask = self.prepared(name, self.config.unlearn.learning_rate.get(name))
+        return self.fit(f"unlearn/{name}", plan, self.vanilla_params, streams, mask, self.model_dir(name))
 
     def reference_logps(self, stream: loader.Stream, params: Any) -> np.ndarray:
         """log p(answer) under the vanilla model of every row and photo, ``[R, P]``: the reference is a column."""
@@ -359,18 +362,24 @@ class Run:
         shutil.rmtree(folder)
         return {"iterations": plan.iterations, "spacing": plan.spacing, "mask_proof": _proof(state.moved, mask)}
 
-    def make_evaluated(self, name: str) -> dict | None:
+    def questioned(self, name: str, params: Any) -> tuple[dict, dict]:
+        """Results and answers of a model on every split."""
         c = self.config.evaluate.to_dict()
-        prompts, gate = evaluate.Prompts(**c.pop("prompts")), c.pop("memorised")
+        prompts, _ = evaluate.Prompts(**c.pop("prompts")), c.pop("memorised")
         examiner = evaluate.Examiner(self.model, self.processor, self.mesh, prompts, seed=self.config.seed, **c)
-        params = self.vanilla_params if name == "vanilla" else hf.load(self.model_dir(name), self.model, self.mesh)
         b, full = self.benchmark, self.albums["full"]
         splits = {"forget": (b.forget, full), "test": (b.test, self.albums["test"]), "retain": (b.retain, full)}
         if b.unseen:
             splits["unseen"] = (b.unseen, self.albums["unseen"])
         bar = Progress(f"evaluate/{name}", 2 * len(splits) - ("unseen" in splits))
-        results, answers = evaluate.evaluate(examiner, params, splits, bar.add)
+        found = evaluate.evaluate(examiner, params, splits, bar.add)
         bar.close()
+        return found
+
+    def make_evaluated(self, name: str) -> None:
+        gate = self.config.evaluate.memorised
+        params = self.vanilla_params if name == "vanilla" else hf.load(self.model_dir(name), self.model, self.mesh)
+        results, answers = self.questioned(name, params)
         record = self.record(f"unlearn/{name}") or {}
         proof = record.get("result", {}).get("mask_proof", {})
         if name == "vanilla":
@@ -385,7 +394,6 @@ class Run:
         value = {"model": name, "results": results, "flags": evaluate.flags(results, proof), "mask_proof": proof}
         value |= {"config": self.config.to_dict(), "provenance": provenance()}
         write_json(self.workdir / "results" / f"{name}.json", value)
-        return None
 
     def make_report(self) -> None:
         report.write(self.workdir, self.model_names(), self.benchmark)
@@ -490,6 +498,7 @@ def describe(name: str, plan: train.Plan, params: Any, mask: Any) -> str:
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)
     name = pathlib.Path(flags.FLAGS["config"].config_filename).stem
     workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / name)
     try:

@@ -182,16 +182,18 @@ def flags(results: dict, moved: dict[str, dict[str, float]] | None = None, *, ch
     """What a reader must be told about a model.
 
     ``collapsed``: it answers everyone's questions alike or knows almost nothing of the people to keep.
-    ``over-unlearned``: on the forgotten faces the right option is chosen less often than by chance, interval included:
-    the model avoids the answer, and so still knows it.
-    ``inert mask``: masked steps moved something outside the mask, or nothing inside.
+    ``over-unlearned``: on the forgotten faces the right option is chosen less than half as often as by chance, interval
+    included: the model avoids the answer, and so still knows it.
+    ``inert mask``: masked steps moved nothing inside the mask. ``leaking mask``: they moved something outside it.
     """
     found = []
     retain = results["retain"]
     if retain["vqa"]["distinct"]["mean"] < 0.1 or max(retain[task]["exact"]["mean"] for task in TASKS) < 0.1:
         found.append("collapsed")
-    if results["forget"]["vqa"]["mcq"]["high"] < chance:
+    if results["forget"]["vqa"]["mcq"]["high"] < chance / 2:
         found.append("over-unlearned")
-    if moved and (sum(g["outside"] for g in moved.values()) > 0 or sum(g["inside"] for g in moved.values()) == 0):
+    if moved and sum(group["inside"] for group in moved.values()) == 0:
         found.append("inert mask")
+    if moved and sum(group["outside"] for group in moved.values()) > 0:
+        found.append("leaking mask")
     return found

@@ -1,5 +1,6 @@
 """TFDS builders: array_record files of encoded image bytes; TensorFlow is never imported."""
 
+import contextlib
 import io
 import pathlib
 from collections.abc import Iterator
@@ -74,7 +75,8 @@ def prepare(name: str, path: str | pathlib.Path) -> pathlib.Path:
         raise InputError(f"expected config.data.name in {sorted(DATASETS)}, found {name!r}; choose one of them")
     tfds.disable_progress_bar()
     builder = DATASETS[name](data_dir=str(path), file_format="array_record")
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces a download; there is none
+        builder.download_and_prepare()
     return pathlib.Path(builder.data_dir)
 
 

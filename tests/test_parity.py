@@ -1,0 +1,155 @@
+"""Law 1: the same checkpoint gives torch's logits to 1e-5 and torch's gradients to 1e-4, float32."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import make_batch, torch_llava
+
+from mmu_jax import hf, losses, models, trees
+
+
+def torch_inputs(batch):
+    import torch
+
+    inputs = {
+        "input_ids": torch.tensor(batch["tokens"], dtype=torch.long),
+        "attention_mask": torch.tensor(batch["valid"], dtype=torch.long),
+        "position_ids": torch.tensor(batch["positions"], dtype=torch.long),
+    }
+    if "pixels" in batch:
+        has_image = (batch["tokens"] == 5).any(axis=1)
+        pixels = batch["pixels"][has_image]
+        inputs["pixel_values"] = torch.tensor(pixels.reshape(-1, *pixels.shape[2:]))
+    return inputs
+
+
+def logits_differ(reference, model, params, batch):
+    import torch
+
+    with torch.no_grad():
+        theirs = reference(**torch_inputs(batch)).logits.float().numpy()
+    ours = np.asarray(jax.jit(model.forward)(params, batch))
+    scale = np.abs(theirs).max()
+    return np.abs(ours - theirs)[batch["valid"]].max() / max(scale, 1.0)
+
+
+def mixed():
+    batch = make_batch()
+    batch["tokens"][::2][batch["tokens"][::2] == 5] = 7  # every other row has no image
+    return batch
+
+
+BATCHES = {
+    "text": lambda: make_batch(images=0),
+    "one image": make_batch,
+    "two images": lambda: make_batch(images=2),
+    "mixed rows": mixed,
+    "left padding": lambda: make_batch(side="left"),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_logits_equal_torch(llava, name):
+    folder, reference, model = llava
+    assert logits_differ(reference, model, hf.load(folder, model), BATCHES[name]()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"text": {"num_key_value_heads": 2}},
+        {"text": {"num_key_value_heads": 4, "head_dim": 16}},
+        {"tie": True},
+        {"vision_feature_layer": -1},
+        {"vision_feature_select_strategy": "full", "image_seq_length": 5},
+        {"text": {"attention_bias": True, "mlp_bias": True}},
+    ],
+    ids=["gqa4", "gqa2-head16", "tied", "last-layer", "full", "biases"],
+)
+def test_logits_equal_torch_for_other_shapes(tmp_path, options):
+    tokens = options.pop("image_seq_length", 4)
+    reference = torch_llava(tmp_path, **options)
+    model = models.Model(hf.read_config(tmp_path))
+    batch = make_batch(rows=3, image_tokens=tokens)
+    assert logits_differ(reference, model, hf.load(tmp_path, model), batch) < 1e-5
+
+
+def torch_gradients(reference, model, batch):
+    """torch autograd of the mean answer loss, stacked into our tree's names."""
+    import torch
+
+    reference.zero_grad()
+    logits = reference(**torch_inputs(batch)).logits
+    logps = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+    targets = torch.tensor(batch["tokens"][:, 1:], dtype=torch.long)
+    chosen = logps.gather(-1, targets[..., None])[..., 0]
+    weights = torch.tensor(batch["weights"][:, 1:])
+    (-(chosen * weights).sum() / weights.sum()).backward()
+    table = {}
+    for name, parameter in reference.named_parameters():
+        if parameter.grad is not None:
+            table[hf.rename(name, model.module.HF_NAMES)] = parameter.grad.numpy().copy()
+    leaves = {}
+    for name, leaf in trees.flatten(model.abstract()).items():
+        if (name, None) in table:
+            leaves[name] = table[name, None]
+        else:
+            leaves[name] = np.stack([table[name, row] for row in range(leaf.shape[0])])
+    return leaves
+
+
+def mean_loss(model):
+    def loss(params, batch):
+        total, count = losses.cross_entropy(model.forward(params, batch), batch["tokens"], batch["weights"])
+        return total / count
+
+    return loss
+
+
+@pytest.mark.parametrize("name", ["one image", "mixed rows", "left padding"])
+def test_gradients_equal_torch_leaf_by_leaf(llava, name):
+    folder, reference, model = llava
+    batch = BATCHES[name]()
+    theirs = torch_gradients(reference, model, batch)
+    ours = trees.flatten(jax.jit(jax.grad(mean_loss(model)))(hf.load(folder, model), batch))
+    for leaf, expected in theirs.items():
+        if leaf.endswith("k_proj/bias"):
+            # Softmax does not see a shift of all keys: the true gradient is zero and both sides hold rounding noise.
+            assert np.abs(np.asarray(ours[leaf])).max() < 1e-6 and np.abs(expected).max() < 1e-6
+            continue
+        error = np.abs(np.asarray(ours[leaf]) - expected).max() / np.abs(expected).max()
+        assert error < 1e-4, (leaf, error)
+
+
+def test_text_only_batches_do_not_touch_the_vision_tower(llava):
+    folder, _, model = llava
+    grads = jax.grad(mean_loss(model))(hf.load(folder, model), make_batch(images=0))
+    assert all(not np.asarray(g).any() for g in jax.tree.leaves(grads["vision_tower"]))
+    hlo = jax.jit(model.forward).lower(model.abstract(), make_batch(images=0)).as_text()
+    assert "3x24x24" not in hlo
+    assert "3x24x24" in jax.jit(model.forward).lower(model.abstract(), make_batch()).as_text()
+
+
+def test_batch_saliency_equals_torch(llava):
+    from mmu_jax import saliency
+
+    folder, reference, model = llava
+    batches = [make_batch(seed=seed) for seed in range(3)]
+    leaves = model.module.ELIGIBLE
+    ours = saliency.scores(mean_loss(model), hf.load(folder, model), batches, leaves=leaves, unit="batch")
+    theirs = [torch_gradients(reference, model, batch) for batch in batches]
+    for name, leaf in trees.flatten(ours).items():
+        expected = np.mean([t[name].astype(np.float64) ** 2 for t in theirs], axis=0)
+        assert np.abs(np.asarray(leaf) - expected).max() / expected.max() < 1e-4, name
+
+
+def test_bfloat16_compute_stays_near_float32(llava):
+    import jax.numpy as jnp
+
+    folder, _, model = llava
+    params, batch = hf.load(folder, model), make_batch()
+    low = models.Model(model.config, jnp.bfloat16)
+    exact, rough = np.asarray(model.forward(params, batch)), np.asarray(low.forward(params, batch), np.float32)
+    # bfloat16 keeps 8 bits: each of some 20 roundings in sequence may move a logit by 2^-9 of its scale.
+    assert np.abs(exact - rough)[batch["valid"]].max() < 20 * 2**-9 * np.abs(exact).max()
+    assert rough.dtype == np.float32 and not np.array_equal(exact, rough)
