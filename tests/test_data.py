@@ -1,0 +1,162 @@
+"""The embedded benchmark, the template, and streams that are pure functions of (seed, step)."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mmu_jax import InputError, data
+from mmu_jax.data import IMAGE, TEXT, Example, builders, faces, loader, text, tiny, vision
+
+
+@pytest.fixture(scope="session")
+def processor():
+    return tiny.processor()
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    return builders.prepare("embedded_faces", tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def benchmark(prepared):
+    return builders.read(prepared, forget="forget_10", retain="retain_90")
+
+
+def row():
+    return next(iter(faces.rows("forget_10")))
+
+
+def test_the_benchmark_is_whole(benchmark):
+    sizes = [len(getattr(benchmark, n)) for n in ("full", "forget", "retain", "test", "unseen")]
+    assert sizes == [100, 10, 90, 10, 10]
+    assert [p.id for p in benchmark.test] == benchmark.forget_ids
+    assert len({p.name for p in benchmark.full + benchmark.unseen}) == 110
+    person = benchmark.forget[0]
+    for items in (person.choices, person.cloze, person.generation):
+        assert {item.kind for item in items} == {IMAGE, TEXT}
+    assert all(len(p.photos) == faces.PHOTOS and p.training for p in benchmark.full)
+
+
+def test_nothing_of_the_test_split_is_in_training(benchmark):
+    asked = {e.question for p in benchmark.full for e in p.training}
+    assert not asked & {e.question for p in benchmark.test for e in p.generation}
+    seen = {photo for p in benchmark.full for photo in p.photos}
+    assert not seen & {photo for p in benchmark.test + benchmark.unseen for photo in p.photos}
+    assert not {p.id for p in benchmark.unseen} & {p.id for p in benchmark.full}
+
+
+def test_options_hold_the_answer_once(benchmark):
+    for person in benchmark.full:
+        facts = {e.question: e.answer for e in person.training}
+        for choice in person.choices:
+            assert len(set(choice.options.values())) == 4
+            assert choice.options[choice.letter] == facts[choice.question]
+
+
+def test_tensorflow_is_never_imported(prepared):
+    code = (
+        "import sys; from mmu_jax.data import builders;"
+        f"builders.read({str(prepared)!r}, forget='forget_10', retain='retain_90');"
+        "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_row_without_a_column_is_refused():
+    broken = row()
+    del broken["metadata"]
+    with pytest.raises(InputError, match="expected a column 'metadata'"):
+        data.read_person(broken, "full")
+
+
+def test_an_empty_answer_is_refused():
+    broken = row() | {"metadata": '[{"Question": "Who?", "Answer": ""}]'}
+    with pytest.raises(InputError, match="expected a Question and an Answer"):
+        data.read_person(broken, "full")
+
+
+def test_forget_and_retain_must_be_apart_and_not_empty(benchmark):
+    both = dataclasses.replace(benchmark, retain=benchmark.retain + benchmark.forget[:1])
+    with pytest.raises(InputError, match="nobody both in forget and retain"):
+        data.check(both)
+    with pytest.raises(InputError, match="at least one person in the forget set"):
+        data.check(dataclasses.replace(benchmark, forget=()))
+
+
+def test_an_image_that_does_not_decode_is_named():
+    with pytest.raises(InputError, match="for photo 0 of person 0007"):
+        vision.decode(b"not an image", "photo 0 of person 0007")
+    whole = row()["image"]
+    with pytest.raises(InputError, match="expected an image that decodes"):
+        vision.decode(whole[: len(whole) // 2], "x")
+
+
+def test_weights_cover_the_answer_and_the_end_of_turn_only(processor):
+    pairs = [("Is Lima in Lima?", "Lima"), ("Who is this person?", "Ada Becker")]
+    batch = text.encode(processor, pairs, 1, 4)
+    for (_, answer), tokens, weights in zip(pairs, batch["tokens"], batch["weights"], strict=True):
+        supervised = tokens[weights > 0]
+        assert supervised[-1] == processor.tokenizer.eos_token_id
+        assert processor.tokenizer.decode(supervised[:-1]).strip() == answer
+    image = processor.tokenizer.convert_tokens_to_ids("<image>")
+    assert ((batch["tokens"] == image).sum(axis=1) == 4).all()
+    assert not batch["weights"][batch["tokens"] == image].any() and not batch["weights"][~batch["valid"]].any()
+
+
+def test_prompts_are_the_beginning_of_what_was_trained(processor):
+    pairs = [("Who is this person?", "Ada Becker"), ("Where was Ada Becker born?", "Lima")]
+    trained = text.encode(processor, pairs, 1, 4)
+    asked = text.encode_prompts(processor, [q for q, _ in pairs], 1, 4)
+    for row in range(2):
+        prompt = asked["tokens"][row][asked["valid"][row]]
+        np.testing.assert_array_equal(trained["tokens"][row][: len(prompt)], prompt)
+        assert trained["weights"][row][: len(prompt)].sum() == 0 and trained["weights"][row][len(prompt)] == 1
+        assert asked["positions"][row][asked["valid"][row]].tolist() == list(range(len(prompt)))
+
+
+def make_stream(processor, benchmark, rows=8, seed=3):
+    people = benchmark.forget
+    full = tuple(p for p in benchmark.full if p.id in set(benchmark.forget_ids))
+    album = loader.album(processor, full)
+    examples = [e for p in full for e in p.training if e.kind == IMAGE][:37]
+    index = {p.id: i for i, p in enumerate(people)}
+    return loader.stream("forget", processor, examples, album, people=index, rows=rows, seed=seed)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(processor, benchmark):
+    first, second = make_stream(processor, benchmark), make_stream(processor, benchmark)
+    later = first.batch(11)
+    for step in (0, 3, 11):
+        second.batch(step)
+    for name, array in second.batch(11).items():
+        np.testing.assert_array_equal(array, later[name])
+    other = make_stream(processor, benchmark, seed=4).batch(11)
+    assert not np.array_equal(other["row"], later["row"])
+
+
+def test_an_epoch_deals_every_row_once_and_fills_with_weightless_rows(processor, benchmark):
+    stream = make_stream(processor, benchmark)
+    assert stream.steps == 5
+    rows = np.concatenate([stream.batch(step)["row"] for step in range(stream.steps)])
+    assert sorted(rows[rows >= 0]) == list(range(37)) and (rows == -1).sum() == 3
+    last = stream.batch(4)
+    assert not last["weights"][last["row"] < 0].any() and last["pixels"].shape == (8, 1, 3, 24, 24)
+
+
+def test_several_photos_of_a_person_are_dealt(processor, benchmark):
+    stream = make_stream(processor, benchmark)
+    stream.columns["photo"] = np.tile(np.arange(faces.PHOTOS), (37, 1))
+    drawn = np.concatenate([stream.batch(step)["photo"] for step in range(10)])
+    assert len(set(drawn.tolist())) > faces.PHOTOS // 2
+
+
+def test_streams_refuse_nothing_and_mixed_rows(processor, benchmark):
+    people = {"0": 0}
+    with pytest.raises(InputError, match="at least one example in stream 'forget'"):
+        loader.stream("forget", processor, [], None, people=people, rows=4, seed=0)
+    with pytest.raises(InputError, match="expected only Pure_Text rows"):
+        loader.stream("text", processor, [Example("0", IMAGE, "q", "a")], None, people=people, rows=4, seed=0)

@@ -1,0 +1,73 @@
+"""Greedy text equals transformers' own, on either padding side; sampling is seeded and stays in its nucleus."""
+
+import numpy as np
+from conftest import make_batch
+from test_parity import torch_inputs
+
+from mmu_jax import generate, hf
+
+NEVER = (95_000,)  # a stop id outside the vocabulary: all new tokens are compared
+
+
+def test_greedy_tokens_equal_transformers(llava):
+    import torch
+
+    folder, reference, model = llava
+    batch = make_batch(rows=4, side="left")
+    inputs = torch_inputs(batch)
+    del inputs["position_ids"]
+    with torch.no_grad():
+        theirs = reference.generate(**inputs, max_new_tokens=9, do_sample=False, eos_token_id=None, pad_token_id=0)
+    ours = generate.generate(model, hf.load(folder, model), batch, new_tokens=9, stop=NEVER)
+    np.testing.assert_array_equal(np.asarray(ours), theirs[:, batch["tokens"].shape[1] :].numpy())
+
+
+def test_padding_side_and_neighbours_do_not_change_a_row(llava):
+    folder, _, model = llava
+    params = hf.load(folder, model)
+    left = make_batch(rows=4, side="left")
+    right = {name: array.copy() for name, array in left.items()}
+    for row in range(4):
+        order = np.argsort(~left["valid"][row], kind="stable")
+        for name in ("tokens", "valid", "positions"):
+            right[name][row] = left[name][row][order]
+    a = generate.generate(model, params, left, new_tokens=6, stop=NEVER)
+    b = generate.generate(model, params, right, new_tokens=6, stop=NEVER)
+    alone = generate.generate(model, params, {k: v[1:2] for k, v in left.items()}, new_tokens=6, stop=NEVER)
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    np.testing.assert_array_equal(np.asarray(a)[1:2], np.asarray(alone))
+
+
+def test_rows_end_at_their_stop_token(llava):
+    folder, _, model = llava
+    params, batch = hf.load(folder, model), make_batch(rows=4)
+    free = np.asarray(generate.generate(model, params, batch, new_tokens=6, stop=NEVER))
+    stop = int(free[0, 2])
+    ended = np.asarray(generate.generate(model, params, batch, new_tokens=6, stop=(stop,)))
+    for row, before in zip(ended, free, strict=True):
+        at = np.flatnonzero(before == stop)
+        until = at[0] if len(at) else len(before)
+        np.testing.assert_array_equal(row[:until], before[:until])
+        assert (row[until:] == stop).all()
+
+
+def test_one_compilation_per_bucket(llava):
+    folder, _, model = llava
+    params = hf.load(folder, model)
+    generate.generate(model, params, make_batch(rows=2, seed=1), new_tokens=3, stop=NEVER)
+    before = generate._decode._cache_size()
+    for seed in range(2, 5):
+        generate.generate(model, params, make_batch(rows=2, seed=seed, side="left"), new_tokens=3, stop=NEVER)
+    assert generate._decode._cache_size() == before
+
+
+def test_sampling_is_seeded_and_a_tiny_nucleus_is_greedy(llava):
+    folder, _, model = llava
+    params, batch = hf.load(folder, model), make_batch(rows=4)
+    options = {"new_tokens": 8, "stop": NEVER}
+    greedy = np.asarray(generate.generate(model, params, batch, **options))
+    nucleus = generate.generate(model, params, batch, temperature=1.0, top_p=1e-6, **options)
+    np.testing.assert_array_equal(np.asarray(nucleus), greedy)
+    draws = [np.asarray(generate.generate(model, params, batch, temperature=2.0, seed=s, **options)) for s in (1, 1, 2)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], draws[2])

@@ -1,0 +1,192 @@
+"""Law 2: strict in, bit for bit out; every spelling on disk; errors that list everything at once."""
+
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import make_batch, torch_llava
+from safetensors.numpy import load_file, save_file
+
+from mmu_jax import InputError, hf, models, sharding, trees
+
+
+def tensors(folder):
+    return {key: value for file in hf.files(folder) for key, value in load_file(file).items()}
+
+
+def rewrite(folder, out, change):
+    """A copy of a single-file checkpoint with its tensors changed by ``change(dict)``."""
+    shutil.copytree(folder, out)
+    table = load_file(folder / hf.SINGLE)
+    change(table)
+    save_file(table, out / hf.SINGLE, metadata={"format": "pt"})
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shard", ["5GB", "40KB"])
+def test_save_of_load_is_the_same_bytes(tmp_path, dtype, shard):
+    torch_llava(tmp_path / "in", dtype=dtype, shard=shard)
+    model = models.Model(hf.read_config(tmp_path / "in"))
+    assert (len(hf.files(tmp_path / "in")) > 1) == (shard == "40KB")
+    hf.save(hf.load(tmp_path / "in", model), model, tmp_path / "in", tmp_path / "out")
+    before, after = tensors(tmp_path / "in"), tensors(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for key in before:
+        assert before[key].dtype == after[key].dtype and before[key].tobytes() == after[key].tobytes(), key
+    assert [f.name for f in hf.files(tmp_path / "in")] == [f.name for f in hf.files(tmp_path / "out")]
+
+
+SPELLINGS = {
+    "hub": [(r"^vision_tower\.", "vision_tower.vision_model.")],
+    "transformers 5 file": [],
+    "in memory": [
+        (r"^language_model\.lm_head", "lm_head"),
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+    ],
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_loads_to_the_same_params(llava, tmp_path, spelling):
+    folder, _, model = llava
+
+    def respell(table):
+        for key in list(table):
+            new = key
+            for pattern, replacement in SPELLINGS[spelling]:
+                new = re.sub(pattern, replacement, new)
+            table[new] = table.pop(key)
+
+    out = rewrite(folder, tmp_path / "respelled", respell)
+    jax.tree.map(np.testing.assert_array_equal, hf.load(folder, model), hf.load(out, model))
+
+
+def test_torch_loads_an_edited_checkpoint_with_nothing_missing_or_unexpected(llava, tmp_path):
+    import torch
+    import transformers
+
+    folder, _, model = llava
+    params = jax.tree.map(lambda x: x + 0.01, hf.load(folder, model))
+    hf.save(params, model, folder, tmp_path / "out")
+    loaded, info = transformers.LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    from test_parity import logits_differ
+
+    with torch.no_grad():
+        assert logits_differ(loaded.eval(), model, params, make_batch()) < 1e-5
+
+
+def test_loading_onto_a_mesh_gives_the_same_params_sharded(llava, mesh):
+    folder, _, model = llava
+    params = hf.load(folder, model, mesh)
+    jax.tree.map(np.testing.assert_array_equal, params, hf.load(folder, model))
+    expected = sharding.shardings(model.abstract(), model.module.RULES, mesh)
+    assert jax.tree.all(jax.tree.map(lambda p, s: p.sharding.is_equivalent_to(s, p.ndim), params, expected))
+    if mesh.size > 1:
+        assert sharding.replicated(params) < 0.2
+
+
+def test_one_error_lists_missing_misshapen_and_extra(llava, tmp_path):
+    folder, _, model = llava
+
+    def spoil(table):
+        del table["multi_modal_projector.linear_1.bias"]
+        table["language_model.model.norm.weight"] = np.zeros(3, np.float32)
+        table["language_model.model.extra.weight"] = np.zeros(3, np.float32)
+
+    with pytest.raises(InputError) as error:
+        hf.load(rewrite(folder, tmp_path / "bad", spoil), model)
+    text = str(error.value)
+    assert "multi_modal_projector/linear_1/bias is missing" in text
+    assert "language_model.model.norm.weight has shape (3,), expected (32,)" in text
+    assert "language_model.model.extra.weight is not a tensor of this model" in text
+    assert "3 faults" in text and "\n" not in text
+
+
+def test_a_missing_layer_is_named(llava, tmp_path):
+    folder, _, model = llava
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    with pytest.raises(InputError, match=r"language_model/layers/mlp/up_proj/weight\[1\] is missing"):
+        hf.load(rewrite(folder, tmp_path / "bad", lambda table: table.pop(name)), model)
+
+
+def test_a_truncated_file_is_refused(llava, tmp_path):
+    folder, _, model = llava
+    shutil.copytree(folder, tmp_path / "bad")
+    whole = (folder / hf.SINGLE).read_bytes()
+    (tmp_path / "bad" / hf.SINGLE).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="expected a complete safetensors file"):
+        hf.load(tmp_path / "bad", model)
+
+
+def test_a_directory_without_weights_or_config_is_refused(llava, tmp_path):
+    _, _, model = llava
+    with pytest.raises(InputError, match="found neither"):
+        hf.load(tmp_path, model)
+    with pytest.raises(InputError, match=r"config\.json"):
+        hf.read_config(tmp_path)
+
+
+def test_a_failed_save_leaves_nothing_that_looks_complete(llava, tmp_path):
+    folder, _, model = llava
+    params = hf.load(folder, model)
+    params["lm_head"]["weight"] = jnp.zeros((2, 2))
+    with pytest.raises(InputError, match="the params to save"):
+        hf.save(params, model, folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_created_checkpoint_is_an_ordinary_one(tmp_path):
+    import transformers
+    from conftest import TEXT, VISION
+
+    from mmu_jax.data import tiny
+
+    processor = tiny.processor()
+    model = models.Model(tiny.config(processor.tokenizer, vision=VISION, text=TEXT))
+    params = models.init(model, 0)
+    hf.create(params, model, processor, tmp_path / "new")
+    jax.tree.map(np.testing.assert_array_equal, params, hf.load(tmp_path / "new", model))
+    _, info = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "new", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    again = hf.read_processor(tmp_path / "new")
+    assert again.chat_template == processor.chat_template and len(again.tokenizer) == len(processor.tokenizer)
+
+
+PUBLISHED = {"llava-1.5-7b": (4096, 11008, 32, 32, 7_063_427_072), "llava-1.5-13b": (5120, 13824, 40, 40, 13_351_494_656)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_real_sizes_have_the_published_parameter_count_and_a_rule_for_every_leaf(name):
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    width, hidden, layers, heads, published = PUBLISHED[name]
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    text = LlamaConfig(
+        vocab_size=32064,
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+    )
+    model = models.Model(LlavaConfig(vision_config=vision, text_config=text, image_token_id=32000))
+    read = trees.size(model.abstract())
+    unread = sum(int(np.prod(shape)) for shape in model.module.unread(model.config).values())
+    assert read + unread == published
+    assert sharding.unmatched(model.abstract(), model.module.RULES) == []
