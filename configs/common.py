@@ -33,8 +33,9 @@ def base() -> ConfigDict:
 
     config.saliency = dict(rows=8, chunk=8, tau=1.0, eps=1e-15, noise=1e-12)
 
-    # The same passes over the forget set and the same batch for every method; a learning rate for each.
-    config.unlearn = dict(methods=ALL, epochs=1.0, rows=4, schedule="constant", clip=1.0, beta=0.1)
+    # The same passes over the forget set and the same batch for every method; a learning rate for each, and one for
+    # the steps that only descend.
+    config.unlearn = dict(methods=ALL, epochs=1.0, rows=4, retain_rate=1e-5, schedule="constant", clip=1.0, beta=0.1)
     config.unlearn.learning_rate = {name: 1e-5 for name in (*ALL, *ABLATIONS, "mmunlearner_official")}
 
     config.evaluate = dict(rows=32, new_tokens=50, samples=1000, letters=True, memorised=0.9)

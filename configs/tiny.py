@@ -32,7 +32,7 @@ def get_config():
     )
     config.gold = True
     config.saliency.update(dict(rows=32, chunk=8))
-    config.unlearn.update(dict(epochs=1.0, rows=8))
+    config.unlearn.update(dict(epochs=1.0, rows=8, retain_rate=2e-4))
     config.unlearn.methods = common.ALL + ("mmunlearner_official",) + common.ABLATIONS
     for name in config.unlearn.learning_rate:
         config.unlearn.learning_rate[name] = 3e-4

@@ -317,7 +317,7 @@ class Run:
         streams = self.unlearning_streams(c.rows)
         if any(loss == "npo" for phase in method.phases for loss in phase.losses.values()):
             streams["forget"].columns["ref_logps"] = self.reference_logps(streams["forget"], self.vanilla_params)
-        numbers = {"learning_rate": rate, "schedule": c.schedule, "clip": c.clip, "beta": c.beta}
+        numbers = {key: c[key] for key in ("retain_rate", "schedule", "clip", "beta")} | {"learning_rate": rate}
         mask = masks.load(self.mask_path(name), self.vanilla_params) if method.mask else None
         return train.plan(method, streams, c.epochs, **numbers), streams, mask
 

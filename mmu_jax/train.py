@@ -51,6 +51,8 @@ class Plan:
       iterations: how often the phases run.
       spacing: iterations between two steps of a spread phase.
       learning_rate, schedule, warmup, clip: of ``transforms``; ``clip`` is a global norm.
+      retain_rate: learning rate of the phases that only descend, None for the same; with Adam this ratio is what a
+        weight on the forget loss would be without it.
       adam: keyword arguments of ``transforms.adam``; those of the method win.
       beta: of NPO.
     """
@@ -59,6 +61,7 @@ class Plan:
     iterations: int
     spacing: int = 1
     learning_rate: float = 1e-5
+    retain_rate: float | None = None
     schedule: str = "constant"
     warmup: float = 0.0
     clip: float = 1.0
@@ -90,7 +93,9 @@ def optimizer(p: Plan, phase: methods.Phase) -> optax.GradientTransformationExtr
     """Clip, Adam, decay, learning rate; in a masked phase with the mask where the method puts it."""
     taken = p.iterations if not phase.spread else -(-p.iterations // p.spacing)
     total = taken if p.method.moments == "separate" else 2 * p.iterations
-    rate = transforms.learning_rate(p.learning_rate, total, schedule=p.schedule, warmup=p.warmup)
+    descends = set(phase.losses.values()) == {"descent"}
+    peak = p.retain_rate if descends and p.retain_rate is not None else p.learning_rate
+    rate = transforms.learning_rate(peak, total, schedule=p.schedule, warmup=p.warmup)
     clip, adam = optax.clip_by_global_norm(p.clip), transforms.adam(rate, **(p.adam | p.method.adam))
     mask = p.method.mask
     if not phase.masked:
