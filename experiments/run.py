@@ -30,7 +30,20 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import mmu_jax
-from mmu_jax import InputError, checkpoint, evaluate, hf, masks, methods, models, report, saliency, sharding, train, trees
+from mmu_jax import (
+    InputError,
+    checkpoint,
+    evaluate,
+    hf,
+    masks,
+    methods,
+    models,
+    report,
+    saliency,
+    sharding,
+    train,
+    trees,
+)
 from mmu_jax.data import IMAGE, TEXT, Benchmark, builders, loader, tiny
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file.", lock_config=True)
@@ -432,7 +445,9 @@ class Run:
         chosen = [n for n in self.stages if not only or n in only or n.split("/")[0] in only]
         unknown = [n for n in only if n not in self.stages and n not in {s.split("/")[0] for s in self.stages}]
         if unknown:
-            raise InputError(f"expected stages among {', '.join(self.stages)}, found {', '.join(unknown)}; correct --stages")
+            raise InputError(
+                f"expected stages among {', '.join(self.stages)}, found {', '.join(unknown)}; correct --stages"
+            )
         for name in chosen:
             stage, record = self.stages[name], self.record(name)
             if record and record["status"] == "done" and record["fingerprint"] == self.fingerprint(name):
@@ -515,10 +530,13 @@ def main(argv: list[str]) -> None:
 def parse(argv: list[str]) -> list[str]:
     """Flags; a mistake is one line and exit code 2."""
     try:
+        named = [a.removeprefix("--config=").split(":")[0] for a in argv if a.startswith("--config=")]
+        if named and not pathlib.Path(named[0]).exists():
+            raise flags.IllegalFlagValueError(f"expected a config file, found no {named[0]}; name one in configs/")
         rest = flags.FLAGS(argv)
         if CONFIG.value is None:
             raise flags.IllegalFlagValueError("expected --config=configs/NAME.py, found none; name a config")
-    except (flags.Error, FileNotFoundError, AttributeError, KeyError) as error:
+    except (flags.Error, AttributeError, KeyError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     return rest

@@ -16,7 +16,11 @@ TASKS = {"vqa": IMAGE, "qa": TEXT}
 Progress = Callable[[int], None]
 
 # Which direction is good, split by split; "" where the metric only informs.
-DIRECTION = {"forget": {"vqa": "down", "qa": "up"}, "test": {"vqa": "down", "qa": "up"}, "retain": {"vqa": "up", "qa": "up"}}
+DIRECTION = {
+    "forget": {"vqa": "down", "qa": "up"},
+    "test": {"vqa": "down", "qa": "up"},
+    "retain": {"vqa": "up", "qa": "up"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +107,9 @@ class Examiner:
         lengths = arrays["weights"].sum(axis=1)
         return np.concatenate(logps).reshape(-1, width), lengths.reshape(-1, width)
 
-    def examine(self, params: Tree, people: Sequence[Person], kind: str, album: loader.Album) -> tuple[dict, list[dict]]:
+    def examine(
+        self, params: Tree, people: Sequence[Person], kind: str, album: loader.Album
+    ) -> tuple[dict, list[dict]]:
         """All metrics of one split and kind: ``metric -> summary``, and the answers one by one."""
         photo = {person.id: album.photos[person.id][0] for person in people}
         album = album if kind == IMAGE else None

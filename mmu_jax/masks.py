@@ -215,7 +215,9 @@ def load(path: str | pathlib.Path, params: Tree) -> Tree:
         with safe_open(str(path), framework="np") as file:
             meta, bits = file.metadata() or {}, file.get_tensor("bits") if "bits" in file.keys() else None
     except SafetensorError as error:
-        raise InputError(f"expected a mask file, found {path} which is damaged ({error}); make the mask again") from error
+        raise InputError(
+            f"expected a mask file, found {path} which is damaged ({error}); make the mask again"
+        ) from error
     if bits is None or meta.get("format") != "mmu_jax.mask":
         raise InputError(f"expected a file written by masks.save, found {path} which is not; give it the mask's path")
     shapes = json.loads(meta["leaves"])

@@ -42,7 +42,9 @@ def read(workdir: pathlib.Path, names: list[str] | None = None) -> Results:
     """The result files by model name, vanilla and gold first."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted((workdir / "results").glob("*.json"))}
     if "vanilla" not in found:
-        raise InputError(f"expected results of the vanilla model in {workdir}, found none; run the evaluate stage first")
+        raise InputError(
+            f"expected results of the vanilla model in {workdir}, found none; run the evaluate stage first"
+        )
     order = names or ["vanilla", "gold", *methods.METHODS]
     return {name: found[name] for name in order if name in found}
 
@@ -78,7 +80,9 @@ def verdict(results: Results) -> list[str]:
             lines.append(f"{rival} equals mmunlearner within the 95 % interval on every axis.")
         else:
             parts = [f"better than {rival} on {', '.join(better)}"] if better else []
-            parts += [f"worse on {', '.join(worse)}" if better else f"worse than {rival} on {', '.join(worse)}"] * bool(worse)
+            parts += [f"worse on {', '.join(worse)}" if better else f"worse than {rival} on {', '.join(worse)}"] * bool(
+                worse
+            )
             parts += [f"equal within the interval on {', '.join(equal)}"] if equal else []
             lines.append(f"mmunlearner is {', '.join(parts)}.")
     return lines
@@ -123,7 +127,9 @@ def _colour(name: str) -> str:
 
 def trade_off(axis: Any, results: Results) -> None:
     """Forget Test VQA (left is good) against retain VQA (up is good), 95 % intervals as crosses."""
-    shown = [n for n in results if n not in ("mmunlearner_vision", "mmunlearner_language") and not n.startswith("mask_")]
+    shown = [
+        n for n in results if n not in ("mmunlearner_vision", "mmunlearner_language") and not n.startswith("mask_")
+    ]
     placed: list[tuple[float, float]] = []
     for name in shown:
         x, y = (cell(results, name, s, "vqa", "exact") for s in ("test", "retain"))
@@ -246,7 +252,9 @@ def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
             x = np.arange(1, len(y) + 1)[keep] / len(y)
             style = {"lw": 2.2 if name == "mmunlearner" else 1.1, "alpha": 0.9}
             axis.plot(x, y[keep], label=name, **style)
-    for axis, title in zip(axes, ("forget VQA: cross-entropy (rises)", "retain VQA: cross-entropy (stays low)"), strict=True):
+    for axis, title in zip(
+        axes, ("forget VQA: cross-entropy (rises)", "retain VQA: cross-entropy (stays low)"), strict=True
+    ):
         axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
         axis.set_xlabel("part of the run")
         axis.set_yscale("symlog", linthresh=1)
@@ -293,7 +301,8 @@ def more_metrics(results: Results, metric: str, form: str, scale: float) -> list
     flip = {"up": "down", "down": "up"} if metric == "truth_ratio" else {"up": "up", "down": "down"}
     head = ["Model", *(f"{title} {ARROW[flip[good]]}" for title, _, _, good in COLUMNS)]
     rows = [
-        [name, *(_interval(cell(results, name, s, t, metric), scale, form) for _, s, t, _ in COLUMNS)] for name in results
+        [name, *(_interval(cell(results, name, s, t, metric), scale, form) for _, s, t, _ in COLUMNS)]
+        for name in results
     ]
     return [head, *rows]
 
@@ -327,7 +336,7 @@ def markdown_table(table: list[list[str]]) -> str:
 
 def html_table(table: list[list[str]]) -> str:
     def cells(row, tag):
-        return "".join(f"<{tag}>{html.escape(c).replace(' · ', '<br><small>') }</{tag}>" for c in row)
+        return "".join(f"<{tag}>{html.escape(c).replace(' · ', '<br><small>')}</{tag}>" for c in row)
 
     head, *rows = table
     body = "".join(f'<tr class="{html.escape(row[0])}">{cells(row, "td")}</tr>' for row in rows)
@@ -354,7 +363,9 @@ def sections(workdir: pathlib.Path, results: Results, benchmark: Benchmark) -> l
     chance = "Chance of four-option MCQ is 25. "
     if control:
         mcq = cell(results, "vanilla", "unseen", "vqa", "mcq")
-        chance += f"On faces nobody was trained on, vanilla scores {_interval(control)} exact and {_interval(mcq)} MCQ: "
+        chance += (
+            f"On faces nobody was trained on, vanilla scores {_interval(control)} exact and {_interval(mcq)} MCQ: "
+        )
         chance += "that is what not knowing a face looks like. "
     legend = (
         "Per cent: exact answers with a 95 % interval from a bootstrap over people, then four-option MCQ (options ranked "

@@ -115,4 +115,6 @@ def check_like(tree: Tree, like: Tree, what: str, dtype: Any = None) -> None:
             faults.append(f"{name} has dtype {found[name].dtype}, expected {np.dtype(dtype)}")
     if faults:
         shown = "; ".join(sorted(faults)[:8]) + ("; ..." if len(faults) > 8 else "")
-        raise InputError(f"{what} does not fit this model, {len(faults)} leaves differ: {shown}; make it for this model")
+        raise InputError(
+            f"{what} does not fit this model, {len(faults)} leaves differ: {shown}; make it for this model"
+        )

@@ -160,7 +160,10 @@ def test_a_created_checkpoint_is_an_ordinary_one(tmp_path):
     assert again.chat_template == processor.chat_template and len(again.tokenizer) == len(processor.tokenizer)
 
 
-PUBLISHED = {"llava-1.5-7b": (4096, 11008, 32, 32, 7_063_427_072), "llava-1.5-13b": (5120, 13824, 40, 40, 13_351_494_656)}
+PUBLISHED = {
+    "llava-1.5-7b": (4096, 11008, 32, 32, 7_063_427_072),
+    "llava-1.5-13b": (5120, 13824, 40, 40, 13_351_494_656),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

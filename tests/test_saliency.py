@@ -76,14 +76,18 @@ def test_rows_without_weight_do_not_count():
         batch["weights"] = np.ones((8, 8), np.float32)
         batch["weights"][5:] = 0
     got = saliency.scores(loss, params(), sets)
-    np.testing.assert_allclose(np.asarray(got["w"]), by_hand(params(), sets, "example", "squared")["w"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        np.asarray(got["w"]), by_hand(params(), sets, "example", "squared")["w"], rtol=1e-5, atol=1e-7
+    )
     assert saliency.units(sets[0]) == 5 and saliency.units(sets[0], "batch") == 1
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 8, 64])
 def test_the_chunk_does_not_change_the_scores(chunk):
     got = saliency.scores(loss, params(), batches(), chunk=chunk)
-    np.testing.assert_allclose(np.asarray(got["w"]), by_hand(params(), batches(), "example", "squared")["w"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        np.asarray(got["w"]), by_hand(params(), batches(), "example", "squared")["w"], rtol=1e-5, atol=1e-7
+    )
 
 
 def test_a_scalar_loss_works_too():

@@ -5,7 +5,10 @@ import pytest
 
 from mmu_jax import InputError, trees
 
-TREE = {"tower": {"layers": {"fc1": {"weight": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}}, "head": {"weight": jnp.ones(4)}}
+TREE = {
+    "tower": {"layers": {"fc1": {"weight": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}},
+    "head": {"weight": jnp.ones(4)},
+}
 
 
 def test_names_are_paths():

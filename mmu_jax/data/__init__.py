@@ -125,9 +125,7 @@ def read_person(row: dict, split: str) -> Person:
 
     def examples(column):
         items = _records(_column(row, column, split))
-        return tuple(
-            Example(person, _text(i["Type"]), _text(i["Question"]), _text(i["Ground_Truth"])) for i in items
-        )
+        return tuple(Example(person, _text(i["Type"]), _text(i["Question"]), _text(i["Ground_Truth"])) for i in items)
 
     name = json.loads(_text(_column(row, "biography", split)))["Name"]
     cloze, generation = examples("Mask_Task"), examples("Generation_Task")
@@ -147,4 +145,6 @@ def check(benchmark: Benchmark) -> None:
         )
     missing = sorted((set(benchmark.forget_ids)) - {person.id for person in benchmark.full})
     if missing:
-        raise InputError(f"expected every person to forget in the training data, found no {', '.join(missing[:5])} there")
+        raise InputError(
+            f"expected every person to forget in the training data, found no {', '.join(missing[:5])} there"
+        )

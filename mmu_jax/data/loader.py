@@ -88,11 +88,20 @@ class Stream:
     def describe(self, batch: dict[str, np.ndarray]) -> str:
         """The row ids of a batch, for messages: ``0012:"What is ...?"``."""
         rows = [self.examples[row] for row in batch["row"] if row >= 0]
-        return f"{self.name} rows " + ", ".join(f"{int(i)} (person {e.person})" for i, e in zip(batch["row"], rows, strict=False))
+        return f"{self.name} rows " + ", ".join(
+            f"{int(i)} (person {e.person})" for i, e in zip(batch["row"], rows, strict=False)
+        )
 
 
 def stream(
-    name: str, processor: Any, examples: list[Example], photos: Album | None, *, people: dict[str, int], rows: int, seed: int
+    name: str,
+    processor: Any,
+    examples: list[Example],
+    photos: Album | None,
+    *,
+    people: dict[str, int],
+    rows: int,
+    seed: int,
 ) -> Stream:
     """Encodes examples of one kind into a Stream; ``photos`` for image examples, None for text.
 
@@ -100,7 +109,9 @@ def stream(
       InputError: no example.
     """
     if not examples:
-        raise InputError(f"expected at least one example in stream {name!r}, found none; check config.data and its splits")
+        raise InputError(
+            f"expected at least one example in stream {name!r}, found none; check config.data and its splits"
+        )
     kinds = {example.kind for example in examples}
     if kinds != {IMAGE if photos else TEXT}:
         raise InputError(f"expected only {IMAGE if photos else TEXT} rows in stream {name!r}, found {sorted(kinds)}")

@@ -53,7 +53,9 @@ def bucket(length: int, multiple: int = 8) -> int:
     return -(-length // multiple) * multiple
 
 
-def pad(rows: list[list[float]], fill: float, dtype: Any, *, side: str = "right", length: int | None = None) -> np.ndarray:
+def pad(
+    rows: list[list[float]], fill: float, dtype: Any, *, side: str = "right", length: int | None = None
+) -> np.ndarray:
     """Ragged lists -> ``[B, T]``, T the bucket of the longest unless given."""
     length = length or bucket(max(map(len, rows)))
     out = np.full((len(rows), length), fill, dtype)
@@ -87,7 +89,9 @@ def encode(
     ]
     for (question, answer), row in zip(pairs, weights, strict=True):
         if not any(row):
-            raise InputError(f"expected an answer with at least one token, found {answer!r} to {question!r}; correct it")
+            raise InputError(
+                f"expected an answer with at least one token, found {answer!r} to {question!r}; correct it"
+            )
     tokens = pad(encoded["input_ids"], processor.tokenizer.pad_token_id, np.int32, length=length)
     valid = pad([[1] * len(row) for row in weights], 0, bool, length=length)
     return {

@@ -27,4 +27,6 @@ def pixels(processor: Any, images: list[Image.Image]) -> np.ndarray:
 def image_tokens(processor: Any, array: np.ndarray) -> int:
     """How many image tokens one image of ``pixels`` becomes."""
     patches = (array.shape[-2] // processor.patch_size) * (array.shape[-1] // processor.patch_size)
-    return patches + (processor.num_additional_image_tokens if processor.vision_feature_select_strategy == "full" else 0)
+    return patches + (
+        processor.num_additional_image_tokens if processor.vision_feature_select_strategy == "full" else 0
+    )

@@ -94,7 +94,9 @@ ACTIVATIONS: dict[str, Callable] = {
 
 def activation(name: str) -> Callable:
     if name not in ACTIVATIONS:
-        raise InputError(f"expected an activation in {sorted(ACTIVATIONS)}, found {name!r}; this model is not supported")
+        raise InputError(
+            f"expected an activation in {sorted(ACTIVATIONS)}, found {name!r}; this model is not supported"
+        )
     return ACTIVATIONS[name]
 
 

@@ -160,7 +160,9 @@ def unread(config: Any) -> dict[str, tuple[int, ...]]:
     """Tensors of the checkpoint that the forward pass never reads (CLIP above :func:`depth`), by dotted tree name."""
     c = config.vision_config
     d, f = c.hidden_size, c.intermediate_size
-    one = {f"self_attn.{p}_proj.{k}": s for p in ("q", "k", "v", "out") for k, s in (("weight", (d, d)), ("bias", (d,)))}
+    one = {
+        f"self_attn.{p}_proj.{k}": s for p in ("q", "k", "v", "out") for k, s in (("weight", (d, d)), ("bias", (d,)))
+    }
     one |= {f"layer_norm{i}.{k}": (d,) for i in (1, 2) for k in ("weight", "bias")}
     one |= {"mlp.fc1.weight": (f, d), "mlp.fc1.bias": (f,), "mlp.fc2.weight": (d, f), "mlp.fc2.bias": (d,)}
     shapes = {

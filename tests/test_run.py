@@ -1,0 +1,213 @@
+"""The entry point as a user meets it: every config runs, errors are one line, a killed run ends in the same results."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SMALL = [
+    "--config.vanilla.steps=30",
+    "--config.vanilla.rows.vqa=8",
+    "--config.vanilla.rows.text=8",
+    "--config.model.vision.hidden_size=16",
+    "--config.model.vision.intermediate_size=16",
+    "--config.model.vision.num_hidden_layers=2",
+    "--config.model.vision.num_attention_heads=2",
+    "--config.model.text.hidden_size=32",
+    "--config.model.text.intermediate_size=32",
+    "--config.model.text.num_hidden_layers=1",
+    "--config.saliency.rows=64",
+    "--config.unlearn.rows=64",
+    "--config.unlearn.methods=('ga','mmunlearner')",
+    "--config.evaluate.memorised=0.0",
+    "--config.evaluate.samples=50",
+    "--config.evaluate.rows=256",
+    "--config.evaluate.new_tokens=3",
+    "--config.save_every=5",
+]
+
+
+def command(workdir, *options, config="configs/tiny.py"):
+    return [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}", *options]
+
+
+def run(workdir, *options, **kwargs):
+    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command(workdir, *options, **kwargs), cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def results(workdir):
+    """Every result file without its provenance (the git revision) and every mask."""
+    found = {}
+    for path in sorted(pathlib.Path(workdir).glob("results/*.json")):
+        value = json.loads(path.read_text())
+        found[path.name] = json.dumps({k: value[k] for k in ("results", "flags", "mask_proof")}, sort_keys=True)
+    for path in sorted(pathlib.Path(workdir).glob("masks/*.safetensors")):
+        found[path.name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A finished small run."""
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    done = run(workdir, *SMALL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir, done.stdout
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return pathlib.Path(shutil.copytree(whole[0], tmp_path / "w"))
+
+
+def test_the_run_ends_with_the_table_and_the_report(whole):
+    workdir, out = whole
+    assert "plan:" in out and "forget mask" in out
+    assert out.strip().splitlines()[-1] == f"report: {workdir / 'report.html'}"
+    for name in ("vanilla", "gold", "ga", "mmunlearner"):
+        assert any(line.startswith(name) for line in out.splitlines())
+        assert (workdir / "results" / f"{name}.json").exists()
+    page = (workdir / "report.html").read_text()
+    assert 'src="http' not in page and "data:image/png;base64," in page
+    proof = json.loads((workdir / "results" / "mmunlearner.json").read_text())["mask_proof"]
+    assert sum(group["outside"] for group in proof.values()) == 0
+    assert sum(group["inside"] for group in proof.values()) > 0
+
+
+def test_transformers_loads_the_unlearned_model_and_gives_our_logits(whole):
+    import jax
+    import torch
+    import transformers
+
+    from mmu_jax import hf, models
+    from mmu_jax.data import builders, text, vision
+
+    folder = whole[0] / "unlearned" / "mmunlearner"
+    reference, info = transformers.LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
+    benchmark = builders.read(
+        next((whole[0] / "data").glob("*/*/dataset_info.json")).parent, forget="forget_10", retain="retain_90"
+    )
+    face = vision.decode(benchmark.forget[0].photos[0], "a face")
+    question = text.messages("What is the name of this person?", 1)
+    prompt = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+    theirs = processor(images=face, text=prompt, return_tensors="pt")
+    with torch.no_grad():
+        expected = reference.eval()(**theirs).logits.numpy()
+    model = models.Model(hf.read_config(folder))
+    pixels = vision.pixels(processor, [face])
+    batch = text.encode_prompts(
+        processor, ["What is the name of this person?"], 1, vision.image_tokens(processor, pixels)
+    )
+    valid = batch["valid"][0]
+    np.testing.assert_array_equal(batch["tokens"][0][valid], theirs["input_ids"][0].numpy())
+    logits = jax.jit(model.forward)(hf.load(folder, model), batch | {"pixels": pixels[:, None]})
+    np.testing.assert_allclose(np.asarray(logits)[0][valid], expected[0], atol=1e-4)
+
+
+def test_the_same_command_again_does_nothing(copy):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    began = time.monotonic()
+    assert run(copy, *SMALL).returncode == 0
+    assert time.monotonic() - began < 60
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == before
+
+
+def kill_when(workdir, sign, tmp_path):
+    """Starts the run and kills it, hard, as soon as ``sign()`` holds."""
+    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command(workdir, *SMALL), cwd=ROOT, env=env, stdout=log, stderr=log)
+        while process.poll() is None and not sign():
+            time.sleep(0.02)
+        alive = process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert alive, (tmp_path / "log").read_text()[-2000:]
+
+
+def test_killed_in_training_saliency_and_unlearning_the_results_are_the_same(whole, tmp_path):
+    workdir = tmp_path / "w"
+    signs = {
+        "vanilla": lambda: (workdir / "checkpoints" / "vanilla" / "10").exists(),
+        "saliency": lambda: (workdir / "stages" / "saliency.json").exists(),
+        "unlearn": lambda: (workdir / "checkpoints" / "unlearn_mmunlearner" / "5").exists(),
+        "evaluate": lambda: (workdir / "stages" / "evaluate_mmunlearner.json").exists(),
+    }
+    for sign in signs.values():
+        kill_when(workdir, sign, tmp_path)
+    assert run(workdir, *SMALL).returncode == 0
+    assert results(workdir) == results(whole[0])
+
+
+def refused(done, *words):
+    """Exit code 2 and one line that says it."""
+    assert done.returncode == 2, (done.stdout[-500:], done.stderr[-2000:])
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and all(word in lines[0] for word in words), done.stderr[-2000:]
+
+
+def test_mistakes_on_the_command_line(tmp_path):
+    refused(run(tmp_path / "w", "--config.unlearn.epoch=2"), "epoch")
+    refused(run(tmp_path / "w", "--config.unlearn.methods=('nonsense',)"), "nonsense")
+    refused(run(tmp_path / "w", "--config.mesh.data=64"), "mesh")
+    refused(run(tmp_path / "w", "--stages=vanila"), "vanila")
+    refused(run(tmp_path / "w", config="configs/none.py"), "none.py")
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_workdir_made_with_another_config_is_left_alone(copy):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    refused(run(copy, *SMALL, "--config.vanilla.learning_rate=0.5"), "learning_rate", "another --workdir")
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_a_vanilla_model_that_knows_nobody_stops_the_run(whole, tmp_path):
+    small = [option for option in SMALL if "memorised" not in option]
+    done = run(tmp_path / "w", *small, "--config.vanilla.steps=3", "--stages=data,base,vanilla,evaluate/vanilla")
+    refused(done, "knows the people to forget", "train it longer")
+
+
+def forget_stage(workdir, name):
+    (workdir / "stages" / f"unlearn_{name}.json").unlink()
+    shutil.rmtree(workdir / "unlearned" / name)
+
+
+def test_a_damaged_checkpoint_is_refused(copy):
+    forget_stage(copy, "mmunlearner")
+    file = copy / "vanilla" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    refused(run(copy, *SMALL), "complete safetensors file")
+
+
+def test_a_mask_for_another_model_is_refused(copy):
+    from safetensors.numpy import save_file
+
+    forget_stage(copy, "mmunlearner")
+    leaves = json.dumps({"w": [8]})
+    meta = {"format": "mmu_jax.mask", "leaves": leaves}
+    save_file({"bits": np.array([255], np.uint8)}, copy / "masks" / "mmunlearner.safetensors", metadata=meta)
+    refused(run(copy, *SMALL), "does not fit this model")
+    assert not (copy / "unlearned" / "mmunlearner").exists()
+
+
+def test_a_loss_that_blows_up_names_the_step_the_rows_and_the_checkpoint(tmp_path):
+    done = run(tmp_path / "w", *SMALL, "--config.vanilla.learning_rate=1e30", "--config.vanilla.warmup=0.0")
+    refused(done, "finite loss", "at step", "rows", "last good checkpoint")
+
+
+def test_a_vanilla_model_of_one_s_own_is_unlearned_as_it_is(whole, tmp_path):
+    done = run(tmp_path / "w", *SMALL, f"--config.vanilla.path={whole[0] / 'vanilla'}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not (tmp_path / "w" / "vanilla").exists() and not (tmp_path / "w" / "base").exists()
+    assert (tmp_path / "w" / "unlearned" / "mmunlearner" / "model.safetensors").exists()

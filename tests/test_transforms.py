@@ -1,0 +1,151 @@
+"""Law 4 on optax level: the mask acts, on everything an optimizer carries."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mmu_jax import InputError, transforms, trees
+
+RNG = np.random.default_rng(0)
+PARAMS = {"a": jnp.asarray(RNG.normal(size=(6, 7)), jnp.float32), "b": jnp.asarray(RNG.normal(size=9), jnp.float32)}
+MASK = jax.tree.map(lambda p: jnp.asarray(RNG.random(p.shape) < 0.5), PARAMS)
+INNER = {
+    "adamw with decay and clip": lambda: optax.chain(
+        optax.clip_by_global_norm(0.5), optax.adamw(0.1, weight_decay=0.2)
+    ),
+    "sgd with momentum": lambda: optax.sgd(0.1, momentum=0.9),
+    "our adam": lambda: transforms.adam(0.1, weight_decay=0.1),
+    "official adam": lambda: transforms.adam(0.1, arithmetic="official", eps=1e-6),
+}
+
+
+def grads(step):
+    return jax.tree.map(lambda p: jnp.asarray(np.random.default_rng(step).normal(size=p.shape), jnp.float32), PARAMS)
+
+
+def steps(tx, n=4, **extra):
+    params, state = PARAMS, tx.init(PARAMS)
+    for step in range(n):
+        updates, state = tx.update(grads(step), state, params, **extra)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def changed(before, after):
+    return jax.tree.map(lambda a, b: np.asarray(a) != np.asarray(b), before, after)
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_outside_is_bit_identical_and_inside_moves(name):
+    after, _ = steps(transforms.masked(INNER[name](), MASK))
+    jax.tree.map(lambda c, m: np.testing.assert_array_equal(c, np.asarray(m)), changed(PARAMS, after), MASK)
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_all_ones_is_no_mask_bit_for_bit(name):
+    ones = jax.tree.map(lambda p: jnp.ones(p.shape, bool), PARAMS)
+    a, b = steps(transforms.masked(INNER[name](), ones)), steps(optax.with_extra_args_support(INNER[name]()))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_all_zeros_is_no_step_and_leaves_moments_as_they_were(name):
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, bool), PARAMS)
+    tx = transforms.masked(INNER[name]())
+    ones = jax.tree.map(lambda p: jnp.ones(p.shape, bool), PARAMS)
+    _, state = steps(tx, 2, mask=ones)
+    updates, later = tx.update(grads(9), state, PARAMS, mask=zeros)
+    assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
+    for (_, old), (leaf, new) in zip(trees.flatten(state).items(), trees.flatten(later).items(), strict=True):
+        if "count" not in leaf:
+            np.testing.assert_array_equal(np.asarray(old), np.asarray(new))
+
+
+def test_momentum_of_other_steps_moves_nothing_outside():
+    """Steps masked differently share one state; each moves only its own entries, moments included."""
+    tx = transforms.masked(INNER["adamw with decay and clip"]())
+    other = jax.tree.map(jnp.logical_not, MASK)
+    params, state = PARAMS, tx.init(PARAMS)
+    update = jax.jit(tx.update)
+    for step in range(5):
+        mask = MASK if step % 2 else other
+        updates, new_state = update(grads(step), state, params, mask=mask)
+        moved = changed(params, optax.apply_updates(params, updates))
+        jax.tree.map(lambda c, m: np.testing.assert_array_equal(c, np.asarray(m)), moved, mask)
+        before, after = trees.flatten(state), trees.flatten(new_state)
+        for name in before:
+            if name.endswith(("/a", "/b")):
+                outside = ~np.asarray(mask[name[-1]])
+                np.testing.assert_array_equal(np.asarray(before[name])[outside], np.asarray(after[name])[outside])
+        params, state = optax.apply_updates(params, updates), new_state
+
+
+def test_masking_gradients_alone_leaks_and_says_so():
+    inner = INNER["adamw with decay and clip"]()
+    after, _ = steps(transforms.masked(inner, MASK, gradients_only=True))
+    moved = changed(PARAMS, after)
+    assert all((c & ~np.asarray(m)).any() for c, m in zip(jax.tree.leaves(moved), jax.tree.leaves(MASK), strict=True))
+
+
+def test_the_clip_sees_only_what_the_mask_lets_in():
+    tx = transforms.masked(optax.clip_by_global_norm(1.0), MASK)
+    updates, _ = tx.update(jax.tree.map(lambda g: 100 * g, grads(0)), tx.init(PARAMS))
+    assert float(optax.global_norm(updates)) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_mask_is_required_and_must_fit():
+    tx = transforms.masked(optax.sgd(0.1))
+    with pytest.raises(InputError, match="expected a mask, found none"):
+        tx.update(grads(0), tx.init(PARAMS), PARAMS)
+    with pytest.raises(InputError, match="the mask does not fit"):
+        tx.update(grads(0), tx.init(PARAMS), PARAMS, mask={"a": MASK["a"]})
+    with pytest.raises(InputError, match="dtype"):
+        tx.update(grads(0), tx.init(PARAMS), PARAMS, mask=PARAMS)
+
+
+def test_a_mask_given_to_the_update_replaces_the_fixed_one():
+    tx = transforms.masked(optax.sgd(0.1), MASK)
+    other = jax.tree.map(jnp.logical_not, MASK)
+    updates, _ = tx.update(grads(0), tx.init(PARAMS), PARAMS, mask=other)
+    jax.tree.map(lambda u, m: np.testing.assert_array_equal(np.asarray(u) != 0, np.asarray(m)), updates, other)
+
+
+def test_frozen_leaves_of_none_pass_through():
+    part, _ = trees.split(PARAMS, "a")
+    tx = transforms.masked(optax.adam(0.1), trees.part(MASK, part))
+    updates, state = tx.update(trees.part(grads(0), part), tx.init(part), part)
+    assert updates["b"] is None and trees.size(state[0].mu) == 42
+
+
+def test_official_adam_is_the_arithmetic_of_the_old_transformers_adamw():
+    rate, b1, b2, eps = 0.1, 0.9, 0.999, 1e-6
+    after, _ = steps(transforms.adam(rate, arithmetic="official", eps=eps), 5)
+    for name, p in PARAMS.items():
+        x, m, v = np.asarray(p, np.float64), 0.0, 0.0
+        for t in range(1, 6):
+            g = np.asarray(grads(t - 1)[name], np.float64)
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+            x = x - rate * np.sqrt(1 - b2**t) / (1 - b1**t) * m / (np.sqrt(v) + eps)
+        np.testing.assert_allclose(np.asarray(after[name]), x, rtol=1e-4, atol=1e-6)  # five float32 steps
+
+
+def test_adam_decays_nothing_unless_asked():
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    for decay, moves in ((0.0, False), (0.1, True)):
+        tx = transforms.adam(0.1, weight_decay=decay)
+        updates, _ = tx.update(zero, tx.init(PARAMS), PARAMS)
+        assert bool(jnp.abs(updates["a"]).max() > 0) == moves
+    with pytest.raises(InputError, match="arithmetic"):
+        transforms.adam(0.1, arithmetic="torch")
+
+
+def test_schedules():
+    assert [float(transforms.learning_rate(2.0, 10)(s)) for s in (0, 9)] == [2.0, 2.0]
+    linear = transforms.learning_rate(2.0, 10, schedule="linear", warmup=0.2)
+    assert [round(float(linear(s)), 3) for s in (0, 1, 2, 6, 10)] == [0.0, 1.0, 2.0, 1.0, 0.0]
+    cosine = transforms.learning_rate(2.0, 10, schedule="cosine")
+    assert [round(float(cosine(s)), 3) for s in (0, 5, 10)] == [2.0, 1.0, 0.0]
+    with pytest.raises(InputError, match="schedule"):
+        transforms.learning_rate(1.0, 1, schedule="step")
