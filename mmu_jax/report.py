@@ -130,21 +130,24 @@ def trade_off(axis: Any, results: Results) -> None:
     shown = [
         n for n in results if n not in ("mmunlearner_vision", "mmunlearner_language") and not n.startswith("mask_")
     ]
-    placed: list[tuple[float, float]] = []
+    points = {}
     for name in shown:
         x, y = (cell(results, name, s, "vqa", "exact") for s in ("test", "retain"))
         axis.plot([100 * x["low"], 100 * x["high"]], [100 * y["mean"]] * 2, color=_colour(name), lw=1, alpha=0.5)
         axis.plot([100 * x["mean"]] * 2, [100 * y["low"], 100 * y["high"]], color=_colour(name), lw=1, alpha=0.5)
         marker = "*" if name == "gold" else "s" if name == "vanilla" else "o"
-        axis.plot(100 * x["mean"], 100 * y["mean"], marker, color=_colour(name), ms=12 if name == "gold" else 7)
-        px, py = 100 * x["mean"] + 3, 100 * y["mean"]
-        while any(abs(py - b) < 5 and abs(px - a) < 45 for a, b in placed):
-            py -= 5
-        placed.append((px, py))
-        right = px > 75
-        axis.annotate(name, (100 * x["mean"], 100 * y["mean"]), (px - 6 if right else px, py), fontsize=8.5,
-                      ha="right" if right else "left", va="center", color=_colour(name))  # fmt: skip
-    axis.set(xlim=(-4, 106), ylim=(-6, 108), xlabel="forgotten faces still answered, unseen photos (%)  ← good")
+        axis.plot(
+            100 * x["mean"], 100 * y["mean"], marker, color=_colour(name), ms=12 if name == "gold" else 7, zorder=3
+        )
+        points[name] = (100 * x["mean"], 100 * y["mean"])
+    height = 106.0
+    for name in sorted(points, key=lambda n: (-points[n][1], -points[n][0])):  # labels in a column, none on another
+        height = min(height, points[name][1] + 6)
+        axis.plot([points[name][0], 110], [points[name][1], height], color=_colour(name), lw=0.5, alpha=0.6, zorder=1)
+        axis.text(111, height, name, fontsize=8.5, va="center", color=_colour(name))
+        height -= 6
+    axis.set(xlim=(-4, 160), ylim=(-10, 110), xlabel="forgotten faces still answered, unseen photos (%)  ← good")
+    axis.set_xticks(range(0, 101, 20))
     axis.set_ylabel("kept faces still answered (%)  good →")
     axis.set_title("Forget against retain", loc="left", fontsize=11, fontweight="bold")
 

@@ -88,7 +88,8 @@ def accumulator(
     return jax.jit(step, donate_argnums=0)
 
 
-def _zeros(part: Tree) -> tuple[Tree, jax.Array]:
+def zeros(part: Tree) -> tuple[Tree, jax.Array]:
+    """An accumulator at nothing: float32 zeros sharded as ``part``, and no unit seen."""
     return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), part), jnp.float32(0.0)
 
 
@@ -118,7 +119,7 @@ def scores(
       InputError: no batch, or no row with a loss, or a pattern that matches nothing.
     """
     part, rest = trees.split(params, leaves)
-    step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), _zeros(part)
+    step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), zeros(part)
     for batch in batches:
         state = step(state, part, rest, batch, 1.0)
     total, seen = state
@@ -145,7 +146,7 @@ def difference(
     ``masks.sign`` turns it into the mask of ``masks.ratio``. Both sequences are walked twice: once to count units.
     """
     part, rest = trees.split(params, leaves)
-    step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), _zeros(part)
+    step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), zeros(part)
     for batches, weight, what in ((forget, 1.0, "forget"), (preserve, -tau, "preserve")):
         n = sum(units(batch, unit) for batch in batches)
         if n == 0:

@@ -79,6 +79,12 @@ def test_an_empty_answer_is_refused():
         data.read_person(broken, "full")
 
 
+@pytest.mark.parametrize("column", ["metadata", "biography"])
+def test_text_that_is_not_json_is_refused(column):
+    with pytest.raises(InputError, match=f"expected JSON in column '{column}'"):
+        data.read_person(row() | {column: "{not json"}, "full")
+
+
 def test_forget_and_retain_must_be_apart_and_not_empty(benchmark):
     both = dataclasses.replace(benchmark, retain=benchmark.retain + benchmark.forget[:1])
     with pytest.raises(InputError, match="nobody both in forget and retain"):

@@ -88,6 +88,16 @@ def _records(value) -> list[dict]:
     return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
 
 
+def _json(row: dict, name: str, split: str):
+    text = _text(_column(row, name, split))
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"expected JSON in column {name!r} of split {split!r}, found {text[:60]!r} ({error}); mend that row"
+        ) from error
+
+
 def _text(value) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -109,7 +119,7 @@ def read_person(row: dict, split: str) -> Person:
     person = _text(_column(row, "ID", split))
     photos = [_bytes(_column(row, "image", split))] + [_bytes(image) for image in row.get("images", ())]
     training = []
-    for item in json.loads(_text(_column(row, "metadata", split)) or "[]"):
+    for item in _json(row, "metadata", split):
         if not item.get("Question") or not item.get("Answer"):
             raise InputError(
                 f"expected a Question and an Answer in every metadata item, found {item} for person {person} in split "
@@ -127,7 +137,7 @@ def read_person(row: dict, split: str) -> Person:
         items = _records(_column(row, column, split))
         return tuple(Example(person, _text(i["Type"]), _text(i["Question"]), _text(i["Ground_Truth"])) for i in items)
 
-    name = json.loads(_text(_column(row, "biography", split)))["Name"]
+    name = _column(_json(row, "biography", split), "Name", split)
     cloze, generation = examples("Mask_Task"), examples("Generation_Task")
     return Person(person, name, tuple(photos), tuple(training), tuple(choices), cloze, generation)
 
