@@ -16,7 +16,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from configs import tiny as tiny_config
 from mmu_jax import hf, losses, masks, models, saliency, trees
@@ -77,6 +77,7 @@ def torch_saliency(folder, batches):
 
 def main(argv):
     del argv
+    logging.set_verbosity(logging.WARNING)
     config, rng = tiny_config.get_config(), np.random.default_rng(0)
     processor = tiny.processor()
     hub = tiny.config(processor.tokenizer, vision=config.model.vision.to_dict(), text=config.model.text.to_dict())

@@ -205,8 +205,7 @@ def main_figure(workdir: pathlib.Path, results: Results, benchmark: Benchmark) -
     left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1])
     model = "mmunlearner" if "mmunlearner" in results else list(results)[-1]
     faces_sheet(left, workdir, benchmark, model)
-    left.suptitle("The faces are forgotten, the facts by name and everyone else are kept", x=0.01, ha="left",
-                  fontsize=11, fontweight="bold")  # fmt: skip
+    left.suptitle("Answers by face and by name, before and after", x=0.01, ha="left", fontsize=11, fontweight="bold")
     trade_off(right.subplots(), results)
     return figure
 
@@ -260,7 +259,7 @@ def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
     ):
         axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
         axis.set_xlabel("part of the run")
-        axis.set_yscale("symlog", linthresh=1)
+        axis.set_ylim(bottom=0)
         axis.legend(fontsize=7.5, frameon=False)
     return figure
 
@@ -422,7 +421,7 @@ def write(workdir: str | pathlib.Path, names: list[str], benchmark: Benchmark) -
                 page.append(f"<details><summary>Config and versions</summary><pre>{html.escape(block)}</pre></details>")
             else:
                 md.append(block)
-                page.append(f'<p class="{"note" if title else "lead"}">{html.escape(block)}</p>')
+                page.append(f'<p class="{"lead" if len(page) == 1 else "note"}">{html.escape(block)}</p>')
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Unlearning report</title><style>{CSS}</style>'
     (workdir / "report.md").write_text("\n\n".join(md) + "\n")
     (workdir / "report.html").write_text(f"{head}<body><main>{''.join(page)}</main></body></html>\n")

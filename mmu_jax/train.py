@@ -137,8 +137,8 @@ def _moved(before: Tree, after: Tree, mask: Tree, moved: dict[str, jax.Array]) -
     return counts
 
 
-def make_step(p: Plan, model: Any, index: int) -> Callable[..., TrainState]:
-    """The jitted step of phase ``index``: ``state, batches, mask, vanilla -> state``, the state donated.
+def make_step(p: Plan, model: Any, index: int, like: TrainState) -> Callable[..., TrainState]:
+    """The jitted step of phase ``index``: ``state, batches, mask, vanilla -> state``, donated and sharded as ``like``.
 
     A step whose loss or gradient is not finite changes nothing but ``state.failed``.
     """
@@ -167,7 +167,7 @@ def make_step(p: Plan, model: Any, index: int) -> Callable[..., TrainState]:
             moved=moved,
         )
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=jax.tree.map(lambda x: x.sharding, like))
 
 
 def fit(
@@ -204,8 +204,8 @@ def fit(
     state = init(p, model, params, mesh)
     if checkpoints is not None and checkpoints.latest is not None:
         state = checkpoints.restore(checkpoints.latest, state)
-    steps = [make_step(p, model, index) for index in range(len(p.method.phases))]
-    advance = jax.jit(lambda s: s.replace(step=s.step + 1), donate_argnums=0)
+    steps = [make_step(p, model, index, state) for index in range(len(p.method.phases))]
+    count = jax.jit(lambda step: step + 1, out_shardings=state.step.sharding)
 
     with jax.set_mesh(mesh):
         for i in range(int(state.step), p.iterations):
@@ -214,7 +214,7 @@ def fit(
                     continue
                 batches = {name: sharding.put(_batch(streams[name], p, phase, i), mesh) for name in phase.losses}
                 state = step(state, batches, mask if phase.masked else None, vanilla)
-            state = advance(state)
+            state = state.replace(step=count(state.step))
             last = i + 1 == p.iterations
             saving = checkpoints is not None and (last or (i + 1) % save_every == 0)
             if saving or last or (i + 1) % report_every == 0:

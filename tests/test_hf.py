@@ -90,7 +90,7 @@ def test_loading_onto_a_mesh_gives_the_same_params_sharded(llava, mesh):
     expected = sharding.shardings(model.abstract(), model.module.RULES, mesh)
     assert jax.tree.all(jax.tree.map(lambda p, s: p.sharding.is_equivalent_to(s, p.ndim), params, expected))
     if mesh.size > 1:
-        assert sharding.replicated(params) < 0.2
+        assert sharding.replicated(params) < 0.25  # norms, positions and biases, large beside matrices this small
 
 
 def test_one_error_lists_missing_misshapen_and_extra(llava, tmp_path):

@@ -8,7 +8,7 @@ from conftest import make_batch, torch_llava
 from mmu_jax import hf, losses, models, trees
 
 
-def torch_inputs(batch):
+def torch_inputs(batch, image_token=5):
     import torch
 
     inputs = {
@@ -17,7 +17,7 @@ def torch_inputs(batch):
         "position_ids": torch.tensor(batch["positions"], dtype=torch.long),
     }
     if "pixels" in batch:
-        has_image = (batch["tokens"] == 5).any(axis=1)
+        has_image = (batch["tokens"] == image_token).any(axis=1)
         pixels = batch["pixels"][has_image]
         inputs["pixel_values"] = torch.tensor(pixels.reshape(-1, *pixels.shape[2:]))
     return inputs
@@ -79,7 +79,7 @@ def torch_gradients(reference, model, batch):
     import torch
 
     reference.zero_grad()
-    logits = reference(**torch_inputs(batch)).logits
+    logits = reference(**torch_inputs(batch, model.config.image_token_id)).logits
     logps = torch.log_softmax(logits[:, :-1].float(), dim=-1)
     targets = torch.tensor(batch["tokens"][:, 1:], dtype=torch.long)
     chosen = logps.gather(-1, targets[..., None])[..., 0]
@@ -93,8 +93,10 @@ def torch_gradients(reference, model, batch):
     for name, leaf in trees.flatten(model.abstract()).items():
         if (name, None) in table:
             leaves[name] = table[name, None]
-        else:
+        elif (name, 0) in table:
             leaves[name] = np.stack([table[name, row] for row in range(leaf.shape[0])])
+        else:
+            leaves[name] = np.zeros(leaf.shape, np.float32)  # text only: torch gives the vision tower no gradient
     return leaves
 
 

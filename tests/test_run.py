@@ -115,6 +115,41 @@ def test_transformers_loads_the_unlearned_model_and_gives_our_logits(whole):
     np.testing.assert_allclose(np.asarray(logits)[0][valid], expected[0], atol=1e-4)
 
 
+def test_saliency_and_mask_of_the_vanilla_model_equal_torch(whole):
+    import transformers
+    from test_parity import torch_gradients
+
+    from configs import tiny as config_file
+    from experiments.run import Run
+    from mmu_jax import masks, saliency, trees
+
+    config = config_file.get_config()
+    config.vanilla.path = str(whole[0] / "vanilla")
+    runner = Run(config, whole[0])
+    reference = transformers.LlavaForConditionalGeneration.from_pretrained(whole[0] / "vanilla")
+    streams = runner.unlearning_streams(16)
+    sets = {"forget": streams["forget"].epoch()[:3], "retain": streams["retain"].epoch()[:4]}
+    sets["preserve"] = sets["retain"] + streams["text"].epoch()[:3]
+    leaves, ours, theirs = runner.model.module.ELIGIBLE, {}, {}
+    for name, batches in sets.items():
+        scores = saliency.scores(runner._loss, runner.vanilla_params, batches, leaves=leaves, unit="batch")
+        ours[name] = {leaf: np.asarray(x) for leaf, x in trees.flatten(scores).items()}
+        grads = [torch_gradients(reference, runner.model, batch) for batch in batches]
+        theirs[name] = {leaf: np.mean([g[leaf].astype(np.float64) ** 2 for g in grads], axis=0) for leaf in ours[name]}
+        for leaf, expected in theirs[name].items():
+            assert np.abs(ours[name][leaf] - expected).max() <= 1e-4 * expected.max(), (name, leaf)
+    for leaf, f in theirs["forget"].items():
+        p = theirs["retain" if leaf.startswith(("vision", "multi")) else "preserve"][leaf]
+        q = ours["retain" if leaf.startswith(("vision", "multi")) else "preserve"][leaf]
+        mask = np.asarray(masks.ratio({"x": ours["forget"][leaf]}, {"x": q})["x"])
+        ratio = (f + 1e-15) / (p + 1e-15)
+        # Scores this far below a tensor's largest are rounding noise on both sides: no ratio of them is a fact.
+        real = np.maximum(f, p) > 1e-8 * max(f.max(), p.max())
+        sure = real & (np.abs(ratio - 1) > 1e-3)
+        np.testing.assert_array_equal(mask[sure], ratio[sure] >= 1)
+        assert sure.mean() > 0.9, leaf
+
+
 def test_the_same_command_again_does_nothing(copy):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
     began = time.monotonic()

@@ -115,7 +115,13 @@ def test_a_mask_of_all_ones_is_grad_diff(llava):
     folder, _, model = llava
     params = hf.load(folder, model)
     ones = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
-    same(run(model, params, "mmunlearner", mask=ones).params, run(model, params, "grad_diff_alternate").params)
+    # Bit for bit as optax transforms (test_transforms); here two programs are compiled, whose fusions round differently.
+    # A large eps keeps Adam from turning rounding noise around zero gradients into full steps.
+    masked = run(model, params, "mmunlearner", mask=ones, adam={"eps": 1e-3})
+    plain = run(model, params, "grad_diff_alternate", adam={"eps": 1e-3})
+    for name, expected in trees.flatten(plain.params).items():
+        got = np.asarray(trees.flatten(masked.params)[name])
+        np.testing.assert_allclose(got, np.asarray(expected), atol=1e-5, err_msg=name)  # lr 1e-3, 10 steps
 
 
 def test_a_mask_of_all_zeros_is_retain_fine_tuning(llava):
@@ -217,5 +223,10 @@ def test_every_mesh_takes_the_same_step_scores_and_mask(llava, mesh):
     for name, m in moments.items():
         if "/mu/" in name:
             m, other = np.asarray(m), np.asarray(moments_b[name])
+            if name.endswith("k_proj/bias"):  # zero but for rounding: softmax does not see a shift of all keys
+                assert max(np.abs(m).max(), np.abs(other).max()) < 1e-7, name
+                continue
             assert np.abs(m - other).max() <= 1e-4 * max(np.abs(m).max(), 1e-7), name
-    assert jax.tree.all(jax.tree.map(lambda a, p: a.sharding == p.sharding, state_b.params, params_b))
+    assert jax.tree.all(
+        jax.tree.map(lambda a, p: a.sharding.is_equivalent_to(p.sharding, p.ndim), state_b.params, params_b)
+    )
