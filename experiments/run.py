@@ -59,22 +59,27 @@ class Progress:
     def __init__(self, name: str, total: int):
         from tqdm import tqdm
 
-        self.name, self.total, self.done, self.began, self.spoke = name, total, 0, time.monotonic(), 0.0
-        self.bar = tqdm(total=total, desc=name, leave=True, dynamic_ncols=True) if sys.stderr.isatty() else None
+        self.name, self.total, self.done, self.spoke = name, total, 0, 0.0
+        self.first: tuple[int, float] | None = None  # where and when the first report came: compilation is behind it
+        self.bar = tqdm(total=total, desc=name, dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def to(self, done: int, values: dict[str, float] | None = None) -> None:
+        """``done`` of the total is done; ``values`` are shown beside it."""
         text = "  ".join(f"{name} {value:.3f}" for name, value in (values or {}).items())
+        now = time.monotonic()
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(done - self.done)
-        elif done == self.total or time.monotonic() - self.spoke > 5:
-            self.spoke = time.monotonic()
-            rate = (done - self.start) / max(self.spoke - self.began, 1e-6) if hasattr(self, "start") else 0.0
-            left = f"{(self.total - done) / rate:.0f} s left" if rate else ""
-            print(f"  {self.name}: {done}/{self.total}  {rate:.1f}/s  {left}  {text}".rstrip(), flush=True)
-        if not hasattr(self, "start"):
-            self.start, self.began = done, time.monotonic()
-        self.done = done
+        elif done == self.total or now - self.spoke > 5:
+            self.spoke = now
+            print(f"  {self.name}: {done}/{self.total}  {self._pace(done, now)}{text}".rstrip(), flush=True)
+        self.first, self.done = self.first or (done, now), done
+
+    def _pace(self, done: int, now: float) -> str:
+        if self.first is None or done == self.first[0]:
+            return ""
+        rate = (done - self.first[0]) / max(now - self.first[1], 1e-6)
+        return f"{rate:.1f}/s  {(self.total - done) / rate:.0f} s left  "
 
     def add(self, n: int = 1) -> None:
         self.to(self.done + n)

@@ -15,13 +15,6 @@ Tree = Any
 TASKS = {"vqa": IMAGE, "qa": TEXT}
 Progress = Callable[[int], None]
 
-# Which direction is good, split by split; "" where the metric only informs.
-DIRECTION = {
-    "forget": {"vqa": "down", "qa": "up"},
-    "test": {"vqa": "down", "qa": "up"},
-    "retain": {"vqa": "up", "qa": "up"},
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
@@ -65,7 +58,7 @@ class Examiner:
 
     @property
     def stop(self) -> tuple[int, ...]:
-        """End-of-turn ids: the tokenizer's, and the generation config's where it has others."""
+        """End-of-turn ids: the tokenizer's."""
         return (self.processor.tokenizer.eos_token_id,)
 
     def _batches(self, arrays: dict[str, np.ndarray], photos: np.ndarray | None, album: loader.Album | None):
