@@ -200,7 +200,8 @@ def save(path: str | pathlib.Path, mask: Tree) -> None:
     leaves = trees.flatten(mask)
     bits = np.concatenate([np.asarray(leaf).reshape(-1) for leaf in leaves.values()])
     shapes = {name: list(leaf.shape) for name, leaf in leaves.items()}
-    save_file({"bits": np.packbits(bits)}, str(path), metadata={"format": "mmu_jax.mask", "leaves": json.dumps(shapes)})
+    # One key of metadata: safetensors writes several in no fixed order, and the same mask should be the same bytes.
+    save_file({"bits": np.packbits(bits)}, str(path), metadata={"mmu_jax.mask": json.dumps(shapes)})
 
 
 def load(path: str | pathlib.Path, params: Tree) -> Tree:
@@ -218,9 +219,9 @@ def load(path: str | pathlib.Path, params: Tree) -> Tree:
         raise InputError(
             f"expected a mask file, found {path} which is damaged ({error}); make the mask again"
         ) from error
-    if bits is None or meta.get("format") != "mmu_jax.mask":
+    if bits is None or "mmu_jax.mask" not in meta:
         raise InputError(f"expected a file written by masks.save, found {path} which is not; give it the mask's path")
-    shapes = json.loads(meta["leaves"])
+    shapes = json.loads(meta["mmu_jax.mask"])
     stored = {name: jax.ShapeDtypeStruct(tuple(shape), jnp.bool_) for name, shape in shapes.items()}
     trees.check_like(stored, trees.flatten(params), f"the mask {path}")
     flat = np.unpackbits(bits, count=sum(int(np.prod(s)) for s in shapes.values())).astype(bool)

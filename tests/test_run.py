@@ -230,7 +230,7 @@ def test_a_mask_for_another_model_is_refused(copy):
 
     forget_stage(copy, "mmunlearner")
     leaves = json.dumps({"w": [8]})
-    meta = {"format": "mmu_jax.mask", "leaves": leaves}
+    meta = {"mmu_jax.mask": leaves}
     save_file({"bits": np.array([255], np.uint8)}, copy / "masks" / "mmunlearner.safetensors", metadata=meta)
     refused(run(copy, *SMALL), "does not fit this model")
     assert not (copy / "unlearned" / "mmunlearner").exists()
