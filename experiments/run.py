@@ -2,24 +2,17 @@
 
     python -m experiments.run --config=configs/tiny.py [--workdir=DIR] [--config.key=value ...] [--stages=a,b]
 
-Stages: data -> base -> vanilla -> gold -> saliency -> unlearn/<method> -> evaluate/<model> -> report. A stage whose
+Stages: data -> base -> vanilla -> gold -> saliency/<method> -> unlearn/<method> -> evaluate/<model> -> report. A stage whose
 record in ``<workdir>/stages`` matches is skipped; one that was made with another config is refused before anything is
 written. The same command goes on where it was killed and ends in the same results, bit for bit.
 """
 
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
-import json
 import os
 import pathlib
-import platform
-import resource
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +22,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import mmu_jax
+from experiments.stages import Progress, Stage, Stages, provenance, write_json
 from mmu_jax import (
     InputError,
     checkpoint,
@@ -53,94 +46,14 @@ STAGES = flags.DEFINE_list("stages", [], "Only these stages, by name or by their
 VANILLA = methods.Method((methods.Phase({"vqa": "descent", "text": "descent"}),), source="fine-tuning on everyone")
 
 
-class Progress:
-    """A bar with rate and time left on a terminal, plain lines elsewhere."""
-
-    def __init__(self, name: str, total: int):
-        from tqdm import tqdm
-
-        self.name, self.total, self.done, self.spoke = name, total, 0, 0.0
-        self.first: tuple[int, float] | None = None  # where and when the first report came: compilation is behind it
-        self.bar = tqdm(total=total, desc=name, dynamic_ncols=True) if sys.stderr.isatty() else None
-
-    def to(self, done: int, values: dict[str, float] | None = None) -> None:
-        """``done`` of the total is done; ``values`` are shown beside it."""
-        text = "  ".join(f"{name} {value:.3f}" for name, value in (values or {}).items())
-        now = time.monotonic()
-        if self.bar is not None:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(done - self.done)
-        elif done == self.total or now - self.spoke > 5:
-            self.spoke = now
-            print(f"  {self.name}: {done}/{self.total}  {self._pace(done, now)}{text}".rstrip(), flush=True)
-        self.first, self.done = self.first or (done, now), done
-
-    def _pace(self, done: int, now: float) -> str:
-        if self.first is None or done == self.first[0]:
-            return ""
-        rate = (done - self.first[0]) / max(now - self.first[1], 1e-6)
-        return f"{rate:.1f}/s  {(self.total - done) / rate:.0f} s left  "
-
-    def add(self, n: int = 1) -> None:
-        self.to(self.done + n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, path)
-
-
-def read_json(path: pathlib.Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, devices and git revision, written beside every result."""
-    names = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "tensorflow-datasets", "numpy", "safetensors")
-    root = pathlib.Path(__file__).resolve().parent.parent
-    git = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "mmu_jax": mmu_jax.__version__,
-        "git": git or "not a git checkout",
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
-        "devices": sorted({f"{d.platform}:{d.device_kind}" for d in jax.devices()}),
-        "device_count": jax.device_count(),
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A step of the run.
-
-    Attributes:
-      reads: the part of the config its result depends on.
-      inputs: names of the stages whose results it reads.
-      make: does the work; returns what the record should keep.
-    """
-
-    name: str
-    reads: dict[str, Any]
-    inputs: tuple[str, ...]
-    make: Callable[[], dict[str, Any] | None]
-
-
 class Run:
     """A config, a workdir, and what stages share, loaded when first needed."""
 
     def __init__(self, config: Any, workdir: pathlib.Path):
         self.config, self.workdir = config, workdir
         self.mesh = sharding.make_mesh(**config.mesh)
-        self.stages = {stage.name: stage for stage in self._stages()}
+        self.stages = Stages(workdir, self._stages())
+        self.scored: tuple[str, methods.Evidence] | None = None  # the unit scored last and its scores
 
     # ---- what stages share
 
@@ -216,16 +129,19 @@ class Run:
                 raise InputError(
                     f"expected config.unlearn.methods among {', '.join(methods.METHODS)}, found {name!r}; correct it"
                 )
-        masked = [name for name in names if methods.METHODS[name].mask]
-        reads = {"saliency": c["saliency"], "methods": masked, "rows": c["unlearn"]["rows"], "seed": c["seed"]}
-        if masked:
-            stages += [Stage("saliency", reads, (start,), self.make_saliency)]
+        # Masks of one unit stand together: its scores are taken once and dropped.
+        wanted = {name: methods.METHODS[name].mask for name in names if methods.METHODS[name].mask}
+        for name, mask in sorted(wanted.items(), key=lambda item: item[1].unit):
+            reads = {"saliency": c["saliency"], "mask": dataclasses.asdict(mask), "seed": c["seed"]}
+            reads |= {"rows": c["unlearn"]["rows"]} if mask.unit == "batch" else {}
+            make = functools.partial(self.make_mask, name)
+            stages += [Stage(f"saliency/{name}", reads, (start,), make)]
         for name in names:
             numbers = {k: v for k, v in c["unlearn"].items() if k not in ("methods", "learning_rate")}
             numbers |= {"learning_rate": c["unlearn"]["learning_rate"].get(name), "seed": c["seed"]}
-            inputs = (start, "saliency") if name in masked else (start,)
-            make = functools.partial(self.make_unlearned, name)
-            stages += [Stage(f"unlearn/{name}", {"unlearn": numbers}, inputs, make)]
+            reads = {"unlearn": numbers, "method": dataclasses.asdict(methods.METHODS[name])}
+            inputs = (start, f"saliency/{name}") if name in wanted else (start,)
+            stages += [Stage(f"unlearn/{name}", reads, inputs, functools.partial(self.make_unlearned, name))]
         for name in self.model_names():
             upstream = name if name in ("vanilla", "gold") else f"unlearn/{name}"
             upstream = start if name == "vanilla" else upstream
@@ -251,6 +167,8 @@ class Run:
         if not self.config.data.path:
             builders.prepare(self.config.data.name, self.workdir / "data")
         b = self.benchmark
+        for person in (*b.full, *b.test, *b.unseen):
+            loader.decode(person)  # a photo that does not decode is found here, not after hours of training
         return {name: len(getattr(b, name)) for name in ("full", "forget", "retain", "test", "unseen")}
 
     def make_base(self) -> dict:
@@ -277,49 +195,51 @@ class Run:
         plan = train.Plan(VANILLA, c["steps"], **numbers)
         return self.fit(name, plan, hf.load(self.base, self.model, self.mesh), streams, None, self.workdir / name)
 
-    def make_saliency(self) -> dict:
-        c, key = self.config.saliency, jax.random.key(self.config.seed)
-        module, params = self.model.module, self.vanilla_params
-        wanted = {name: methods.METHODS[name].mask for name in self.config.unlearn.methods}
-        wanted = {name: mask for name, mask in wanted.items() if mask}
-        evidence = {}
-        for unit in sorted({mask.unit for mask in wanted.values()}):
-            streams = self.unlearning_streams(c.rows if unit == "example" else self.config.unlearn.rows)
-            epochs = {name: stream.epoch() for name, stream in streams.items()}
-            signed = any(mask.rule == "salun" for mask in wanted.values())
-            bar = Progress(f"saliency ({unit})", sum(map(len, epochs.values())) + signed * len(epochs["forget"]))
+    def scores(self, unit: str) -> methods.Evidence:
+        """Saliency of the vanilla model on the three sets; kept until another unit is asked for or training starts."""
+        if self.scored is None or self.scored[0] != unit:
+            self.scored = None
+            self.scored = (unit, self._scores(unit))
+        return self.scored[1]
 
-            def score(name, kind="squared", unit=unit, epochs=epochs, bar=bar):
-                def batches():
-                    for batch in epochs[name]:
-                        bar.add()
-                        yield sharding.put(batch, self.mesh)
+    def _scores(self, unit: str) -> methods.Evidence:
+        c, config = self.config.saliency, self.config.unlearn
+        streams = self.unlearning_streams(c.rows if unit == "example" else config.rows)
+        epochs = {name: stream.epoch() for name, stream in streams.items()}
+        wanted = [methods.METHODS[name].mask for name in config.methods]
+        signed = any(mask.rule == "salun" and mask.unit == unit for mask in wanted if mask)
+        bar = Progress(f"scores by {unit}", sum(map(len, epochs.values())) + signed * len(epochs["forget"]))
 
-                with jax.set_mesh(self.mesh):
-                    return saliency.scores(
-                        self._loss, params, batches(), leaves=module.ELIGIBLE, unit=unit, kind=kind, chunk=c.chunk
-                    )
+        def batches(name):
+            for batch in epochs[name]:
+                bar.add()
+                yield sharding.put(batch, self.mesh)
 
-            count = {name: sum(saliency.units(b, unit) for b in epochs[name]) for name in ("retain", "text")}
-            trio = {name: score(name) for name in ("forget", "retain", "text")}
-            summed = score("forget", "signed") if signed else None
-            evidence[unit] = methods.Evidence(
-                **trio, retain_units=count["retain"], text_units=count["text"], summed=summed
-            )
-            bar.close()
-        table = {}
-        for name, rule in wanted.items():
-            mask = methods.make_mask(
-                rule, evidence[rule.unit], params, module.SIDES, key, tau=c.tau, eps=c.eps, noise=c.noise
-            )
-            masks.check(mask, params)
-            partial = self.workdir / "masks" / f"{name}.partial"
-            partial.parent.mkdir(exist_ok=True)
-            masks.save(partial, mask)
-            os.replace(partial, self.mask_path(name))
-            table[name] = {"groups": masks.coverage(mask), "leaves": _row_density(mask)}
-        write_json(self.workdir / "masks" / "coverage.json", table)
-        return {name: row["groups"] for name, row in table.items()}
+        def score(name, kind="squared"):
+            options = dict(leaves=self.model.module.ELIGIBLE, unit=unit, kind=kind, chunk=c.chunk)
+            with jax.set_mesh(self.mesh):
+                return saliency.scores(self._loss, self.vanilla_params, batches(name), **options)
+
+        trio = {name: score(name) for name in ("forget", "retain", "text")}
+        count = {name: sum(saliency.units(b, unit) for b in epochs[name]) for name in ("retain", "text")}
+        summed = score("forget", "signed") if signed else None
+        bar.close()
+        return methods.Evidence(**trio, retain_units=count["retain"], text_units=count["text"], summed=summed)
+
+    def make_mask(self, name: str) -> dict:
+        c, rule = self.config.saliency, methods.METHODS[name].mask
+        params, key = self.vanilla_params, jax.random.key(self.config.seed)
+        numbers = dict(tau=c.tau, eps=c.eps, noise=c.noise)
+        mask = methods.make_mask(rule, self.scores(rule.unit), params, self.model.module.SIDES, key, **numbers)
+        masks.check(mask, params)
+        path = self.mask_path(name)
+        partial = path.with_suffix(".partial")
+        path.parent.mkdir(exist_ok=True)
+        masks.save(partial, mask)
+        os.replace(partial, path)
+        coverage = masks.coverage(mask)
+        write_json(path.with_suffix(".json"), {"groups": coverage, "layers": masks.by_layer(mask)})
+        return coverage
 
     def _loss(self, params, batch):
         return methods.LOSSES["descent"](self.model, params, batch, None, 0.0)
@@ -327,20 +247,21 @@ class Run:
     def mask_path(self, name: str) -> pathlib.Path:
         return self.workdir / "masks" / f"{name}.safetensors"
 
-    def prepared(self, name: str, rate: float | None) -> tuple[train.Plan, dict[str, loader.Stream], Any]:
-        """The plan, streams and mask with which a method is run at a learning rate."""
+    def prepared(self, name: str, **rates: float) -> tuple[train.Plan, dict[str, loader.Stream], Any]:
+        """The plan, streams and mask of a method; ``learning_rate`` and ``retain_rate`` stand for those of the config."""
         c, method = self.config.unlearn, methods.METHODS[name]
-        if rate is None:
+        numbers = {key: c[key] for key in ("retain_rate", "schedule", "clip", "beta")}
+        numbers |= {"learning_rate": c.learning_rate.get(name)} | rates
+        if numbers["learning_rate"] is None:
             raise InputError(f"expected config.unlearn.learning_rate.{name}, found none; set it")
         streams = self.unlearning_streams(c.rows)
         if any(loss == "npo" for phase in method.phases for loss in phase.losses.values()):
             streams["forget"].columns["ref_logps"] = self.reference_logps(streams["forget"], self.vanilla_params)
-        numbers = {key: c[key] for key in ("retain_rate", "schedule", "clip", "beta")} | {"learning_rate": rate}
         mask = masks.load(self.mask_path(name), self.vanilla_params) if method.mask else None
         return train.plan(method, streams, c.epochs, **numbers), streams, mask
 
     def make_unlearned(self, name: str) -> dict:
-        plan, streams, mask = self.prepared(name, self.config.unlearn.learning_rate.get(name))
+        plan, streams, mask = self.prepared(name)
         return self.fit(f"unlearn/{name}", plan, self.vanilla_params, streams, mask, self.model_dir(name))
 
     def reference_logps(self, stream: loader.Stream, params: Any) -> np.ndarray:
@@ -357,8 +278,9 @@ class Run:
         return column
 
     def fit(self, name, plan, params, streams, mask, out) -> dict:
-        print(describe(name, plan, params, mask), flush=True)
-        folder = self.workdir / "checkpoints" / name.replace("/", "_")
+        self.scored = None  # room for the moments
+        print(train.describe(plan, params, mask), flush=True)
+        folder = self.workdir / "checkpoints" / name
         kept = checkpoint.Checkpoints(folder)
         bar = Progress(name, plan.iterations)
         state = train.fit(
@@ -376,9 +298,9 @@ class Run:
         kept.close()
         hf.save(state.params, self.model, self.base if not self.config.vanilla.path else self.vanilla, out)
         history = {k: [None if np.isnan(x) else float(x) for x in v] for k, v in jax.device_get(state.history).items()}
-        write_json(self.workdir / "training" / f"{name.replace('/', '_')}.json", history)
+        write_json(self.workdir / "training" / f"{name}.json", history)
         shutil.rmtree(folder)
-        return {"iterations": plan.iterations, "spacing": plan.spacing, "mask_proof": _proof(state.moved, mask)}
+        return {"iterations": plan.iterations, "spacing": plan.spacing, "mask_proof": train.mask_proof(state, mask)}
 
     def questioned(self, name: str, params: Any) -> tuple[dict, dict]:
         """Results and answers of a model on every split."""
@@ -398,7 +320,7 @@ class Run:
         gate = self.config.evaluate.memorised
         params = self.vanilla_params if name == "vanilla" else hf.load(self.model_dir(name), self.model, self.mesh)
         results, answers = self.questioned(name, params)
-        record = self.record(f"unlearn/{name}") or {}
+        record = self.stages.record(f"unlearn/{name}") or {}
         proof = record.get("result", {}).get("mask_proof", {})
         if name == "vanilla":
             known = results["forget"]["vqa"]["exact"]["mean"]
@@ -416,105 +338,6 @@ class Run:
     def make_report(self) -> None:
         report.write(self.workdir, self.model_names(), self.benchmark)
 
-    # ---- records
-
-    def fingerprint(self, name: str) -> str:
-        stage = self.stages[name]
-        value = [stage.name, stage.reads, [self.fingerprint(i) for i in stage.inputs]]
-        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-    def record_path(self, name: str) -> pathlib.Path:
-        return self.workdir / "stages" / f"{name.replace('/', '_')}.json"
-
-    def record(self, name: str) -> dict | None:
-        path = self.record_path(name)
-        return read_json(path) if path.exists() else None
-
-    def check(self) -> None:
-        """Refuses a workdir whose stages were made with another config, before anything is written."""
-        for name, stage in self.stages.items():
-            record = self.record(name)
-            if record is None or record["fingerprint"] == self.fingerprint(name) or name == "report":
-                continue
-            reads = json.loads(json.dumps(stage.reads))
-            was, now = _flat(record["reads"]), _flat(reads)
-            keys = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
-            shown = "; ".join(f"{k} = {was.get(k)!r}, now {now.get(k)!r}" for k in keys[:4]) or "its inputs"
-            raise InputError(
-                f"expected the config that made stage {name} in {self.workdir}, found another (made with {shown}); "
-                "give another --workdir, or the old config"
-            )
-
-    def go(self, only: list[str]) -> None:
-        self.check()
-        chosen = [n for n in self.stages if not only or n in only or n.split("/")[0] in only]
-        unknown = [n for n in only if n not in self.stages and n not in {s.split("/")[0] for s in self.stages}]
-        if unknown:
-            raise InputError(
-                f"expected stages among {', '.join(self.stages)}, found {', '.join(unknown)}; correct --stages"
-            )
-        for name in chosen:
-            stage, record = self.stages[name], self.record(name)
-            if record and record["status"] == "done" and record["fingerprint"] == self.fingerprint(name):
-                continue
-            missing = [i for i in stage.inputs if (self.record(i) or {}).get("status") != "done"]
-            if missing:
-                raise InputError(f"expected stage {missing[0]} before {name}, found it not done; add it to --stages")
-            print(f"{name}", flush=True)
-            head = {"fingerprint": self.fingerprint(name), "reads": stage.reads, **provenance()}
-            write_json(self.record_path(name), head | {"status": "started"})
-            began = time.monotonic()
-            result = stage.make()
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            cost = {"seconds": round(time.monotonic() - began, 1), "peak_host_bytes_so_far": peak}
-            write_json(self.record_path(name), head | {"status": "done", "result": result, "cost": cost})
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}
-
-
-def _row_density(mask: Any) -> dict[str, list[float]]:
-    """Leaf name -> density, one value per layer for stacked leaves; leaves with nothing selected are left out."""
-    table = {}
-    for name, leaf in trees.flatten(mask).items():
-        if masks.count(leaf):
-            axes = tuple(range(1, leaf.ndim)) if "/layers/" in name else None
-            table[name] = np.atleast_1d(np.asarray(jnp.mean(leaf.astype(jnp.float32), axis=axes))).tolist()
-    return table
-
-
-def _proof(moved: dict[str, jax.Array], mask: Any) -> dict[str, dict[str, float]]:
-    """Per leaf group: density, entries moved outside the mask by masked steps, entries moved inside."""
-    if mask is None:
-        return {}
-    table = {name: row | {"outside": 0, "inside": 0} for name, row in masks.coverage(mask).items()}
-    for name, (outside, inside) in jax.device_get(moved).items():
-        table[trees.group(name)]["outside"] += int(outside)
-        table[trees.group(name)]["inside"] += int(inside)
-    return table
-
-
-def describe(name: str, plan: train.Plan, params: Any, mask: Any) -> str:
-    """The plan, before the first step: what will change, leaf group by leaf group, steps and memory."""
-    trained, _ = trees.split(params, plan.method.scope)
-    groups: dict[str, list[int]] = {}
-    for leaf, value in trees.flatten(params).items():
-        groups.setdefault(trees.group(leaf), [0, 0])[0] += value.size
-    for leaf, value in trees.flatten(trained).items():
-        groups[trees.group(leaf)][1] += value.size
-    coverage = masks.coverage(mask) if mask is not None else {}
-    lines = [f"  plan: {plan.method.source}; {plan.iterations} iterations, learning rate {plan.learning_rate:g}"]
-    for group, (total, moving) in groups.items():
-        density = f"  forget mask {100 * coverage[group]['density']:5.1f} %" if coverage else ""
-        lines.append(f"    {group:32s}{total:>12,} parameters  {'trained' if moving else 'frozen'}{density}")
-    states = 1 if plan.method.moments == "shared" else len(plan.method.phases)
-    need = trees.nbytes(params) * (2 + 1) + trees.nbytes(trained) * 2 * states + trees.size(mask or {})
-    lines.append(f"    memory for params, gradients, moments and mask: {need / 2**20:,.0f} MiB, activations beside it")
-    return "\n".join(lines)
-
 
 def main(argv: list[str]) -> None:
     del argv
@@ -523,7 +346,7 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / name)
     try:
         run = Run(CONFIG.value, workdir)
-        run.go(STAGES.value)
+        run.stages.go(STAGES.value)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

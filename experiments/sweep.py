@@ -7,19 +7,24 @@ the passes, batch and everything else of the config. A rate is judged by its *wo
 is only as good as the axis that fails. The axes are forget VQA and forget Test VQA (1 at or below the chance level of
 four options, 0 where all are still right), forget QA, retain VQA and retain QA (exact answers). The best mean over
 seeds wins, the smaller rate on a tie. What is measured is kept in ``<workdir>/sweep.json``; the same command goes on.
+
+With ``--retain_rates`` the rate of the steps that only descend is chosen too, one for all methods: that at which the
+methods of the sweep do best on average, each at its own best learning rate.
 """
 
+import itertools
 import pathlib
 import sys
 
 import numpy as np
 from absl import app, flags, logging
 
-from experiments import run
+from experiments import run, stages
 from mmu_jax import InputError, train
 
 SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds to choose on.")
 RATES = flags.DEFINE_list("rates", ["3e-5", "1e-4", "2e-4", "3e-4", "5e-4", "8e-4"], "The grid, for every method.")
+RETAIN_RATES = flags.DEFINE_list("retain_rates", [], "Grid of config.unlearn.retain_rate; default the config's own.")
 METHODS = flags.DEFINE_list("methods", [], "Only these methods; default those of the config.")
 
 
@@ -39,48 +44,61 @@ def axes(results: dict, chance: float = 0.25) -> dict[str, float]:
     }
 
 
-def measure(runner: run.Run, name: str, rate: float) -> dict[str, float]:
-    """One method at one rate on one seed."""
-    plan, streams, mask = runner.prepared(name, rate)
+def measure(runner: run.Run, name: str, **rates: float) -> dict[str, float]:
+    """One method at one pair of rates on one seed."""
+    plan, streams, mask = runner.prepared(name, **rates)
     state = train.fit(plan, runner.model, runner.vanilla_params, streams, mesh=runner.mesh, mask=mask)
-    results, _ = runner.questioned(f"{name} at {rate:g}", state.params)
+    results, _ = runner.questioned(f"{name} at {rates['learning_rate']:g}", state.params)
     return axes(results)
 
 
-def choose(table: dict[str, dict[str, dict[str, dict[str, float]]]]) -> dict[str, float]:
-    """``{method: {rate: {seed: axes}}}`` -> the best rate of every method."""
-    best = {}
-    for name, rates in table.items():
-        worth = {float(rate): np.mean([min(a.values()) for a in seeds.values()]) for rate, seeds in rates.items()}
-        best[name] = max(sorted(worth), key=lambda rate: worth[rate])
-    return best
+def choose(rows: list[dict]) -> tuple[float, dict[str, float]]:
+    """Rows of a sweep -> the best retain rate and, at that, the best learning rate of every method."""
+    seeds: dict[tuple[float, str, float], list[float]] = {}
+    for row in rows:
+        key = (row["retain_rate"], row["method"], row["learning_rate"])
+        seeds.setdefault(key, []).append(min(row["axes"].values()))
+    best: dict[float, dict[str, tuple[float, float]]] = {}
+    for (retain_rate, name, rate), worth in sorted(seeds.items()):
+        found = best.setdefault(retain_rate, {})
+        if name not in found or np.mean(worth) > found[name][0]:
+            found[name] = (float(np.mean(worth)), rate)
+    # max keeps the first of equals, and the rates are in rising order.
+    chosen = max(best, key=lambda retain_rate: np.mean([worth for worth, _ in best[retain_rate].values()]))
+    return chosen, {name: rate for name, (_, rate) in best[chosen].items()}
 
 
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     workdir = pathlib.Path(run.WORKDIR.value or "runs/sweep")
-    kept = workdir / "sweep.json"
-    table = run.read_json(kept) if kept.exists() else {}
+    kept, asked = workdir / "sweep.json", []
+    rows = stages.read_json(kept) if kept.exists() else []
     try:
         for seed in SEEDS.value:
             config = run.CONFIG.value.copy_and_resolve_references()
             with config.unlocked():
                 config.seed, config.gold = int(seed), False
             runner = run.Run(config, workdir / f"seed{seed}")
-            runner.go(["data", "base", "vanilla", "evaluate/vanilla", "saliency"])
-            for name in METHODS.value or config.unlearn.methods:
-                for rate in RATES.value:
-                    seeds = table.setdefault(name, {}).setdefault(f"{float(rate):g}", {})
-                    if seed not in seeds:
-                        seeds[seed] = measure(runner, name, float(rate))
-                        run.write_json(kept, table)
-                        shown = "  ".join(f"{axis} {100 * v:.0f}" for axis, v in seeds[seed].items())
-                        print(f"{name} at {float(rate):g}, seed {seed}: {shown}", flush=True)
+            runner.stages.go(["data", "base", "vanilla", "evaluate/vanilla", "saliency"])
+            retain_rates = [float(rate) for rate in RETAIN_RATES.value] or [config.unlearn.retain_rate]
+            grid = itertools.product(METHODS.value or config.unlearn.methods, retain_rates, map(float, RATES.value))
+            for name, retain_rate, rate in grid:
+                key = {"seed": int(seed), "method": name, "retain_rate": retain_rate, "learning_rate": rate}
+                row = next((row for row in rows if key.items() <= row.items()), None)
+                if row is None:
+                    row = key | {"axes": measure(runner, name, learning_rate=rate, retain_rate=retain_rate)}
+                    rows.append(row)
+                    stages.write_json(kept, rows)
+                asked.append(row)
+                shown = "  ".join(f"{axis} {100 * v:.0f}" for axis, v in row["axes"].items())
+                print(f"{name} at {rate:g}, retain rate {retain_rate:g}, seed {seed}: {shown}", flush=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    for name, rate in choose(table).items():
+    retain_rate, best = choose(asked)
+    print(f"config.unlearn.retain_rate = {retain_rate:g}")
+    for name, rate in best.items():
         print(f"config.unlearn.learning_rate.{name} = {rate:g}")
 
 

@@ -108,8 +108,7 @@ def _catalogue(path: Path, names: list[tuple[str, str]]) -> tuple[dict[tuple[str
 
 
 def _places(name: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]]:
-    stacked = any(part in ("layers", "blocks") for part in name.split("/"))
-    return [(name, row) for row in range(shape[0])] if stacked else [(name, None)]
+    return [(name, row) for row in range(shape[0])] if trees.stacked(name) else [(name, None)]
 
 
 def _survey(path: Path, model: models.Model) -> dict[tuple[str, int | None], Tensor]:
@@ -157,7 +156,7 @@ def load(path: Path, model: models.Model, mesh: Mesh | None = None, dtype: Any =
 
     def leaf(name, shape, where):
         sources = [table[place] for place in _places(name, shape.shape)]
-        stacked = table.get((name, None)) is None
+        stacked = trees.stacked(name)
         cache = {}
 
         def read(index):

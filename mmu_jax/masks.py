@@ -183,6 +183,16 @@ def coverage(mask: Tree, group=trees.group) -> dict[str, dict[str, float]]:
     return table
 
 
+def by_layer(mask: Tree) -> dict[str, list[float]]:
+    """Leaf name -> density, one value per layer for stacked leaves; leaves with nothing selected are left out."""
+    table = {}
+    for name, leaf in trees.flatten(mask).items():
+        if count(leaf):
+            axes = tuple(range(1, leaf.ndim)) if trees.stacked(name) else None
+            table[name] = np.atleast_1d(np.asarray(jnp.mean(leaf.astype(jnp.float32), axis=axes))).tolist()
+    return table
+
+
 def check(mask: Tree, params: Tree) -> None:
     """Refuses a mask that cannot act: other names or shapes than ``params``, nothing selected, or everything."""
     trees.check_like(mask, params, "the mask", dtype=jnp.bool_)

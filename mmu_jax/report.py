@@ -212,9 +212,8 @@ def main_figure(workdir: pathlib.Path, results: Results, benchmark: Benchmark) -
 
 def density_figure(workdir: pathlib.Path) -> Any | None:
     """Mask density per layer (columns) and kind of weight (rows) of mmunlearner's mask."""
-    path = workdir / "masks" / "coverage.json"
-    table = json.loads(path.read_text()) if path.exists() else {}
-    leaves = table.get("mmunlearner", {}).get("leaves")
+    path = workdir / "masks" / "mmunlearner.json"
+    leaves = json.loads(path.read_text())["layers"] if path.exists() else {}
     if not leaves:
         return None
     plt = _pyplot()
@@ -241,7 +240,7 @@ def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
     plt = _pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained", sharex=True)
     for name in results:
-        path = workdir / "training" / f"unlearn_{name}.json"
+        path = workdir / "training" / "unlearn" / f"{name}.json"
         if not path.exists() or name.startswith("mask_") or name in ("mmunlearner_vision", "mmunlearner_language"):
             continue
         for curve, values in json.loads(path.read_text()).items():
@@ -321,11 +320,11 @@ def mask_table(results: Results) -> list[list[str]]:
 
 def cost_table(workdir: pathlib.Path) -> list[list[str]]:
     rows = []
-    for path in sorted((workdir / "stages").glob("*.json"), key=lambda p: p.stem):
-        cost = json.loads(path.read_text()).get("cost")
-        if cost and path.stem != "report":
-            rows.append([path.stem.replace("_", "/", 1) if path.stem.startswith(("unlearn_", "evaluate_")) else path.stem,
-                         f"{cost['seconds']:.1f}", f"{cost['peak_host_bytes_so_far'] / 2**30:.2f}"])  # fmt: skip
+    folder = workdir / "stages"
+    for path in sorted(folder.rglob("*.json")):
+        name, cost = path.relative_to(folder).with_suffix("").as_posix(), json.loads(path.read_text()).get("cost")
+        if cost and name != "report":
+            rows.append([name, f"{cost['seconds']:.1f}", f"{cost['peak_host_bytes_so_far'] / 2**30:.2f}"])
     total = sum(float(row[1]) for row in rows)
     return [["Stage", "Seconds", "Peak host memory so far, GiB"], *rows, ["all", f"{total:.0f}", ""]]
 

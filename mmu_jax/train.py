@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmu_jax import InputError, checkpoint, methods, sharding, transforms, trees
+from mmu_jax import InputError, checkpoint, masks, methods, sharding, transforms, trees
 from mmu_jax.data.loader import Stream
 
 Tree = Any
@@ -227,6 +227,36 @@ def fit(
 
 def _batch(stream: Stream, p: Plan, phase: methods.Phase, iteration: int) -> dict:
     return stream.batch(iteration // p.spacing if phase.spread else iteration)
+
+
+def describe(p: Plan, params: Tree, mask: Tree | None) -> str:
+    """What will change, leaf group by leaf group; steps and memory. Shown before the first step."""
+    trained, _ = trees.split(params, p.method.scope)
+    groups: dict[str, list[int]] = {}
+    for leaf, value in trees.flatten(params).items():
+        groups.setdefault(trees.group(leaf), [0, 0])[0] += value.size
+    for leaf, value in trees.flatten(trained).items():
+        groups[trees.group(leaf)][1] += value.size
+    coverage = masks.coverage(mask) if mask is not None else {}
+    lines = [f"  plan: {p.method.source}; {p.iterations} iterations, learning rate {p.learning_rate:g}"]
+    for group, (total, moving) in groups.items():
+        density = f"  forget mask {100 * coverage[group]['density']:5.1f} %" if coverage else ""
+        lines.append(f"    {group:32s}{total:>12,} parameters  {'trained' if moving else 'frozen'}{density}")
+    states = 1 if p.method.moments == "shared" else len(p.method.phases)
+    need = trees.nbytes(params) * (2 + 1) + trees.nbytes(trained) * 2 * states + trees.size(mask or {})
+    lines.append(f"    memory for params, gradients, moments and mask: {need / 2**20:,.0f} MiB, activations beside it")
+    return "\n".join(lines)
+
+
+def mask_proof(state: TrainState, mask: Tree | None) -> dict[str, dict[str, float]]:
+    """Per leaf group: ``coverage`` of the mask, entries moved ``outside`` by masked steps, entries moved ``inside``."""
+    if mask is None:
+        return {}
+    table = {name: row | {"outside": 0, "inside": 0} for name, row in masks.coverage(mask).items()}
+    for name, (outside, inside) in jax.device_get(state.moved).items():
+        table[trees.group(name)]["outside"] += int(outside)
+        table[trees.group(name)]["inside"] += int(inside)
+    return table
 
 
 def latest(state: TrainState) -> dict[str, float]:

@@ -85,6 +85,14 @@ def nbytes(tree: Tree) -> int:
     return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
+CONTAINERS = ("layers", "blocks")
+
+
+def stacked(name: str) -> bool:
+    """Whether axis 0 of the leaf counts layers: it lies in a container of layers."""
+    return any(component in CONTAINERS for component in name.split("/"))
+
+
 def group(name: str) -> str:
     """The leaf group a name belongs to: its first component, and the container below it.
 
@@ -95,7 +103,7 @@ def group(name: str) -> str:
     """
     parts = name.split("/")
     for depth, component in enumerate(parts):
-        if component in ("layers", "blocks"):
+        if component in CONTAINERS:
             return "/".join(parts[: depth + 1])
     return "/".join(parts[:-2]) or parts[0]
 

@@ -41,7 +41,7 @@ def benchmark():
 @pytest.fixture
 def workdir(tmp_path, benchmark):
     def write(path, content):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(json.dumps(content))
 
     for model in (
@@ -57,9 +57,9 @@ def workdir(tmp_path, benchmark):
             for e in p.generation
         ]
         write(f"answers/{model['model']}.json", {"forget": {"vqa": rows, "qa": rows}})
-    write("training/unlearn_mmunlearner.json", {"forget/ascent": [-0.1, None, -3.0], "retain/descent": [0.1, 0.2, 0.1]})
-    write("stages/unlearn_mmunlearner.json", {"cost": {"seconds": 12.3, "peak_host_bytes_so_far": 2**30}})
-    write("masks/coverage.json", {"mmunlearner": {"groups": {}, "leaves": {"tower/layers/fc1/weight": [0.25, 0.75]}}})
+    write("training/unlearn/mmunlearner.json", {"forget/ascent": [-0.1, None, -3.0], "retain/descent": [0.1, 0.2, 0.1]})
+    write("stages/unlearn/mmunlearner.json", {"cost": {"seconds": 12.3, "peak_host_bytes_so_far": 2**30}})
+    write("masks/mmunlearner.json", {"groups": {}, "layers": {"tower/layers/fc1/weight": [0.25, 0.75]}})
     return tmp_path
 
 
@@ -120,14 +120,21 @@ def test_flags():
 def test_the_sweep_judges_a_rate_by_its_worst_axis():
     axes = sweep.axes(made("m", 0.40, 0.9)["results"])
     assert axes["forget VQA"] == pytest.approx(0.6) and axes["retain VQA"] == 0.9
-    table = {
-        "m": {
-            "0.1": {"1": {"a": 0.9, "b": 0.2}},
-            "0.2": {"1": {"a": 0.5, "b": 0.5}},
-            "0.3": {"1": {"a": 0.5, "b": 0.5}},
-        }
-    }
-    assert sweep.choose(table) == {"m": 0.2}
+
+    def row(method, retain_rate, rate, *axes):
+        axes = dict(enumerate(axes))
+        return {"seed": 1, "method": method, "retain_rate": retain_rate, "learning_rate": rate, "axes": axes}
+
+    rows = [
+        row("m", 1.0, 0.1, 0.9, 0.2),
+        row("m", 1.0, 0.3, 0.5, 0.5),
+        row("m", 1.0, 0.2, 0.5, 0.5),  # as good at a smaller rate
+        row("n", 1.0, 0.1, 0.4, 0.8),
+        row("m", 2.0, 0.1, 0.6, 0.6),  # better for m alone, worse for both
+        row("n", 2.0, 0.1, 0.2, 0.8),
+    ]
+    assert sweep.choose(rows) == (1.0, {"m": 0.2, "n": 0.1})
+    assert sweep.choose(rows[-2:]) == (2.0, {"m": 0.1, "n": 0.1})
     assert np.isclose(sweep.axes(made("m", 0.2, 0.9)["results"])["test VQA"], 0.8)
 
 

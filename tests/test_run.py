@@ -175,9 +175,9 @@ def test_killed_in_training_saliency_and_unlearning_the_results_are_the_same(who
     workdir = tmp_path / "w"
     signs = {
         "vanilla": lambda: (workdir / "checkpoints" / "vanilla" / "10").exists(),
-        "saliency": lambda: (workdir / "stages" / "saliency.json").exists(),
-        "unlearn": lambda: (workdir / "checkpoints" / "unlearn_mmunlearner" / "5").exists(),
-        "evaluate": lambda: (workdir / "stages" / "evaluate_mmunlearner.json").exists(),
+        "saliency": lambda: (workdir / "stages" / "saliency" / "mmunlearner.json").exists(),
+        "unlearn": lambda: (workdir / "checkpoints" / "unlearn" / "mmunlearner" / "5").exists(),
+        "evaluate": lambda: (workdir / "stages" / "evaluate" / "mmunlearner.json").exists(),
     }
     for sign in signs.values():
         kill_when(workdir, sign, tmp_path)
@@ -214,7 +214,7 @@ def test_a_vanilla_model_that_knows_nobody_stops_the_run(whole, tmp_path):
 
 
 def forget_stage(workdir, name):
-    (workdir / "stages" / f"unlearn_{name}.json").unlink()
+    (workdir / "stages" / "unlearn" / f"{name}.json").unlink()
     shutil.rmtree(workdir / "unlearned" / name)
 
 
@@ -223,6 +223,67 @@ def test_a_damaged_checkpoint_is_refused(copy):
     file = copy / "vanilla" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     refused(run(copy, *SMALL), "complete safetensors file")
+
+
+def test_every_fault_of_a_checkpoint_is_listed(whole, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    folder = pathlib.Path(shutil.copytree(whole[0] / "vanilla", tmp_path / "checkpoint"))
+    table = load_file(folder / "model.safetensors")
+    del table["multi_modal_projector.linear_1.bias"]
+    table["multi_modal_projector.linear_2.bias"] = np.zeros(3, np.float32)
+    table["multi_modal_projector.linear_3.bias"] = np.zeros(3, np.float32)
+    save_file(table, folder / "model.safetensors", metadata={"format": "pt"})
+    done = run(tmp_path / "w", *SMALL, f"--config.vanilla.path={folder}", "--stages=data,evaluate/vanilla")
+    missing, shape = "linear_1/bias is missing", "linear_2.bias has shape (3,), expected (32,)"
+    refused(done, "3 faults", missing, shape, "linear_3.bias is not a tensor of this model")
+
+
+def lose(column):
+    return lambda split, rows: [{k: v for k, v in row.items() if k != column} for row in rows]
+
+
+def spoil(split, rows):
+    return [row | {"images": [b"no image", *row["images"][1:]]} if row["ID"] == "0007" else row for row in rows]
+
+
+DATA = {
+    "column": (lose("Mask_Task"), [], ["a column 'Mask_Task'", "found only", "MLLMU-Bench schema"]),
+    "image": (spoil, [], ["photo 1 of person 0007", "replace the file"]),
+    "split": (None, ["--config.data.forget=forget_5"], ["'forget_5'", "forget_10"]),
+    "both": (None, ["--config.data.retain=full"], ["nobody both in forget and retain", "10 people"]),
+    "empty": (None, ["--config.data.forget=full[:0]"], ["at least one person in the forget set"]),
+}
+
+
+@pytest.mark.parametrize("fault", DATA)
+def test_a_data_set_that_cannot_be_used_is_refused(fault, tmp_path, monkeypatch):
+    from mmu_jax.data import builders, faces
+
+    change, options, words = DATA[fault]
+    rows, features = faces.rows, builders._features()
+    if change is not None:
+        monkeypatch.setattr(faces, "rows", lambda split: change(split, list(rows(split))))
+    if fault == "column":
+        kept = {name: feature for name, feature in features.items() if name != "Mask_Task"}
+        monkeypatch.setattr(builders, "_features", lambda: type(features)(kept))
+    where = builders.prepare("embedded_faces", tmp_path / "data")
+    refused(run(tmp_path / "w", f"--config.data.path={where}", "--stages=data", *options), *words)
+    assert not list((tmp_path / "w").rglob("*.safetensors"))
+
+
+def test_a_path_without_a_data_set_is_refused(tmp_path):
+    refused(run(tmp_path / "w", f"--config.data.path={tmp_path}", "--stages=data"), "TFDS", str(tmp_path))
+
+
+def test_a_method_is_added_to_a_finished_run(copy):
+    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.suffix in (".safetensors", ".json")}
+    more = [option.replace("('ga',", "('ga','mask_random',") for option in SMALL]
+    done = run(copy, *more)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert any(line.startswith("mask_random") for line in done.stdout.splitlines())
+    changed = {p.relative_to(copy).as_posix() for p, at in before.items() if p.stat().st_mtime_ns != at}
+    assert changed == {"stages/report.json"}
 
 
 def test_a_mask_for_another_model_is_refused(copy):

@@ -81,8 +81,15 @@ def prepare(name: str, path: str | pathlib.Path) -> pathlib.Path:
 
 
 def _people(builder: tfds.core.DatasetBuilder, split: str) -> tuple[Person, ...]:
-    if split not in builder.info.splits:
-        raise InputError(f"expected a split in {sorted(builder.info.splits)}, found {split!r}; correct config.data")
+    try:
+        size = builder.info.splits[split].num_examples
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"expected one of the splits {', '.join(sorted(builder.info.splits))}, or a part of one as in 'full[:5]', "
+            f"found {split!r}; correct config.data"
+        ) from error
+    if size == 0:
+        return ()
     keep = {
         name: EncodedImages() if isinstance(feature, tfds.features.Sequence) else tfds.decode.SkipDecoding()
         for name, feature in builder.info.features.items()
@@ -93,13 +100,17 @@ def _people(builder: tfds.core.DatasetBuilder, split: str) -> tuple[Person, ...]
 
 
 def read(path: str | pathlib.Path, *, forget: str, retain: str) -> Benchmark:
-    """Reads a prepared TFDS directory; ``forget`` and ``retain`` name its splits.
+    """Reads a prepared TFDS directory; ``forget`` and ``retain`` name its splits or parts of them (``full[:5]``).
 
     The ``test`` split is filtered to the people to forget, as the benchmark prescribes.
 
     Raises:
-      InputError: a split or column is absent, forget or retain is empty, or a person is in both.
+      InputError: there is no data set, a split or column is absent, forget or retain is empty, or a person is in both.
     """
+    if not (pathlib.Path(path) / "dataset_info.json").exists():
+        raise InputError(
+            f"expected a prepared TFDS directory, found no dataset_info.json in {path}; correct config.data.path"
+        )
     builder = tfds.builder_from_directory(str(path))
     forgotten = _people(builder, forget)
     ids = {person.id for person in forgotten}

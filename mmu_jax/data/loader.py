@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from mmu_jax import InputError
 from mmu_jax.data import IMAGE, TEXT, Example, Person, text, vision
@@ -18,12 +19,22 @@ class Album:
     image_tokens: int
 
 
+def decode(person: Person) -> list[Image]:
+    """The decoded photos of a person.
+
+    Raises:
+      InputError: one does not decode; photo and person are named.
+    """
+    return [vision.decode(photo, f"photo {i} of person {person.id}") for i, photo in enumerate(person.photos)]
+
+
 def album(processor: Any, people: tuple[Person, ...]) -> Album:
     """Decodes and normalises every photo once."""
     images, photos = [], {}
     for person in people:
-        photos[person.id] = list(range(len(images), len(images) + len(person.photos)))
-        images += [vision.decode(p, f"photo {i} of person {person.id}") for i, p in enumerate(person.photos)]
+        decoded = decode(person)
+        photos[person.id] = list(range(len(images), len(images) + len(decoded)))
+        images += decoded
     pixels = vision.pixels(processor, images)
     return Album(pixels, photos, vision.image_tokens(processor, pixels))
 

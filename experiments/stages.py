@@ -1,0 +1,179 @@
+"""Stages with records on disk: what is done is skipped, what was made with another config is refused.
+
+A stage's *fingerprint* is a hash of the part of the config it reads and of the fingerprints of its inputs; its record is
+``<workdir>/stages/<stage>.json``. Files are written whole or not at all, so a run killed anywhere goes on where it was.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+import mmu_jax
+from mmu_jax import InputError
+
+
+class Progress:
+    """A bar with rate and time left on a terminal, plain lines elsewhere."""
+
+    def __init__(self, name: str, total: int):
+        from tqdm import tqdm
+
+        self.name, self.total, self.done, self.spoke = name, total, 0, 0.0
+        self.first: tuple[int, float] | None = None  # where and when the first report came: compilation is behind it
+        self.bar = tqdm(total=total, desc=name, dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def to(self, done: int, values: dict[str, float] | None = None) -> None:
+        """``done`` of the total is done; ``values`` are shown beside it."""
+        text = "  ".join(f"{name} {value:.3f}" for name, value in (values or {}).items())
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(done - self.done)
+        elif done == self.total or now - self.spoke > 5:
+            self.spoke = now
+            print(f"  {self.name}: {done}/{self.total}  {self._pace(done, now)}{text}".rstrip(), flush=True)
+        self.first, self.done = self.first or (done, now), done
+
+    def _pace(self, done: int, now: float) -> str:
+        if self.first is None or done == self.first[0]:
+            return ""
+        rate = (done - self.first[0]) / max(now - self.first[1], 1e-6)
+        return f"{rate:.1f}/s  {(self.total - done) / rate:.0f} s left  "
+
+    def add(self, n: int = 1) -> None:
+        self.to(self.done + n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    os.replace(partial, path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, devices and git revision, written beside every result."""
+    names = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "tensorflow-datasets", "numpy", "safetensors")
+    root = pathlib.Path(__file__).resolve().parent.parent
+    git = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "mmu_jax": mmu_jax.__version__,
+        "git": git or "not a git checkout",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in names},
+        "devices": sorted({f"{d.platform}:{d.device_kind}" for d in jax.devices()}),
+        "device_count": jax.device_count(),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A step of a run.
+
+    Attributes:
+      name: also the place of its record, ``saliency/mmunlearner`` -> ``stages/saliency/mmunlearner.json``.
+      reads: the part of the config its result depends on.
+      inputs: names of the stages whose results it reads.
+      make: does the work; returns what the record should keep.
+    """
+
+    name: str
+    reads: dict[str, Any]
+    inputs: tuple[str, ...]
+    make: Callable[[], dict[str, Any] | None]
+
+
+class Stages:
+    """The stages of one config in one workdir, in the order in which they are made."""
+
+    def __init__(self, workdir: pathlib.Path, stages: list[Stage]):
+        self.workdir, self.table = workdir, {stage.name: stage for stage in stages}
+
+    def fingerprint(self, name: str) -> str:
+        stage = self.table[name]
+        value = [stage.name, stage.reads, [self.fingerprint(i) for i in stage.inputs]]
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+    def path(self, name: str) -> pathlib.Path:
+        return self.workdir / "stages" / f"{name}.json"
+
+    def record(self, name: str) -> dict | None:
+        return read_json(self.path(name)) if self.path(name).exists() else None
+
+    def check(self) -> None:
+        """Refuses a workdir whose stages were made with another config, before anything is written."""
+        for name, stage in self.table.items():
+            record = self.record(name)
+            if record is None or record["fingerprint"] == self.fingerprint(name) or name == "report":
+                continue
+            was, now = _flat(record["reads"]), _flat(json.loads(json.dumps(stage.reads)))
+            keys = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
+            shown = "; ".join(f"{k} = {was.get(k)!r}, now {now.get(k)!r}" for k in keys[:4]) or "its inputs"
+            raise InputError(
+                f"expected the config that made stage {name} in {self.workdir}, found another (made with {shown}); "
+                "give another --workdir, or the old config"
+            )
+
+    def go(self, only: list[str]) -> None:
+        """Makes the stages that are not done: all, or those named in full or by the part before the slash."""
+        self.check()
+        unknown = [n for n in only if n not in self.table and n not in {s.split("/")[0] for s in self.table}]
+        if unknown:
+            raise InputError(
+                f"expected stages among {', '.join(self.table)}, found {', '.join(unknown)}; correct --stages"
+            )
+        self._keep_compiled()
+        for name in self.table:
+            if not only or name in only or name.split("/")[0] in only:
+                self._make(name)
+
+    def _make(self, name: str) -> None:
+        stage, record = self.table[name], self.record(name)
+        if record and record["status"] == "done" and record["fingerprint"] == self.fingerprint(name):
+            return
+        missing = [i for i in stage.inputs if (self.record(i) or {}).get("status") != "done"]
+        if missing:
+            raise InputError(f"expected stage {missing[0]} before {name}, found it not done; add it to --stages")
+        print(name, flush=True)
+        head = {"fingerprint": self.fingerprint(name), "reads": stage.reads, **provenance()}
+        write_json(self.path(name), head | {"status": "started"})
+        began = time.monotonic()
+        result = stage.make()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cost = {"seconds": round(time.monotonic() - began, 1), "peak_host_bytes_so_far": peak}
+        write_json(self.path(name), head | {"status": "done", "result": result, "cost": cost})
+
+    def _keep_compiled(self) -> None:
+        """Programs that several methods or a second run share compile once, unless the user keeps them elsewhere."""
+        if jax.config.jax_compilation_cache_dir is None:
+            jax.config.update("jax_compilation_cache_dir", str((self.workdir / "compiled").absolute()))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}
