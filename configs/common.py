@@ -21,7 +21,10 @@ def base() -> ConfigDict:
     config.mesh = dict(data=1, model=1)  # data=-1 takes every device
 
     # TFDS builder by name, or path of a prepared TFDS directory with the same features.
+    # `tokens` and `patches` are the padded lengths a batch may have, so that few programs are compiled; () takes what the
+    # longest row needs. `max_pixels` bounds the images of models that keep their size; 0 leaves it to the processor.
     config.data = dict(name="embedded_faces", path="", forget="forget_10", retain="retain_90")
+    config.data.update(dict(tokens=(), patches=(), max_pixels=0))
     # HF directory to start from; an empty path makes a small LLaVA of these sizes from nothing.
     config.model = dict(path="", dtype="float32", vision={}, text={})
 

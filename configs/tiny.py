@@ -3,8 +3,10 @@
     python -m experiments.run --config=configs/tiny.py
 
 A LLaVA of one million parameters is trained from nothing to know 100 people by face and by name, then each method
-makes it forget ten faces. Learning rates were chosen on another seed than the one reported, from one grid for all, by
+makes it forget ten faces. Learning rates were chosen on another seed than the one reported, from one grid for all: first
+the rate of the steps that only descend, by the strongest baseline, then the rate of every method.
 
+    python -m experiments.sweep --config=configs/tiny.py --seeds=1 --methods=grad_diff_alternate --retain_rates=1e-4,2e-4,5e-4
     python -m experiments.sweep --config=configs/tiny.py --seeds=1
 """
 

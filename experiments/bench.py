@@ -82,7 +82,7 @@ def main(argv):
     processor = tiny.processor()
     hub = tiny.config(processor.tokenizer, vision=config.model.vision.to_dict(), text=config.model.text.to_dict())
     model = models.Model(hub)
-    params = models.init(model, 0)
+    params = model.init(0)
     batches = [batch(rng, ROWS.value, len(processor.tokenizer), hub.image_token_id) for _ in range(BATCHES.value)]
     leaves = model.module.ELIGIBLE
 

@@ -82,7 +82,12 @@ class Run:
     @functools.cached_property
     def albums(self) -> dict[str, loader.Album]:
         names = ("full", "test", "unseen")
-        return {name: loader.album(self.processor, getattr(self.benchmark, name)) for name in names}
+        pixels = self.config.data.max_pixels
+        return {name: loader.album(self.processor, getattr(self.benchmark, name), pixels) for name in names}
+
+    @functools.cached_property
+    def sizes(self) -> loader.Sizes:
+        return loader.Sizes(tuple(self.config.data.tokens), tuple(self.config.data.patches))
 
     @functools.cached_property
     def people(self) -> dict[str, int]:
@@ -99,7 +104,8 @@ class Run:
         album = self.albums["full"] if kind == IMAGE else None
         seed = self.config.seed * 1000 + sum(map(ord, name))
         examples = self.examples(kind, keep)
-        return loader.stream(name, self.processor, examples, album, people=self.people, rows=rows, seed=seed)
+        numbers = dict(people=self.people, rows=rows, seed=seed, sizes=self.sizes)
+        return loader.stream(name, self.processor, examples, album, **numbers)
 
     def unlearning_streams(self, rows: int) -> dict[str, loader.Stream]:
         forgotten = set(self.benchmark.forget_ids)
@@ -179,7 +185,7 @@ class Run:
             vision, text = c.vision.to_dict(), c.text.to_dict()
             processor = tiny.processor(vision["image_size"], vision["patch_size"])
             model = models.Model(tiny.config(processor.tokenizer, vision=vision, text=text))
-            hf.create(models.init(model, self.config.seed), model, processor, self.base, self.config.seed)
+            hf.create(model.init(self.config.seed), model, processor, self.base, self.config.seed)
         return {"parameters": trees.size(model.abstract())}
 
     def make_trained(self, name: str) -> dict:
@@ -306,7 +312,9 @@ class Run:
         """Results and answers of a model on every split."""
         c = self.config.evaluate.to_dict()
         prompts, _ = evaluate.Prompts(**c.pop("prompts")), c.pop("memorised")
-        examiner = evaluate.Examiner(self.model, self.processor, self.mesh, prompts, seed=self.config.seed, **c)
+        examiner = evaluate.Examiner(
+            self.model, self.processor, self.mesh, prompts, seed=self.config.seed, sizes=self.sizes, **c
+        )
         b, full = self.benchmark, self.albums["full"]
         splits = {"forget": (b.forget, full), "test": (b.test, self.albums["test"]), "retain": (b.retain, full)}
         if b.unseen:

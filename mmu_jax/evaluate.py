@@ -43,6 +43,7 @@ class Examiner:
       rows: rows per batch; every batch is filled up to it, so each length compiles once.
       new_tokens: longest answer.
       samples: bootstrap draws for the intervals.
+      sizes: padded lengths of the batches.
       letters: also ask for a letter and parse it, as the benchmark does (strictly and as published).
     """
 
@@ -55,31 +56,31 @@ class Examiner:
     samples: int = 1000
     seed: int = 0
     letters: bool = True
+    sizes: loader.Sizes = loader.Sizes()
 
     @property
     def stop(self) -> tuple[int, ...]:
         """End-of-turn ids: the tokenizer's."""
         return (self.processor.tokenizer.eos_token_id,)
 
-    def _batches(self, arrays: dict[str, np.ndarray], photos: np.ndarray | None, album: loader.Album | None):
+    def _batches(self, texts: text.Rows, photos: np.ndarray | None, album: loader.Album | None):
         """Batches of ``rows`` rows; rows that only fill the last one are all padding."""
-        n = len(arrays["tokens"])
+        n = len(texts.tokens)
+        seen = [[] if album is None else [album.pictures[photos[i]]] for i in range(n)]
+        sizes = loader.sizes_for(self.sizes, texts, album.pictures if album is not None else [])
         for start in range(0, n, self.rows):
             index = np.arange(start, min(start + self.rows, n))
             filled = np.concatenate([index, np.zeros(self.rows - len(index), int)])
-            batch = {name: array[filled].copy() for name, array in arrays.items()}
+            batch = sizes.batch(texts, filled, [seen[i] for i in filled])
             batch["valid"][len(index) :] = False
-            if album is not None:
-                batch["pixels"] = album.pixels[photos[filled]][:, None]
             yield len(index), sharding.put(batch, self.mesh)
 
     def answers(self, params: Tree, questions: Sequence[str], photos: np.ndarray | None, album: loader.Album | None):
-        """The greedy answer to every question; ``photos [N]`` are rows of the album, None for text."""
-        images, tokens = (1, album.image_tokens) if album is not None else (0, 0)
-        arrays = text.encode_prompts(self.processor, list(questions), images, tokens)
+        """The greedy answer to every question; ``photos [N]`` are places in the album, None for text."""
+        texts = text.encode_prompts(self.processor, list(questions), 0 if album is None else 1)
         found = []
         with jax.set_mesh(self.mesh):
-            for n, batch in self._batches(arrays, photos, album):
+            for n, batch in self._batches(texts, photos, album):
                 new = generate.generate(self.model, params, batch, new_tokens=self.new_tokens, stop=self.stop)
                 found += generate.texts(self.processor, new, self.stop)[:n]
         return found
@@ -88,16 +89,15 @@ class Examiner:
         self, params: Tree, choices: Sequence[Choice], photos: np.ndarray | None, album: loader.Album | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probability and length in tokens of every option as the answer, both ``[N, O]``."""
-        images, tokens = (1, album.image_tokens) if album is not None else (0, 0)
         pairs = [(choice.question, option) for choice in choices for option in choice.options.values()]
         width = len(pairs) // len(choices)
-        arrays = text.encode(self.processor, pairs, images, tokens)
+        texts = text.encode(self.processor, pairs, 0 if album is None else 1)
         photos = None if photos is None else np.repeat(photos, width)
         logps = []
         with jax.set_mesh(self.mesh):
-            for n, batch in self._batches(arrays, photos, album):
+            for n, batch in self._batches(texts, photos, album):
                 logps.append(np.asarray(answer_logps(self.model, params, batch))[:n])
-        lengths = arrays["weights"].sum(axis=1)
+        lengths = np.array([row.sum() for row in texts.weights])
         return np.concatenate(logps).reshape(-1, width), lengths.reshape(-1, width)
 
     def examine(

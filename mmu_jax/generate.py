@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import models
-from mmu_jax.models.llava import causal
+from mmu_jax.models.decoder import causal
 
 
 def _sample(logits, key, temperature, top_p):
@@ -29,13 +29,16 @@ def _decode(model, params, batch, key, *, new_tokens, stop, temperature, top_p):
     cache = model.make_cache(b, t + new_tokens)
     keys = jnp.pad(batch["valid"].astype(bool), ((0, 0), (0, new_tokens)))
     mask = jnp.pad(causal(batch["valid"]), ((0, 0), (0, 0), (0, 0), (0, new_tokens)))
-    logits, cache = model.step(
-        params, batch["tokens"], batch["positions"], mask, batch.get("pixels"), cache, jnp.int32(0)
-    )
+    positions = batch["positions"]
+    logits, cache = model.step(params, batch["tokens"], positions, mask, model.images(batch), cache, jnp.int32(0))
     # The last valid token of a row predicts its first new one, wherever the padding is.
     last = jnp.max(jnp.where(batch["valid"], jnp.arange(t), -1), axis=1)
     first = jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
-    position = jnp.max(jnp.where(batch["valid"], batch["positions"], 0), axis=1) + 1
+    # Text goes on after the largest position of its row on any axis of M-RoPE.
+    axes = tuple(range(1, positions.ndim))
+    valid = jnp.expand_dims(batch["valid"], axes[:-1])
+    position = jnp.max(jnp.where(valid, positions, 0), axis=axes, keepdims=True) + 1
+    position = jnp.broadcast_to(position, (*positions.shape[:-1], 1))
     pad = jnp.int32(stop[0])
 
     def body(state):
@@ -45,7 +48,7 @@ def _decode(model, params, batch, key, *, new_tokens, stop, temperature, top_p):
         done = done | jnp.isin(token, jnp.asarray(stop, jnp.int32))
         keys = keys.at[:, t + i].set(True)
         mask = keys[:, None, None, :]
-        logits, cache = model.step(params, token[:, None], position[:, None], mask, None, cache, t + i)
+        logits, cache = model.step(params, token[:, None], position, mask, None, cache, t + i)
         return i + 1, _sample(logits[:, 0], use, temperature, top_p), done, out, keys, position + 1, cache, key
 
     def go_on(state):
@@ -70,7 +73,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
 ) -> jax.Array:
-    """Continues prompts: ``tokens, valid, positions [B,T]`` (and ``pixels``) -> new tokens ``[B, new_tokens]``.
+    """Continues prompts: ``tokens, valid, positions`` (and images) of a batch -> new tokens ``[B, new_tokens]``.
 
     Padding may be on either side. A row ends at its first ``stop`` token, after which it holds ``stop[0]``; the loop
     ends when all rows have. One compilation per (B, T, new_tokens).
@@ -79,8 +82,7 @@ def generate(
       stop: end-of-turn token ids, at least one.
       temperature: 0 is greedy; otherwise tokens are drawn from the ``top_p`` nucleus with ``seed``.
     """
-    names = ("tokens", "valid", "positions", "pixels")
-    inputs = {name: batch[name] for name in names if name in batch}
+    inputs = {name: batch[name] for name in ("tokens", "valid", "positions", *model.module.IMAGES) if name in batch}
     options = {"new_tokens": new_tokens, "stop": tuple(stop), "temperature": temperature, "top_p": top_p}
     return _decode(model, params, inputs, jax.random.key(seed), **options)
 

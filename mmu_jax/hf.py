@@ -73,11 +73,41 @@ def read_config(path: Path) -> Any:
     return AutoConfig.from_pretrained(path)
 
 
-def read_processor(path: Path) -> Any:
-    """The processor (tokenizer, chat template, PIL image processor) of a checkpoint directory."""
-    from transformers import AutoProcessor
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """Tokenizer, chat template and image processor of a checkpoint whose own processor also asks for video support."""
 
-    return AutoProcessor.from_pretrained(path, backend="pil")
+    tokenizer: Any
+    image_processor: Any
+    image_token: str
+
+    def apply_chat_template(self, messages: list[dict], **options: Any) -> str:
+        return self.tokenizer.apply_chat_template(messages, **options)
+
+
+def read_processor(path: Path) -> Any:
+    """The processor (tokenizer, chat template, PIL image processor) of a checkpoint directory.
+
+    Raises:
+      InputError: it has no chat template.
+    """
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+    if not read_config(path).model_type.startswith("qwen2"):
+        processor = AutoProcessor.from_pretrained(path, backend="pil")
+        template = processor.chat_template
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        legacy = pathlib.Path(path) / "chat_template.json"
+        if not tokenizer.chat_template and legacy.exists():
+            tokenizer.chat_template = json.loads(legacy.read_text())["chat_template"]
+        template = tokenizer.chat_template
+        processor = Processor(tokenizer, AutoImageProcessor.from_pretrained(path, backend="pil"), "<|image_pad|>")
+    if not template:
+        raise InputError(
+            f"expected a chat template beside the tokenizer, found none in {path}; copy chat_template.jinja (or .json) there"
+        )
+    return processor
 
 
 def rename(key: str, names: list[tuple[str, str]]) -> tuple[str, int | None]:

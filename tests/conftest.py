@@ -65,6 +65,90 @@ def torch_llava(folder, *, text=(), dtype="float32", tie=False, seed=0, shard="5
     return model
 
 
+CHATML = (
+    "{% for message in messages %}{% if loop.first %}<|im_start|>system\nYou are kind.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN_SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+
+
+def qwen_processor(folder):
+    """Writes tokenizer, template and image processor of a Qwen2-VL with 4 x 4 patches to ``folder``; returns the tokenizer."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from mmu_jax.data import tiny
+
+    backend = Tokenizer.from_str(tiny.tokenizer().backend_tokenizer.to_str())
+    backend.add_special_tokens(QWEN_SPECIAL)
+    backend.post_processor = None  # as Qwen2's: no token before the text
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<pad>", chat_template=CHATML
+    )
+    tokenizer.save_pretrained(folder)
+    size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 48}
+    Qwen2VLImageProcessorPil(patch_size=4, size=size).save_pretrained(folder)
+    return tokenizer
+
+
+def torch_qwen(folder, kind="qwen2_vl", *, text=(), dtype="float32", tie=False, seed=0, shard="5GB"):
+    """A tiny random Qwen2-VL or Qwen2.5-VL of ``transformers`` saved to ``folder`` with its processor; returns the torch model."""
+    import torch
+    import transformers
+
+    tokenizer = qwen_processor(folder)
+    torch.manual_seed(seed)
+    name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[kind]
+    vision = {"depth": 3, "num_heads": 2, "patch_size": 4}
+    if kind == "qwen2_vl":
+        vision |= {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
+    else:
+        vision |= {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "window_size": 16}
+        vision |= {"fullatt_block_indexes": [1]}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": [1, 1, 2] if not text else dict(text).pop("mrope"),
+    }
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2} | dict(text)
+    sizes.pop("mrope", None)
+    config = getattr(transformers, f"{name}Config")(
+        vision_config=vision,
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "max_position_embeddings": 256,
+            "rope_parameters": rope,
+            **sizes,
+        },
+        tie_word_embeddings=tie,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    )
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).to(getattr(torch, dtype)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder, max_shard_size=shard)
+    return model
+
+
+@pytest.fixture(scope="session", params=["qwen2_vl", "qwen2_5_vl"])
+def qwen(request, tmp_path_factory):
+    """(folder, torch model, our model) of a tiny Qwen2-VL and a tiny Qwen2.5-VL, float32."""
+    from mmu_jax import hf, models
+
+    folder = tmp_path_factory.mktemp(request.param)
+    reference = torch_qwen(folder, request.param)
+    return folder, reference, models.Model(hf.read_config(folder))
+
+
 @pytest.fixture(scope="session")
 def llava(tmp_path_factory):
     """(folder, torch model, our model) of one tiny LLaVA, float32."""

@@ -101,9 +101,13 @@ def test_an_image_that_does_not_decode_is_named():
         vision.decode(whole[: len(whole) // 2], "x")
 
 
+def picture(tokens=4):
+    return vision.Picture(np.zeros((3, 24, 24), np.float32), tokens)
+
+
 def test_weights_cover_the_answer_and_the_end_of_turn_only(processor):
     pairs = [("Is Lima in Lima?", "Lima"), ("Who is this person?", "Ada Becker")]
-    batch = text.encode(processor, pairs, 1, 4)
+    batch = text.encode(processor, pairs, 1).batch([0, 1], [[picture()], [picture()]])
     for (_, answer), tokens, weights in zip(pairs, batch["tokens"], batch["weights"], strict=True):
         supervised = tokens[weights > 0]
         assert supervised[-1] == processor.tokenizer.eos_token_id
@@ -115,13 +119,26 @@ def test_weights_cover_the_answer_and_the_end_of_turn_only(processor):
 
 def test_prompts_are_the_beginning_of_what_was_trained(processor):
     pairs = [("Who is this person?", "Ada Becker"), ("Where was Ada Becker born?", "Lima")]
-    trained = text.encode(processor, pairs, 1, 4)
-    asked = text.encode_prompts(processor, [q for q, _ in pairs], 1, 4)
+    seen = [[picture()], [picture()]]
+    trained = text.encode(processor, pairs, 1).batch([0, 1], seen)
+    asked = text.encode_prompts(processor, [q for q, _ in pairs], 1).batch([0, 1], seen)
     for row in range(2):
         prompt = asked["tokens"][row][asked["valid"][row]]
         np.testing.assert_array_equal(trained["tokens"][row][: len(prompt)], prompt)
         assert trained["weights"][row][: len(prompt)].sum() == 0 and trained["weights"][row][len(prompt)] == 1
         assert asked["positions"][row][asked["valid"][row]].tolist() == list(range(len(prompt)))
+
+
+def test_rows_are_padded_to_the_smallest_size_that_holds_them(processor):
+    rows = text.encode(processor, [("Who?", "Ada"), ("Who is it? " * 9, "Ada Becker")], 0)
+    short, long = (int(n) for n in rows.lengths(0))
+    sizes = (short + 3, long + 5)
+    assert rows.batch([0], [[]], sizes)["tokens"].shape == (1, short + 3)
+    assert rows.batch([0, 1], [[], []], sizes)["tokens"].shape == (2, long + 5)
+    with pytest.raises(InputError, match="config.data.tokens"):
+        rows.batch([1], [[]], sizes[:1])
+    with pytest.raises(InputError, match="one placeholder for each of 1 images, found 0"):
+        rows.batch([0], [[picture()]])
 
 
 def make_stream(processor, benchmark, rows=8, seed=3):
@@ -142,6 +159,12 @@ def test_a_batch_depends_on_seed_and_step_alone(processor, benchmark):
         np.testing.assert_array_equal(array, later[name])
     other = make_stream(processor, benchmark, seed=4).batch(11)
     assert not np.array_equal(other["row"], later["row"])
+
+
+def test_padding_is_the_share_of_empty_slots(processor, benchmark):
+    stream = make_stream(processor, benchmark)
+    valid = np.concatenate([batch["valid"][batch["row"] >= 0] for batch in stream.epoch()])
+    assert stream.padding() == {"tokens": pytest.approx(1 - valid.sum() / (40 * valid.shape[1]))}
 
 
 def test_an_epoch_deals_every_row_once_and_fills_with_weightless_rows(processor, benchmark):

@@ -105,13 +105,12 @@ def test_transformers_loads_the_unlearned_model_and_gives_our_logits(whole):
     with torch.no_grad():
         expected = reference.eval()(**theirs).logits.numpy()
     model = models.Model(hf.read_config(folder))
-    pixels = vision.pixels(processor, [face])
-    batch = text.encode_prompts(
-        processor, ["What is the name of this person?"], 1, vision.image_tokens(processor, pixels)
-    )
+    seen = [vision.pictures(processor, [face])]
+    batch = text.encode_prompts(processor, ["What is the name of this person?"], 1).batch([0], seen)
+    batch |= vision.arrays(seen)
     valid = batch["valid"][0]
     np.testing.assert_array_equal(batch["tokens"][0][valid], theirs["input_ids"][0].numpy())
-    logits = jax.jit(model.forward)(hf.load(folder, model), batch | {"pixels": pixels[:, None]})
+    logits = jax.jit(model.forward)(hf.load(folder, model), batch)
     np.testing.assert_allclose(np.asarray(logits)[0][valid], expected[0], atol=1e-4)
 
 

@@ -1,17 +1,23 @@
 """Examples, and the arrays a model sees.
 
-A *batch* is a dict of arrays of static shape. Axis letters: B rows, T tokens, I images of a row, C channels.
+A *batch* is a dict of arrays of static shape. Axis letters: B rows, T tokens, I images of a row, C channels, N patches of
+a row, F values of a patch.
 
 =============  ==================  ================================================================================
 ``tokens``     ``[B,T]`` int32     prompt, answer, end of turn, padding; every image expanded to its image tokens
 ``valid``      ``[B,T]`` bool      True where ``tokens`` is not padding
 ``weights``    ``[B,T]`` float32   loss weight of *predicting* that token: 1 on the answer and the end of turn, else 0
-``positions``  ``[B,T]`` int32     0, 1, 2, ... over the valid tokens
-``pixels``     ``[B,I,C,h,w]``     float32, normalised; absent from text-only batches, which skip the vision tower
+``positions``  ``[B,T]`` int32     0, 1, 2, ... over the valid tokens; ``[B,3,T]`` time, height, width for M-RoPE
+``pixels``     ``[B,I,C,h,w]``     float32, normalised (LLaVA)
+``patches``    ``[B,N,F]``         float32, normalised, images of any size after one another (Qwen2-VL)
+``grid``       ``[B,N,2]`` int32   row and column of a patch in its image
+``segment``    ``[B,N]`` int32     which image of the row a patch belongs to, -1 for padding
 ``person``     ``[B]`` int32       whose row it is: index into ``Benchmark.people``
 ``row``        ``[B]`` int32       index into the stream's examples; -1 for rows that only fill the batch
 ``ref_logps``  ``[B]`` float32     log-probability of the answer under the reference model, where a loss needs it
 =============  ==================  ================================================================================
+
+Text-only batches have no image arrays and skip the vision tower.
 """
 
 import dataclasses

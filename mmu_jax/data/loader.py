@@ -1,6 +1,7 @@
 """Streams: ``batch(step)`` is a pure function of (seed, step), so a run resumes from one integer."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,10 @@ from mmu_jax.data import IMAGE, TEXT, Example, Person, text, vision
 
 @dataclasses.dataclass(frozen=True)
 class Album:
-    """Decoded photographs of a set of people: ``pixels [N,C,h,w]`` and each person's rows in it."""
+    """Decoded photographs of a set of people: the pictures and each person's place among them."""
 
-    pixels: np.ndarray
+    pictures: list[vision.Picture]
     photos: dict[str, list[int]]
-    image_tokens: int
 
 
 def decode(person: Person) -> list[Image]:
@@ -28,15 +28,34 @@ def decode(person: Person) -> list[Image]:
     return [vision.decode(photo, f"photo {i} of person {person.id}") for i, photo in enumerate(person.photos)]
 
 
-def album(processor: Any, people: tuple[Person, ...]) -> Album:
+def album(processor: Any, people: tuple[Person, ...], max_pixels: int = 0) -> Album:
     """Decodes and normalises every photo once."""
     images, photos = [], {}
     for person in people:
         decoded = decode(person)
         photos[person.id] = list(range(len(images), len(images) + len(decoded)))
         images += decoded
-    pixels = vision.pixels(processor, images)
-    return Album(pixels, photos, vision.image_tokens(processor, pixels))
+    return Album(vision.pictures(processor, images, max_pixels), photos)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The padded lengths a batch may have, in ``tokens`` and in ``patches``; none: what the longest row needs."""
+
+    tokens: tuple[int, ...] = ()
+    patches: tuple[int, ...] = ()
+
+    def batch(self, rows: text.Rows, index: Sequence[int], pictures: list[list[vision.Picture]]) -> dict:
+        """The token and image arrays of the rows ``index``."""
+        images = vision.arrays(pictures, self.patches) if any(pictures) else {}
+        return rows.batch(index, pictures, self.tokens) | images
+
+
+def sizes_for(sizes: Sizes, rows: text.Rows, pictures: list[vision.Picture]) -> Sizes:
+    """``sizes``, or where it says nothing one size that holds every row with any of the pictures."""
+    longest = int(rows.lengths(max((p.tokens for p in pictures), default=0)).max())
+    tokens = sizes.tokens or (vision.fit(longest, (), "tokens"),)
+    return Sizes(tokens, sizes.patches or tuple({max((len(p.array) for p in pictures), default=0)}))
 
 
 @dataclasses.dataclass
@@ -49,11 +68,12 @@ class Stream:
 
     name: str
     examples: tuple[Example, ...]
-    arrays: dict[str, np.ndarray]
+    texts: text.Rows
     album: Album | None
     rows: int
     seed: int
-    columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    sizes: Sizes
+    columns: dict[str, np.ndarray]
 
     @property
     def steps(self) -> int:
@@ -77,16 +97,29 @@ class Stream:
         spare = self.rows - len(rows)
         filled = np.concatenate([rows, np.zeros(spare, int)])
         draws = np.concatenate([draws, np.zeros(spare, int)])
-        batch = {name: array[filled].copy() for name, array in self.arrays.items()}
+        chosen = [draw % len(self.photos(row)) for row, draw in zip(filled, draws, strict=True)]
+        pictures = [[] for _ in filled]
+        if self.album is not None:
+            pictures = [[self.album.pictures[self.photos(r)[i]]] for r, i in zip(filled, chosen, strict=True)]
+        batch = self.sizes.batch(self.texts, filled, pictures)
         batch["weights"][len(rows) :] = 0.0
         batch["row"] = np.where(np.arange(self.rows) < len(rows), filled, -1).astype(np.int32)
-        chosen = [draw % len(self.photos(row)) for row, draw in zip(filled, draws, strict=True)]
-        if self.album is not None:
-            photos = [self.photos(row)[i] for row, i in zip(filled, chosen, strict=True)]
-            batch["pixels"] = self.album.pixels[photos][:, None]
         for name, column in self.columns.items():
             batch[name] = column[filled, chosen] if column.ndim == 2 else column[filled]
         return batch
+
+    def padding(self) -> dict[str, float]:
+        """Share of the token and patch slots of one pass that hold nothing: the price of few compilations."""
+        first = [self.album.pictures[self.photos(r)[0]] if self.album else None for r in range(len(self.examples))]
+        need = {"tokens": np.array([int(self.texts.lengths(p.tokens if p else 0)[r]) for r, p in enumerate(first)])}
+        if self.album and first[0].grid:
+            need["patches"] = np.array([len(p.array) for p in first])
+        shares = {}
+        for what, lengths in need.items():
+            parts = [lengths[i : i + self.rows] for i in range(0, len(lengths), self.rows)]
+            slots = sum(vision.fit(int(part.max()), getattr(self.sizes, what), what) * self.rows for part in parts)
+            shares[what] = 1.0 - float(lengths.sum()) / slots
+        return shares
 
     def epoch(self) -> list[dict[str, np.ndarray]]:
         """One pass over all rows in order, each with its original photo."""
@@ -113,11 +146,12 @@ def stream(
     people: dict[str, int],
     rows: int,
     seed: int,
+    sizes: Sizes = Sizes(),
 ) -> Stream:
     """Encodes examples of one kind into a Stream; ``photos`` for image examples, None for text.
 
     Raises:
-      InputError: no example.
+      InputError: no example, or examples of the other kind.
     """
     if not examples:
         raise InputError(
@@ -126,8 +160,7 @@ def stream(
     kinds = {example.kind for example in examples}
     if kinds != {IMAGE if photos else TEXT}:
         raise InputError(f"expected only {IMAGE if photos else TEXT} rows in stream {name!r}, found {sorted(kinds)}")
-    pairs = [(e.question, e.answer) for e in examples]
-    images, tokens = (1, photos.image_tokens) if photos else (0, 0)
-    arrays = text.encode(processor, pairs, images, tokens)
-    arrays["person"] = np.array([people[e.person] for e in examples], np.int32)
-    return Stream(name, tuple(examples), arrays, photos, rows, seed)
+    texts = text.encode(processor, [(e.question, e.answer) for e in examples], 1 if photos else 0)
+    sizes = sizes_for(sizes, texts, photos.pictures if photos else [])
+    columns = {"person": np.array([people[e.person] for e in examples], np.int32)}
+    return Stream(name, tuple(examples), texts, photos, rows, seed, sizes, columns)

@@ -1,17 +1,22 @@
-"""The networks. Each module has ``forward``, ``step``, ``abstract``, ``unread``, ``HF_NAMES``, ``RULES``."""
+"""The networks, one module a family; ``Model`` binds one to a checkpoint's config.
+
+A module has ``Network`` (Flax Linen), ``IMAGES`` (the arrays of a batch that only its vision tower reads) and
+``images(config)`` (their smallest instance), ``unread(config)``, ``HF_NAMES``, ``HUB_NAMES``, ``RULES``, ``ELIGIBLE``
+and ``SIDES``.
+"""
 
 import dataclasses
-from functools import partial
 from types import ModuleType
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mmu_jax import InputError
-from mmu_jax.models import decoder, llava
+from mmu_jax.models import decoder, llava, qwen2_vl
 
-MODELS: dict[str, ModuleType] = {"llava": llava}
+MODELS: dict[str, ModuleType] = {"llava": llava, "qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, so that jit can take it as static
@@ -33,27 +38,35 @@ class Model:
             raise InputError(f"expected a model_type in {sorted(MODELS)}, found {kind!r}; this model is not supported")
         return MODELS[kind]
 
+    @property
+    def network(self) -> nn.Module:
+        return self.module.Network(self.config, self.dtype)
+
+    def images(self, batch: dict) -> dict | None:
+        """The arrays of a batch (``mmu_jax.data``) that only the vision tower reads; None if it has none."""
+        return {name: batch[name] for name in self.module.IMAGES if name in batch} or None
+
     def forward(self, params: dict, batch: dict) -> jax.Array:
-        """Logits ``[B,T,V]`` of a batch (``mmu_jax.data``)."""
-        return self.module.forward(self.config, params, batch, dtype=self.dtype)
+        """Logits ``[B,T,V]`` of a batch. A batch without images never runs the vision tower."""
+        mask = decoder.causal(batch["valid"])
+        return self.step(params, batch["tokens"], batch["positions"], mask, self.images(batch))[0]
 
-    def step(self, params, tokens, positions, mask, pixels, cache, offset):
-        return self.module.step(self.config, params, tokens, positions, mask, pixels, cache, offset, dtype=self.dtype)
+    def step(self, params, tokens, positions, mask, images=None, cache=None, offset=0):
+        """Logits ``[B,T,V]`` and the cache with T new entries written at slot ``offset``."""
+        return self.network.apply({"params": params}, tokens, positions, mask, images, cache, offset)
 
-    def abstract(self) -> dict:
-        """The parameter tree as shapes."""
-        return self.module.abstract(self.config)
-
-    def make_cache(self, rows: int, length: int):
+    def make_cache(self, rows: int, length: int) -> decoder.Cache:
         return decoder.make_cache(self.config.text_config, rows, length, self.dtype)
 
+    def _init(self, key: jax.Array) -> dict:
+        tokens = jnp.zeros((1, 4), jnp.int32)
+        mask = decoder.causal(jnp.ones((1, 4), bool))
+        return self.network.init(key, tokens, tokens, mask, self.module.images(self.config))["params"]
 
-def init(model: Model, seed: int) -> dict:
-    """Random params, jitted; for training from scratch only."""
-    config = model.config
-    size = config.vision_config.image_size
-    pixels = jnp.zeros((1, 1, config.vision_config.num_channels, size, size))
-    tokens = jnp.zeros((1, 4), jnp.int32)
-    network = llava.Llava(config)
-    make = jax.jit(partial(network.init, mask=llava.causal(jnp.ones((1, 4), bool)), pixels=pixels))
-    return make(jax.random.key(seed), tokens, tokens)["params"]
+    def init(self, seed: int) -> dict:
+        """Random params; for training from nothing only."""
+        return jax.jit(self._init)(jax.random.key(seed))
+
+    def abstract(self) -> dict:
+        """The parameter tree as ``jax.ShapeDtypeStruct``; no memory is used."""
+        return jax.eval_shape(self._init, jax.random.key(0))

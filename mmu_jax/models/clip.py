@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mmu_jax.models.layers import Embed, LayerNorm, Linear, activation, attention, normal, scanned
+from mmu_jax.models.layers import Embed, Kernel, LayerNorm, Linear, activation, attention, normal, scanned
 
 
 class Attention(nn.Module):
@@ -51,20 +51,11 @@ class Embeddings(nn.Module):
         c, (b, channels, h, w), p = self.config, pixels.shape, self.config.patch_size
         patches = pixels.reshape(b, channels, h // p, p, w // p, p).transpose(0, 2, 4, 1, 3, 5)
         patches = patches.reshape(b, -1, channels, p, p).astype(self.dtype)
-        kernel = PatchEmbedding(c, name="patch_embedding")().astype(self.dtype)
+        kernel = Kernel((c.hidden_size, channels, p, p), name="patch_embedding")().astype(self.dtype)
         x = jnp.einsum("bnchw,dchw->bnd", patches, kernel)
         cls = self.param("class_embedding", normal, (c.hidden_size,)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (b, 1, c.hidden_size)), x], axis=1)
         return x + Embed(x.shape[1], c.hidden_size, self.dtype, name="position_embedding")(jnp.arange(x.shape[1]))
-
-
-class PatchEmbedding(nn.Module):
-    config: Any
-
-    @nn.compact
-    def __call__(self):
-        c = self.config
-        return self.param("weight", normal, (c.hidden_size, c.num_channels, c.patch_size, c.patch_size))
 
 
 class Encoder(nn.Module):

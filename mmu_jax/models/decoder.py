@@ -1,4 +1,4 @@
-"""The Llama decoder (arXiv 2302.13971; GQA, arXiv 2305.13245): any head size, with or without biases, cache or none."""
+"""The Llama and Qwen2 decoder (arXiv 2302.13971, 2407.10671; GQA, arXiv 2305.13245): any head size, cache or none."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError
-from mmu_jax.models.layers import Linear, RMSNorm, activation, attention, rotary, scanned
+from mmu_jax.models.layers import Embed, Linear, RMSNorm, activation, attention, rotary, scanned
 from mmu_jax.sharding import constrain
 
 Cache = dict[str, jax.Array]
@@ -42,21 +42,49 @@ def make_cache(config: Any, rows: int, length: int, dtype: Any) -> Cache:
     return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
 
 
+def angles(config: Any, positions: jax.Array) -> jax.Array:
+    """Angles ``[B,T,H/2]`` of RoPE for ``positions [B,T]``, of M-RoPE (arXiv 2409.12191) for ``positions [B,3,T]``.
+
+    M-RoPE deals the frequencies out to time, height and width in runs of ``mrope_section``.
+    """
+    inv_freq = jnp.asarray(inverse_frequencies(config))
+    if positions.ndim == 3:
+        sections = config.rope_parameters["mrope_section"]
+        axis = np.repeat(np.arange(len(sections)) % 3, sections)
+        positions = positions[:, axis].swapaxes(1, 2)
+    else:
+        positions = positions[:, :, None]
+    return positions.astype(jnp.float32) * inv_freq
+
+
+def biases(config: Any) -> tuple[bool, bool]:
+    """Whether q, k, v have a bias, and whether o has."""
+    if config.model_type.startswith("qwen2"):
+        return True, False
+    both = getattr(config, "attention_bias", False)
+    return both, both
+
+
+def causal(valid: jax.Array) -> jax.Array:
+    """``valid [B,T] -> [B,1,T,T]``: a token looks at itself and at the valid tokens before it."""
+    t = valid.shape[1]
+    return (jnp.tril(jnp.ones((t, t), bool)) & valid[:, None, :].astype(bool))[:, None]
+
+
 class Attention(nn.Module):
     config: Any
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, cache, positions, mask, offset):
+    def __call__(self, x, cache, angle, mask, offset):
         c, (b, t, d), h = self.config, x.shape, head_size(self.config)
-        bias = getattr(c, "attention_bias", False)
+        qkv_bias, out_bias = biases(c)
 
         def project(name, heads):
-            return Linear(heads * h, bias, self.dtype, name=name)(x).reshape(b, t, heads, h)
+            return Linear(heads * h, qkv_bias, self.dtype, name=name)(x).reshape(b, t, heads, h)
 
-        inv_freq = jnp.asarray(inverse_frequencies(c))
-        q = rotary(project("q_proj", c.num_attention_heads), positions, inv_freq)
-        k = rotary(project("k_proj", c.num_key_value_heads), positions, inv_freq)
+        q = rotary(project("q_proj", c.num_attention_heads), angle)
+        k = rotary(project("k_proj", c.num_key_value_heads), angle)
         v = project("v_proj", c.num_key_value_heads)
         if cache is not None:
             cache = {
@@ -65,7 +93,7 @@ class Attention(nn.Module):
             }
             k, v = cache["k"], cache["v"]
         out = attention(q, k, v, mask).reshape(b, t, c.num_attention_heads * h)
-        return Linear(d, bias, self.dtype, name="o_proj")(out), cache
+        return Linear(d, out_bias, self.dtype, name="o_proj")(out), cache
 
 
 class MLP(nn.Module):
@@ -85,11 +113,11 @@ class Layer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, cache, positions, mask, offset):
+    def __call__(self, x, cache, angle, mask, offset):
         eps = self.config.rms_norm_eps
         x = constrain(x, "data")
         normed = RMSNorm(eps, self.dtype, name="input_layernorm")(x)
-        out, cache = Attention(self.config, self.dtype, name="self_attn")(normed, cache, positions, mask, offset)
+        out, cache = Attention(self.config, self.dtype, name="self_attn")(normed, cache, angle, mask, offset)
         x = x + out
         normed = RMSNorm(eps, self.dtype, name="post_attention_layernorm")(x)
         return x + MLP(self.config, self.dtype, name="mlp")(normed), cache
@@ -108,5 +136,37 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x, positions, mask, cache=None, offset=0):
         layers = scanned(Layer, self.config.num_hidden_layers, broadcast=3)(self.config, self.dtype, name="layers")
-        x, cache = layers(x, cache, positions, mask, offset)
+        x, cache = layers(x, cache, angles(self.config, positions), mask, offset)
         return RMSNorm(self.config.rms_norm_eps, self.dtype, name="norm")(x), cache
+
+
+class LanguageModel(nn.Module):
+    """The decoder between its token embedding and, for tied heads, the same embedding transposed."""
+
+    config: Any
+    dtype: Any
+
+    def setup(self):
+        c = self.config
+        if getattr(c, "use_sliding_window", False):
+            raise InputError("expected full attention, found use_sliding_window; this model is not supported")
+        self.embed_tokens = Embed(c.vocab_size, c.hidden_size, self.dtype)
+        self.decoder = Decoder(c, self.dtype)
+        nn.share_scope(self, self.decoder)
+
+    def embed(self, tokens):
+        return self.embed_tokens(tokens)
+
+    def __call__(self, x, positions, mask, cache=None, offset=0):
+        return self.decoder(x, positions, mask, cache, offset)
+
+    def attend(self, x):
+        """Logits by the transposed embedding, for tied heads."""
+        weight = self.embed_tokens.variables["params"]["weight"]
+        return jnp.einsum("btd,vd->btv", x, weight.astype(self.dtype))
+
+
+def place(features: jax.Array, is_image: jax.Array, x: jax.Array) -> jax.Array:
+    """``x [B,T,D]`` with the i-th image position of a row replaced by its i-th feature of ``features [B,N,D]``."""
+    index = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
+    return jnp.where(is_image[..., None], jnp.take_along_axis(features, index[..., None], axis=1), x)

@@ -36,6 +36,16 @@ class Linear(nn.Module):
         return y
 
 
+class Kernel(nn.Module):
+    """The bare ``weight`` of a convolution whose stride is its size: the caller cuts the patches."""
+
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self):
+        return self.param("weight", normal, self.shape)
+
+
 class Embed(nn.Module):
     """``ids [...] -> [..., D]``, ``weight [V, D]``."""
 
@@ -105,9 +115,8 @@ def attention(q, k, v, mask):
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
-def rotary(x, positions, inv_freq):
-    """Rotates halves of the head: ``x [B,T,K,H]``, ``positions [B,T]``, ``inv_freq [H/2]`` (RoPE, arXiv 2104.09864)."""
-    angle = positions[:, :, None].astype(jnp.float32) * inv_freq
+def rotary(x, angle):
+    """Rotates halves of the head by ``angle [B,T,H/2]``: ``x [B,T,K,H]`` (RoPE, arXiv 2104.09864)."""
     cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
@@ -116,7 +125,8 @@ def rotary(x, positions, inv_freq):
 def scanned(block: type[nn.Module], length: int, *, broadcast: int) -> type[nn.Module]:
     """``block`` repeated ``length`` times with params stacked on axis 0, rematerialised in the backward pass.
 
-    The block maps ``(x, cache, *broadcast inputs) -> (x, cache)``; a cache of None stays None.
+    The block maps ``(x, per layer, *broadcast inputs) -> (x, per layer)``: what belongs to a layer, such as its cache, has
+    the layer on axis 0; None stays None.
     """
     return nn.scan(
         nn.remat(block, prevent_cse=False),

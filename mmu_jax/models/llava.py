@@ -17,8 +17,10 @@ from jax.sharding import PartitionSpec as P
 
 from mmu_jax import InputError
 from mmu_jax.models import clip, decoder
-from mmu_jax.models.layers import Embed, Linear, activation
+from mmu_jax.models.layers import Linear, activation
 from mmu_jax.sharding import constrain
+
+IMAGES = ("pixels",)
 
 # From any spelling on disk (hub files, transformers 5 files, transformers 5 in memory) to the names of this tree.
 HF_NAMES = [
@@ -68,30 +70,11 @@ class Projector(nn.Module):
         return Linear(width, c.multimodal_projector_bias, self.dtype, name="linear_2")(x)
 
 
-class LanguageModel(nn.Module):
-    config: Any
-    dtype: Any
+class Network(nn.Module):
+    """Logits ``[B,T,V]`` and the cache. ``config`` is a ``transformers.LlavaConfig``; ``images`` holds ``pixels [B,I,C,h,w]``.
 
-    def setup(self):
-        c = self.config
-        self.embed_tokens = Embed(c.vocab_size, c.hidden_size, self.dtype)
-        self.decoder = decoder.Decoder(c, self.dtype)
-        nn.share_scope(self, self.decoder)
-
-    def embed(self, tokens):
-        return self.embed_tokens(tokens)
-
-    def __call__(self, x, positions, mask, cache=None, offset=0):
-        return self.decoder(x, positions, mask, cache, offset)
-
-    def attend(self, x):
-        """Logits by the transposed embedding, for tied heads."""
-        weight = self.embed_tokens.variables["params"]["weight"]
-        return jnp.einsum("btd,vd->btv", x, weight.astype(self.dtype))
-
-
-class Llava(nn.Module):
-    """See :func:`forward`. ``config`` is a ``transformers.LlavaConfig``."""
+    Rows without an image may share a batch with rows that have one: their pixels are not looked at.
+    """
 
     config: Any
     dtype: Any = jnp.float32
@@ -100,29 +83,32 @@ class Llava(nn.Module):
         c = self.config
         self.vision_tower = clip.Tower(c.vision_config, depth(c), self.dtype)
         self.multi_modal_projector = Projector(c, self.dtype)
-        self.language_model = LanguageModel(c.text_config, self.dtype)
+        self.language_model = decoder.LanguageModel(c.text_config, self.dtype)
         if not c.tie_word_embeddings:
             self.lm_head = Linear(c.text_config.vocab_size, bias=False, dtype=self.dtype)
 
-    def embed(self, tokens, pixels=None):
-        """Token embeddings ``[B,T,D]`` with the i-th image position of a row replaced by its i-th image feature."""
+    def embed(self, tokens, images):
         x = self.language_model.embed(tokens)
-        if pixels is None:
+        if images is None:
             return x
-        b, images = pixels.shape[:2]
-        features = self.vision_tower(pixels.reshape(b * images, *pixels.shape[2:]))
+        pixels = images["pixels"]
+        features = self.vision_tower(pixels.reshape(-1, *pixels.shape[2:]))
         if self.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
-        features = self.multi_modal_projector(features).reshape(b, -1, x.shape[-1])
-        is_image = tokens == self.config.image_token_id
-        index = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
-        return jnp.where(is_image[..., None], jnp.take_along_axis(features, index[..., None], axis=1), x)
+        features = self.multi_modal_projector(features).reshape(len(tokens), -1, x.shape[-1])
+        return decoder.place(features, tokens == self.config.image_token_id, x)
 
-    def __call__(self, tokens, positions, mask, pixels=None, cache=None, offset=0):
-        x = constrain(self.embed(tokens, pixels), "data")
+    def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0):
+        x = constrain(self.embed(tokens, images), "data")
         x, cache = self.language_model(x, positions, mask, cache, offset)
         logits = self.language_model.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
         return constrain(logits, "data", None, "model"), cache
+
+
+def images(config: Any) -> dict[str, jax.Array]:
+    """The smallest image arrays of a batch of one row."""
+    c = config.vision_config
+    return {"pixels": jnp.zeros((1, 1, c.num_channels, c.image_size, c.image_size))}
 
 
 def depth(config: Any) -> int:
@@ -135,25 +121,6 @@ def depth(config: Any) -> int:
     if not 0 <= chosen <= total:
         raise InputError(f"expected a vision_feature_layer among {total} layers, found {layer}; correct the config")
     return chosen
-
-
-def causal(valid: jax.Array) -> jax.Array:
-    """``valid [B,T] -> [B,1,T,T]``: a token looks at itself and at the valid tokens before it."""
-    t = valid.shape[1]
-    return (jnp.tril(jnp.ones((t, t), bool)) & valid[:, None, :].astype(bool))[:, None]
-
-
-def abstract(config: Any) -> dict:
-    """The parameter tree as ``jax.ShapeDtypeStruct``; no memory is used."""
-    patch = config.vision_config.image_size
-    pixels = jax.ShapeDtypeStruct((1, 1, config.vision_config.num_channels, patch, patch), jnp.float32)
-    tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
-
-    def init(tokens, pixels):
-        valid = jnp.ones_like(tokens, bool)
-        return Llava(config).init(jax.random.key(0), tokens, tokens, causal(valid), pixels)["params"]
-
-    return jax.eval_shape(init, tokens, pixels)
 
 
 def unread(config: Any) -> dict[str, tuple[int, ...]]:
@@ -171,21 +138,3 @@ def unread(config: Any) -> dict[str, tuple[int, ...]]:
         for name, shape in one.items()
     }
     return shapes | {f"vision_tower.post_layernorm.{k}": (d,) for k in ("weight", "bias")}
-
-
-def forward(config: Any, params: dict, batch: dict, *, dtype: Any = jnp.float32) -> jax.Array:
-    """Logits ``[B,T,V]`` for ``tokens, valid, positions [B,T]`` and, where rows have images, ``pixels [B,I,C,h,w]``.
-
-    A batch without ``pixels`` never runs the vision tower. Rows without an image may share a batch with rows that have
-    one: their pixels are not looked at.
-    """
-    mask = causal(batch["valid"])
-    logits, _ = Llava(config, dtype).apply(
-        {"params": params}, batch["tokens"], batch["positions"], mask, batch.get("pixels")
-    )
-    return logits
-
-
-def step(config, params, tokens, positions, mask, pixels, cache, offset, *, dtype=jnp.float32):
-    """One call with a cache: logits ``[B,T,V]`` and the cache with T new entries written at slot ``offset``."""
-    return Llava(config, dtype).apply({"params": params}, tokens, positions, mask, pixels, cache, offset)

@@ -1,0 +1,208 @@
+"""Qwen2-VL (arXiv 2409.12191) and Qwen2.5-VL (arXiv 2502.13923): a vision tower for any image size, a Qwen2 decoder.
+
+Parameter tree (Hugging Face names; blocks and layers stacked on axis 0)::
+
+    visual/{patch_embed/proj, blocks, merger/{ln_q, mlp/0, mlp/2}}
+    language_model/{embed_tokens, layers, norm}
+    lm_head                                                   absent when tied to embed_tokens
+
+All geometry comes from the host as arrays, so images of different sizes, and several in a row, share one compilation
+(axis letters: N patches of a row, in the processor's order, four neighbours after one another)::
+
+    patches  [B,N,C*P*P*2]   padded with zeros
+    grid     [B,N,2]         row and column of each patch in its image
+    segment  [B,N]           which image of the row a patch belongs to; -1 for padding
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from mmu_jax.models import decoder
+from mmu_jax.models.layers import Kernel, LayerNorm, Linear, RMSNorm, activation, attention, gelu, rotary, scanned
+from mmu_jax.sharding import constrain
+
+IMAGES = ("patches", "grid", "segment")
+
+# From any spelling on disk (hub files, transformers 5 in memory) to the names of this tree.
+HF_NAMES = [
+    (r"^model\.(visual|language_model)\.", r"\1."),
+    (r"^model\.", "language_model."),
+]
+HUB_NAMES = [(r"^language_model\.", "model.")]
+
+# Axis 0 of a leaf under `blocks` or `layers` is the layer. `model` splits heads and hidden width, `data` the other axis.
+RULES = [
+    (r"(blocks|layers)/.*(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1|qkv)/weight$", P(None, "model", "data")),
+    (r"(blocks|layers)/.*(o_proj|down_proj|fc2|proj)/weight$", P(None, "data", "model")),
+    (r"(blocks|layers)/.*(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1|qkv)/bias$", P(None, "model")),
+    (r"(blocks|layers)/.*", P()),
+    (r"(embed_tokens|lm_head)/weight$", P("model", "data")),
+    (r"merger/mlp/0/weight$", P("model", "data")),
+    (r"merger/mlp/2/weight$", P("data", "model")),
+    (r"merger/mlp/0/bias$", P("model")),
+    (r"patch_embed/proj/weight$", P("data")),
+    (r"norm/|ln_q/|merger/mlp/2/bias$", P()),
+]
+
+# The linear layers, the leaves that saliency scores unless told otherwise.
+ELIGIBLE = r".*(proj|fc1|fc2|qkv|mlp/0|mlp/2)/weight"
+SIDES = {"vision": r"visual/.*", "language": r"(language_model|lm_head)/.*"}
+
+
+def _second(config: Any) -> bool:
+    """Whether the vision tower is the one of Qwen2.5: RMSNorm, gated MLP, windows."""
+    return hasattr(config, "fullatt_block_indexes")
+
+
+def _widths(config: Any) -> tuple[int, int]:
+    """Width of the vision tower and of what it gives to the language model."""
+    return (config.hidden_size, config.out_hidden_size) if _second(config) else (config.embed_dim, config.hidden_size)
+
+
+def _norm(config: Any, dtype: Any, name: str) -> nn.Module:
+    return (RMSNorm if _second(config) else LayerNorm)(1e-6, dtype, name=name)
+
+
+class Attention(nn.Module):
+    config: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, angle, mask):
+        (b, n, d), heads = x.shape, self.config.num_heads
+        qkv = Linear(3 * d, dtype=self.dtype, name="qkv")(x).reshape(b, n, 3, heads, d // heads)
+        out = attention(rotary(qkv[:, :, 0], angle), rotary(qkv[:, :, 1], angle), qkv[:, :, 2], mask)
+        return Linear(d, dtype=self.dtype, name="proj")(out.reshape(b, n, d))
+
+
+class MLP(nn.Module):
+    config: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        c, act = self.config, activation(self.config.hidden_act)
+        if _second(c):
+            gate, up = (Linear(c.intermediate_size, dtype=self.dtype, name=f"{p}_proj")(x) for p in ("gate", "up"))
+            return Linear(x.shape[-1], dtype=self.dtype, name="down_proj")(act(gate) * up)
+        hidden = act(Linear(int(x.shape[-1] * c.mlp_ratio), dtype=self.dtype, name="fc1")(x))
+        return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
+
+
+class Block(nn.Module):
+    config: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, everywhere, angle, same_image, same_window):
+        c = self.config
+        mask = same_image & (same_window | everywhere)
+        x = x + Attention(c, self.dtype, name="attn")(_norm(c, self.dtype, "norm1")(x), angle, mask)
+        return x + MLP(c, self.dtype, name="mlp")(_norm(c, self.dtype, "norm2")(x)), None
+
+
+class PatchEmbed(nn.Module):
+    config: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, patches):
+        c, width = self.config, _widths(self.config)[0]
+        shape = (width, c.in_channels, c.temporal_patch_size, c.patch_size, c.patch_size)
+        kernel = Kernel(shape, name="proj")().reshape(width, -1)
+        return jnp.einsum("bni,di->bnd", patches.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class Merger(nn.Module):
+    """Every square of neighbours becomes one feature: ``[B,N,D] -> [B,N/4,W]``."""
+
+    config: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        c = self.config
+        x = _norm(c, self.dtype, "ln_q")(x)
+        x = x.reshape(len(x), -1, x.shape[-1] * c.spatial_merge_size**2)
+        return MergerMLP(_widths(c)[1], self.dtype, name="mlp")(x)
+
+
+class MergerMLP(nn.Module):
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        x = gelu(Linear(x.shape[-1], dtype=self.dtype, name="0")(x))
+        return Linear(self.features, dtype=self.dtype, name="2")(x)
+
+
+class Tower(nn.Module):
+    """``patches, grid, segment`` -> one feature ``[B,N/4,W]`` for every image token, in the order of the tokens."""
+
+    config: Any
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, patches, grid, segment):
+        c = self.config
+        quarter = _widths(c)[0] // c.num_heads // 4
+        inv_freq = 1.0 / 10000.0 ** (np.arange(quarter, dtype=np.float32) / quarter)
+        angle = (grid[..., None].astype(jnp.float32) * inv_freq).reshape(*segment.shape, 2 * quarter)
+        same_image = _same(segment)
+        if _second(c):
+            window = grid // (c.window_size // c.spatial_merge_size // c.patch_size * c.spatial_merge_size)
+            same_window = _same(window[..., 0]) & _same(window[..., 1])
+            everywhere = np.isin(np.arange(c.depth), c.fullatt_block_indexes)
+        else:
+            same_window, everywhere = same_image, np.ones(c.depth, bool)
+        blocks = scanned(Block, c.depth, broadcast=3)(c, self.dtype, name="blocks")
+        x = PatchEmbed(c, self.dtype, name="patch_embed")(patches)
+        x, _ = blocks(x, jnp.asarray(everywhere), angle, same_image, same_window)
+        return Merger(c, self.dtype, name="merger")(x)
+
+
+def _same(x: jax.Array) -> jax.Array:
+    """``[B,N] -> [B,1,N,N]``: which pairs of a row are equal. Padding equals padding, so no row of it is empty."""
+    return (x[:, :, None] == x[:, None, :])[:, None]
+
+
+class Network(nn.Module):
+    """Logits ``[B,T,V]`` and the cache. ``positions`` is ``[B,3,T]`` (M-RoPE) or, for text, ``[B,T]``."""
+
+    config: Any
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        c = self.config
+        self.visual = Tower(c.vision_config, self.dtype)
+        self.language_model = decoder.LanguageModel(c.text_config, self.dtype)
+        if not c.tie_word_embeddings:
+            self.lm_head = Linear(c.text_config.vocab_size, bias=False, dtype=self.dtype)
+
+    def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0):
+        x = self.language_model.embed(tokens)
+        if images is not None:
+            x = decoder.place(self.visual(**images), tokens == self.config.image_token_id, x)
+        x, cache = self.language_model(constrain(x, "data"), positions, mask, cache, offset)
+        logits = self.language_model.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
+        return constrain(logits, "data", None, "model"), cache
+
+
+def images(config: Any) -> dict[str, jax.Array]:
+    """The smallest image arrays of a batch of one row."""
+    c = config.vision_config
+    n = c.spatial_merge_size**2
+    width = c.in_channels * c.temporal_patch_size * c.patch_size**2
+    zeros = jnp.zeros((1, n), jnp.int32)
+    return {"patches": jnp.zeros((1, n, width)), "grid": jnp.zeros((1, n, 2), jnp.int32), "segment": zeros}
+
+
+def unread(config: Any) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the checkpoint is read."""
+    return {}
