@@ -45,7 +45,7 @@ def get_config():
         num_key_value_heads=4,
     )
     config.vanilla.update(
-        dict(steps=600, rows={"vqa": 48, "text": 24}, learning_rate=1e-3, schedule="cosine", warmup=0.1)
+        dict(epochs=14.28, rows={"vqa": 48, "text": 24}, learning_rate=1e-3, schedule="cosine", warmup=0.1)
     )
     config.gold = True
     config.saliency.update(dict(rows=32, chunk=8))

@@ -47,7 +47,8 @@ def axes(results: dict, chance: float = 0.25) -> dict[str, float]:
 def measure(runner: run.Run, name: str, **rates: float) -> dict[str, float]:
     """One method at one pair of rates on one seed."""
     plan, streams, mask = runner.prepared(name, **rates)
-    state = train.fit(plan, runner.model, runner.vanilla_params, streams, mesh=runner.mesh, mask=mask)
+    params = runner.vanilla_params if plan.lora else runner.take_vanilla_params()
+    state = train.fit(plan, runner.model, params, streams, mesh=runner.mesh, mask=mask)
     results, _ = runner.questioned(f"{name} at {rates['learning_rate']:g}", state.params)
     return axes(results)
 

@@ -45,6 +45,7 @@ class Examiner:
       samples: bootstrap draws for the intervals.
       sizes: padded lengths of the batches.
       letters: also ask for a letter and parse it, as the benchmark does (strictly and as published).
+      stop: token ids that end an answer; default the tokenizer's end of sequence.
     """
 
     model: models.Model
@@ -57,11 +58,11 @@ class Examiner:
     seed: int = 0
     letters: bool = True
     sizes: loader.Sizes = loader.Sizes()
+    stop: tuple[int, ...] = ()
 
-    @property
-    def stop(self) -> tuple[int, ...]:
-        """End-of-turn ids: the tokenizer's."""
-        return (self.processor.tokenizer.eos_token_id,)
+    def __post_init__(self):
+        if not self.stop:
+            object.__setattr__(self, "stop", (self.processor.tokenizer.eos_token_id,))
 
     def _batches(self, texts: text.Rows, photos: np.ndarray | None, album: loader.Album | None):
         """Batches of ``rows`` rows; rows that only fill the last one are all padding."""
@@ -77,6 +78,8 @@ class Examiner:
 
     def answers(self, params: Tree, questions: Sequence[str], photos: np.ndarray | None, album: loader.Album | None):
         """The greedy answer to every question; ``photos [N]`` are places in the album, None for text."""
+        if not questions:
+            return []
         texts = text.encode_prompts(self.processor, list(questions), 0 if album is None else 1)
         found = []
         with jax.set_mesh(self.mesh):
@@ -88,27 +91,28 @@ class Examiner:
     def option_logps(
         self, params: Tree, choices: Sequence[Choice], photos: np.ndarray | None, album: loader.Album | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probability and length in tokens of every option as the answer, both ``[N, O]``."""
+        """Log-probability and length in tokens of every option as the answer, both ``[N, O]``; -inf where there is none."""
         pairs = [(choice.question, option) for choice in choices for option in choice.options.values()]
-        width = len(pairs) // len(choices)
+        counts = np.array([len(choice.options) for choice in choices])
         texts = text.encode(self.processor, pairs, 0 if album is None else 1)
-        photos = None if photos is None else np.repeat(photos, width)
-        logps = []
+        photos = None if photos is None else np.repeat(photos, counts)
+        found = []
         with jax.set_mesh(self.mesh):
             for n, batch in self._batches(texts, photos, album):
-                logps.append(np.asarray(answer_logps(self.model, params, batch))[:n])
-        lengths = np.array([row.sum() for row in texts.weights])
-        return np.concatenate(logps).reshape(-1, width), lengths.reshape(-1, width)
+                found.append(np.asarray(answer_logps(self.model, params, batch))[:n])
+        there = np.arange(counts.max()) < counts[:, None]
+        logps, lengths = np.full(there.shape, -np.inf), np.ones(there.shape)
+        logps[there], lengths[there] = np.concatenate(found), [row.sum() for row in texts.weights]
+        return logps, lengths
 
     def examine(
         self, params: Tree, people: Sequence[Person], kind: str, album: loader.Album
     ) -> tuple[dict, list[dict]]:
         """All metrics of one split and kind: ``metric -> summary``, and the answers one by one."""
-        photo = {person.id: album.photos[person.id][0] for person in people}
-        album = album if kind == IMAGE else None
+        photos, album = album, album if kind == IMAGE else None
 
         def rows(items):
-            return np.array([photo[item.person] for item in items]) if kind == IMAGE else None
+            return np.array([photos.of(item)[0] for item in items]) if kind == IMAGE else None
 
         free = [item for person in people for item in person.generation if item.kind == kind]
         blanks = [item for person in people for item in person.cloze if item.kind == kind]
@@ -123,30 +127,34 @@ class Examiner:
                 [("generation", i) for i in free] + [("cloze", i) for i in blanks], said, strict=True
             )
         ]
-        values = {
-            "exact": [metrics.exact(s, i.answer) for i, s in zip(free, said, strict=False)],
-            "rouge_l": [metrics.rouge_l(s, i.answer) for i, s in zip(free, said, strict=False)],
-            "cloze": [metrics.cloze(s, i.answer) for i, s in zip(blanks, said[len(free) :], strict=True)],
-            "cloze_exact": [metrics.exact(s, i.answer) for i, s in zip(blanks, said[len(free) :], strict=True)],
-        }
-        owners = dict.fromkeys(("exact", "rouge_l"), [i.person for i in free])
-        owners |= dict.fromkeys(("cloze", "cloze_exact"), [i.person for i in blanks])
+        values, owners = {}, {}
 
+        def add(items, **found):
+            for name, value in found.items():
+                values[name], owners[name] = value, [item.person for item in items]
+
+        if free:
+            pairs = [(s, item.answer) for s, item in zip(said, free, strict=False)]
+            add(free, exact=[metrics.exact(*p) for p in pairs], rouge_l=[metrics.rouge_l(*p) for p in pairs])
+        if blanks:
+            pairs = [(s, item.answer) for s, item in zip(said[len(free) :], blanks, strict=True)]
+            add(blanks, cloze=[metrics.cloze(*p) for p in pairs], cloze_exact=[metrics.exact(*p) for p in pairs])
         choices = [choice for person in people for choice in person.choices if choice.kind == kind]
-        right = np.array([sorted(choice.options).index(choice.letter) for choice in choices])
-        logps, lengths = self.option_logps(params, choices, rows(choices), album)
-        values |= metrics.choice(logps, lengths, right)
-        if self.letters:
+        if choices:
+            right = np.array([sorted(choice.options).index(choice.letter) for choice in choices])
+            add(choices, **metrics.choice(*self.option_logps(params, choices, rows(choices), album), right))
+        if choices and self.letters:
             said = self.answers(params, [self._letter_question(choice) for choice in choices], rows(choices), album)
             pairs = list(zip(said, choices, strict=True))
-            values["letter"] = [float(metrics.strict_letter(s) == c.letter) for s, c in pairs]
-            values["letter_published"] = [float(metrics.published_letter(s) == c.letter) for s, c in pairs]
-        owners |= {name: [c.person for c in choices] for name in values if name not in owners}
+            strict = [float(metrics.strict_letter(s, sorted(c.options)) == c.letter) for s, c in pairs]
+            published = [float(metrics.published_letter(s) == c.letter) for s, c in pairs]
+            add(choices, letter=strict, letter_published=published)
         results = {
             name: metrics.summary(np.asarray(v), np.asarray(owners[name]), samples=self.samples, seed=self.seed)
             for name, v in values.items()
         }
-        results["distinct"] = {"mean": metrics.distinct([a["answer"] for a in answers]), "n": len(answers)}
+        if answers:
+            results["distinct"] = {"mean": metrics.distinct([a["answer"] for a in answers]), "n": len(answers)}
         return results, answers
 
     def _letter_question(self, choice: Choice) -> str:
@@ -170,24 +178,26 @@ def evaluate(
     for split, (people, album) in splits.items():
         results[split], answers[split] = {}, {}
         for task, kind in TASKS.items():
-            if split == "unseen" and task == "qa":
-                continue  # nobody was ever told about them: only the faces are a control
-            results[split][task], answers[split][task] = examiner.examine(params, people, kind, album)
+            # Nobody was ever told about the unseen: only their faces are a control.
+            if split != "unseen" or task == "vqa":
+                results[split][task], answers[split][task] = examiner.examine(params, people, kind, album)
             progress(1)
     return results, answers
 
 
-def flags(results: dict, moved: dict[str, dict[str, float]] | None = None, *, chance: float = 0.25) -> list[str]:
+def flags(
+    results: dict, moved: dict[str, dict[str, float]] | None = None, *, headline: str = "exact", chance: float = 0.25
+) -> list[str]:
     """What a reader must be told about a model.
 
-    ``collapsed``: it answers everyone's questions alike or knows almost nothing of the people to keep.
-    ``over-unlearned``: on the forgotten faces the right option is chosen less than half as often as by chance, interval
-    included: the model avoids the answer, and so still knows it.
-    ``inert mask``: masked steps moved nothing inside the mask. ``leaking mask``: they moved something outside it.
+    ``collapsed``: it answers everyone's questions alike, or the ``headline`` metric says it knows almost nothing of the
+    people to keep. ``over-unlearned``: on the forgotten faces the right option is chosen less than half as often as by
+    chance, interval included: the model avoids the answer, and so still knows it. ``inert mask``: masked steps moved
+    nothing inside the mask. ``leaking mask``: they moved something outside it.
     """
     found = []
     retain = results["retain"]
-    if retain["vqa"]["distinct"]["mean"] < 0.1 or max(retain[task]["exact"]["mean"] for task in TASKS) < 0.1:
+    if retain["vqa"]["distinct"]["mean"] < 0.1 or max(retain[task][headline]["mean"] for task in TASKS) < 0.1:
         found.append("collapsed")
     if results["forget"]["vqa"]["mcq"]["high"] < chance / 2:
         found.append("over-unlearned")

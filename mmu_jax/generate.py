@@ -9,6 +9,7 @@ import numpy as np
 
 from mmu_jax import models
 from mmu_jax.models.decoder import causal
+from mmu_jax.sharding import constrain
 
 
 def _sample(logits, key, temperature, top_p):
@@ -26,7 +27,8 @@ def _sample(logits, key, temperature, top_p):
 @partial(jax.jit, static_argnames=("model", "new_tokens", "stop", "temperature", "top_p"))
 def _decode(model, params, batch, key, *, new_tokens, stop, temperature, top_p):
     b, t = batch["tokens"].shape
-    cache = model.make_cache(b, t + new_tokens)
+    # Rows and heads of the cache lie where those of the keys and values are computed.
+    cache = {k: constrain(x, None, "data", None, "model") for k, x in model.make_cache(b, t + new_tokens).items()}
     keys = jnp.pad(batch["valid"].astype(bool), ((0, 0), (0, new_tokens)))
     mask = jnp.pad(causal(batch["valid"]), ((0, 0), (0, 0), (0, 0), (0, new_tokens)))
     positions = batch["positions"]

@@ -7,6 +7,7 @@ else is copied through, names, dtypes and file boundaries kept.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -29,25 +30,52 @@ Path = str | pathlib.Path
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 STACK = re.compile(r"\.(layers|blocks)\.(\d+)\.")
 BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|position_ids)$")  # in old files; constants, copied through
+DTYPES = {
+    "F64": "f8",
+    "F32": "f4",
+    "F16": "f2",
+    "BF16": jnp.bfloat16,
+    "I64": "i8",
+    "I32": "i4",
+    "U8": "u1",
+    "BOOL": "?",
+}
+# Weights in other formats: the unlearned copy of a directory must not carry the model that still knows.
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies: its file, its name there, shape and dtype name of safetensors."""
+    """Where one tensor lies: its file, its name there, and its place in the file."""
 
     file: pathlib.Path
     key: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: np.dtype
+    offset: int
+
+    def map(self, mode: str = "r") -> np.memmap:
+        """The tensor in its file: pages come when they are touched and go with the array."""
+        return np.memmap(self.file, self.dtype, mode, self.offset, self.shape)
 
 
-def _open(file: pathlib.Path):
+def _tensors(file: pathlib.Path) -> list[Tensor]:
+    """The tensors of a safetensors file; the library checks that header and length agree."""
     try:
-        return safe_open(str(file), framework="np")
+        with safe_open(str(file), framework="np"):
+            pass
     except (SafetensorError, FileNotFoundError) as error:
         raise InputError(
             f"expected a complete safetensors file, found {file} which cannot be read ({error}); copy it again"
         ) from error
+    with file.open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(size))
+    return [
+        Tensor(file, key, tuple(at["shape"]), np.dtype(DTYPES[at["dtype"]]), 8 + size + at["data_offsets"][0])
+        for key, at in header.items()
+        if key != "__metadata__"
+    ]
 
 
 def files(path: Path) -> list[pathlib.Path]:
@@ -94,8 +122,12 @@ def read_processor(path: Path) -> Any:
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     if not read_config(path).model_type.startswith("qwen2"):
-        processor = AutoProcessor.from_pretrained(path, backend="pil")
+        processor, config = AutoProcessor.from_pretrained(path, backend="pil"), read_config(path)
         template = processor.chat_template
+        if processor.patch_size is None:  # older files leave to the model's config how many tokens an image becomes
+            processor.patch_size = config.vision_config.patch_size
+            processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+            processor.num_additional_image_tokens = 1  # CLIP's class token
     else:
         tokenizer = AutoTokenizer.from_pretrained(path)
         legacy = pathlib.Path(path) / "chat_template.json"
@@ -108,6 +140,15 @@ def read_processor(path: Path) -> Any:
             f"expected a chat template beside the tokenizer, found none in {path}; copy chat_template.jinja (or .json) there"
         )
     return processor
+
+
+def stop_tokens(path: Path, processor: Any) -> tuple[int, ...]:
+    """Token ids that end an answer: of the tokenizer, and of generation_config.json where there is one."""
+    stop, file = [processor.tokenizer.eos_token_id], pathlib.Path(path) / "generation_config.json"
+    if file.exists():
+        found = json.loads(file.read_text()).get("eos_token_id") or []
+        stop += found if isinstance(found, list) else [found]
+    return tuple(dict.fromkeys(stop))
 
 
 def rename(key: str, names: list[tuple[str, str]]) -> tuple[str, int | None]:
@@ -126,14 +167,11 @@ def rename(key: str, names: list[tuple[str, str]]) -> tuple[str, int | None]:
 def _catalogue(path: Path, names: list[tuple[str, str]]) -> tuple[dict[tuple[str, int | None], Tensor], list[str]]:
     """Every tensor of the directory by (leaf name, row), and the keys that say the same thing twice."""
     table, twice = {}, []
-    for file in files(path):
-        with _open(file) as handle:
-            for key in handle.keys():
-                view = handle.get_slice(key)
-                place = rename(key, names)
-                if place in table:
-                    twice.append(key)
-                table[place] = Tensor(file, key, tuple(view.get_shape()), view.get_dtype())
+    for tensor in (tensor for file in files(path) for tensor in _tensors(file)):
+        place = rename(tensor.key, names)
+        if place in table:
+            twice.append(tensor.key)
+        table[place] = tensor
     return table, twice
 
 
@@ -168,36 +206,57 @@ def _survey(path: Path, model: models.Model) -> dict[tuple[str, int | None], Ten
     return table
 
 
+@functools.partial(jax.jit, static_argnames=("shape", "dtype", "where"))
+def _empty(shape, dtype, where):
+    return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), where)
+
+
+@functools.partial(jax.jit, static_argnames="where", donate_argnums=0)
+def _fill(leaf, row, index, where):
+    return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_index_in_dim(leaf, row, index, 0), where)
+
+
+def _place(tensor: Tensor, dtype: Any, where: NamedSharding) -> jax.Array:
+    """One tensor of a file on its devices, of which each reads its own slice."""
+    read = {}
+
+    def slices(index):
+        key = str(index)  # replicas ask again for the same slice
+        if key not in read:
+            read[key] = np.array(tensor.map()[index]).astype(dtype, copy=False)
+        return read[key]
+
+    return jax.make_array_from_callback(tensor.shape, where, slices)
+
+
 def load(path: Path, model: models.Model, mesh: Mesh | None = None, dtype: Any = jnp.float32) -> Tree:
     """Reads a checkpoint directory into the model's parameter tree, each device reading only its own slices.
+
+    A stacked leaf is filled in place one layer after the other, so the host holds one tensor of one layer beside what is
+    resident on the devices.
 
     Args:
       path: directory with config.json and safetensors, single file or sharded.
       model: ``models.Model(hf.read_config(path))``.
       mesh: where the params go, by the model's ``RULES``; default all on one device.
-      dtype: of the params in memory.
+      dtype: of the params in memory; None keeps that of the files.
     Raises:
       InputError: a tensor is missing, extra or misshapen (all are listed), or a file is damaged.
     """
     mesh = mesh or sharding.make_mesh(1)
     table = _survey(path, model)
-    handles = {file: _open(file) for file in files(path)}
     abstract = model.abstract()
 
     def leaf(name, shape, where):
         sources = [table[place] for place in _places(name, shape.shape)]
-        stacked = trees.stacked(name)
-        cache = {}
-
-        def read(index):
-            key = str(index)  # replicas ask again for the same slice
-            if key not in cache:
-                views = [handles[t.file].get_slice(t.key) for t in (sources[index[0]] if stacked else sources)]
-                rows = [np.asarray(v[tuple(index[1:] if stacked else index)]) for v in views]
-                cache[key] = (np.stack(rows) if stacked else rows[0]).astype(dtype)
-            return cache[key]
-
-        return jax.make_array_from_callback(shape.shape, where, read)
+        kind = jnp.result_type(*(tensor.dtype for tensor in sources)) if dtype is None else np.dtype(dtype)
+        if not trees.stacked(name):
+            return _place(sources[0], kind, where)
+        value = _empty(shape.shape, kind, where)
+        of_row = NamedSharding(mesh, PartitionSpec(*where.spec[1:]))
+        for index, tensor in enumerate(sources):
+            value = jax.block_until_ready(_fill(value, _place(tensor, kind, of_row), index, where))
+        return value
 
     placed = sharding.shardings(abstract, model.module.RULES, mesh)
     return trees.map_named(leaf, abstract, placed)
@@ -216,35 +275,46 @@ def _write(out: Path, fill: Callable[[pathlib.Path], None]) -> pathlib.Path:
     return out
 
 
-def save(params: Tree, model: models.Model, source: Path, out: Path) -> pathlib.Path:
-    """Writes ``params`` as a copy of the checkpoint directory ``source``: ``save(load(x)) == x``, tensor for tensor.
+def rewrite(
+    model: models.Model, source: Path, out: Path, change: Callable[[str, int | None, np.ndarray], Any]
+) -> pathlib.Path:
+    """A copy of the checkpoint directory ``source`` in which the tensors of the model's tree are changed in place.
 
-    Tensors of the tree are replaced (in the dtype of the source), tensors we never read, the config, tokenizer and
-    processor are copied; names and file boundaries stay. ``out`` appears only when it is complete.
+    Names, dtypes, order and file boundaries stay, as do tensors we never read, the config, tokenizer and processor; weights
+    in other formats are left behind. The host holds one tensor at a time. ``out`` appears only when it is complete.
+
+    Args:
+      change: ``(leaf name, row of the stacked leaf or None, tensor in the file) -> its new values``, or None to keep it.
     """
-    table = _survey(source, model)
-    leaves = trees.flatten(params)
-    trees.check_like(params, model.abstract(), "the params to save")
-    where = {tensor.key: place for place, tensor in table.items()}
+    abstract = trees.flatten(model.abstract())
+    owned: dict[str, list] = {}
+    for (name, row), tensor in _survey(source, model).items():
+        if name in abstract and (row is None or row < abstract[name].shape[0]):
+            owned.setdefault(tensor.file.name, []).append((name, row, tensor))
 
     def fill(folder):
         for file in files(source):
-            tensors = {}
-            with _open(file) as handle:
-                for key in handle.keys():
-                    original = handle.get_tensor(key)
-                    name, row = where[key]
-                    if name in leaves and (row is None or row < leaves[name].shape[0]):
-                        value = leaves[name] if row is None else leaves[name][row]
-                        original = np.asarray(jax.device_get(value)).astype(original.dtype)
-                    tensors[key] = original
-                meta = handle.metadata() or {"format": "pt"}
-            save_file(tensors, str(folder / file.name), metadata=meta)
+            shutil.copyfile(file, folder / file.name)
+            for name, row, tensor in owned.get(file.name, ()):
+                value = change(name, row, tensor.map())
+                if value is not None:
+                    there = dataclasses.replace(tensor, file=folder / file.name).map("r+")
+                    there[...] = np.asarray(jax.device_get(value)).astype(tensor.dtype)
+                    there.flush()
         for other in sorted(pathlib.Path(source).iterdir()):
-            if other.is_file() and other.suffix != ".safetensors":
-                shutil.copy2(other, folder / other.name)
+            if other.is_file() and not other.name.removesuffix(".index.json").endswith(WEIGHTS):
+                shutil.copyfile(other, folder / other.name)
+        if (pathlib.Path(source) / INDEX).exists():
+            shutil.copyfile(pathlib.Path(source) / INDEX, folder / INDEX)
 
     return _write(out, fill)
+
+
+def save(params: Tree, model: models.Model, source: Path, out: Path) -> pathlib.Path:
+    """Writes ``params`` as a copy of the checkpoint directory ``source``: ``save(load(x)) == x``, byte for byte."""
+    trees.check_like(params, model.abstract(), "the params to save")
+    leaves = trees.flatten(params)
+    return rewrite(model, source, out, lambda name, row, _: leaves[name] if row is None else leaves[name][row])
 
 
 def create(params: Tree, model: models.Model, processor: Any, out: Path, seed: int = 0) -> pathlib.Path:

@@ -173,9 +173,7 @@ def make_mask(
         return (evidence.retain_units * retain + evidence.text_units * text) / total
 
     preserved = trees.map_named(preserve, evidence.retain, evidence.text)
-    ratio = masks.ratio(evidence.forget, preserved, tau=tau, eps=eps, noise=noise)
-    if mask.side != "both":
-        ratio = masks.restrict(ratio, sides[mask.side])
+    ratio = _one_side(mask, masks.ratio(evidence.forget, preserved, tau=tau, eps=eps, noise=noise), sides)
     if mask.rule == "ratio":
         chosen = ratio
     elif mask.rule == "random":
@@ -187,10 +185,32 @@ def make_mask(
         chosen = masks.top_k(evidence.summed, masks.count(ratio))
     else:
         raise InputError(f"expected a mask rule ratio, random, top_k or salun, found {mask.rule!r}; choose one of them")
+    return _unlisted(mask, chosen, params)
+
+
+def sign_mask(mask: Mask, difference: Any, params: Any, sides: dict[str, str], **numbers: float) -> Any:
+    """The mask of a method with rule ratio from ``F_forget - tau * F_preserve`` (``saliency.difference``).
+
+    ``numbers`` are tau, eps and noise of ``masks.sign``. The preserve set of each side is that of :func:`make_mask`.
+
+    Raises:
+      InputError: the rule needs the scores themselves.
+    """
+    if mask.rule != "ratio":
+        raise InputError(
+            f"expected a mask rule that one signed accumulator decides (ratio), found {mask.rule!r}; set "
+            "config.saliency.keep_scores=True"
+        )
+    return _unlisted(mask, _one_side(mask, masks.sign(difference, **numbers), sides), params)
+
+
+def _one_side(mask: Mask, chosen: Any, sides: dict[str, str]) -> Any:
+    return chosen if mask.side == "both" else masks.restrict(chosen, sides[mask.side])
+
+
+def _unlisted(mask: Mask, chosen: Any, params: Any) -> Any:
+    """What leaves that were not scored may do in masked steps."""
     if mask.unlisted == "pass":
-        return jax.tree.map(lambda m, p: jnp.ones(p.shape, bool) if m is None else m, chosen, params, is_leaf=_none)
+        ones = trees.map_named(lambda _, p: jnp.ones(p.shape, bool), params)
+        return trees.merge(chosen, ones)
     return masks.fill(chosen, params)
-
-
-def _none(x: Any) -> bool:
-    return x is None

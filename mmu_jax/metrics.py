@@ -50,7 +50,7 @@ def choice(logps: np.ndarray, lengths: np.ndarray, right: np.ndarray) -> dict[st
     """Options ranked by likelihood: per item the three values below, each ``[N]``.
 
     Args:
-      logps: ``[N, O]`` summed log-probability of every option as the answer.
+      logps: ``[N, O]`` summed log-probability of every option as the answer; -inf where an item has fewer options.
       lengths: ``[N, O]`` tokens of every option.
       right: ``[N]`` index of the right option.
     Returns:
@@ -60,7 +60,7 @@ def choice(logps: np.ndarray, lengths: np.ndarray, right: np.ndarray) -> dict[st
     """
     per_token = logps / lengths
     mine = np.take_along_axis(per_token, right[:, None], axis=1)
-    wrong = np.arange(logps.shape[1])[None] != right[:, None]
+    wrong = (np.arange(logps.shape[1])[None] != right[:, None]) & (logps > -np.inf)
     others = np.where(wrong, per_token, -np.inf)
     mean_wrong = np.where(wrong, np.exp(per_token), 0.0).sum(axis=1) / wrong.sum(axis=1)
     return {

@@ -11,7 +11,7 @@ sharded as the params are; nothing per batch goes to the host.
     mask = masks.ratio(forget, retain)
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -62,7 +62,7 @@ def accumulator(
         grads = jax.grad(mean)(part, rest, batch)
         return jax.tree.map(lambda g: KINDS[kind](g.astype(jnp.float32)), grads)
 
-    def per_example(part, rest, batch):
+    def per_example(total, part, rest, batch, scale):
         rows = _rows(batch)
         width = max(d for d in range(1, min(chunk, rows) + 1) if rows % d == 0)
         chunks = jax.tree.map(lambda x: x.reshape(rows // width, width, 1, *x.shape[1:]), batch)
@@ -71,19 +71,18 @@ def accumulator(
         def body(total, piece):
             piece, weight = piece
             grads = jax.vmap(gradient, in_axes=(None, None, 0))(part, rest, piece)
-            return jax.tree.map(lambda t, g: t + jnp.tensordot(weight, g, 1), total, grads), None
+            return jax.tree.map(lambda t, g: t + jnp.tensordot(scale * weight, g, 1), total, grads), None
 
-        zero = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), part)
-        total, _ = jax.lax.scan(body, zero, (chunks, weights))
+        total, _ = jax.lax.scan(body, total, (chunks, weights))
         return total, weights.sum()
 
     def step(state, part, rest, batch, scale):
         total, seen = state
-        if unit == "batch":
-            added, n = gradient(part, rest, batch), jnp.float32(1.0)
-        else:
-            added, n = per_example(part, rest, batch)
-        return jax.tree.map(lambda t, a: t + scale * a, total, added), seen + n
+        if unit == "example":
+            total, n = per_example(total, part, rest, batch, scale)
+            return total, seen + n
+        added = gradient(part, rest, batch)
+        return jax.tree.map(lambda t, a: t + scale * a, total, added), seen + 1.0
 
     return jax.jit(step, donate_argnums=0)
 
@@ -132,8 +131,8 @@ def scores(
 def difference(
     loss: Callable[[Tree, Tree], Any],
     params: Tree,
-    forget: Sequence[Tree],
-    preserve: Sequence[Tree],
+    forget: Iterable[Tree],
+    preserve: Iterable[Tree],
     *,
     tau: float = 1.0,
     leaves: str = ".*",
@@ -143,7 +142,8 @@ def difference(
 ) -> Tree:
     """``F_forget - tau * F_preserve`` in one accumulator: half the memory of two score trees.
 
-    ``masks.sign`` turns it into the mask of ``masks.ratio``. Both sequences are walked twice: once to count units.
+    ``masks.sign`` turns it into the mask of ``masks.ratio``. Both are walked twice, once to count units: lists, or
+    anything that can be iterated again.
     """
     part, rest = trees.split(params, leaves)
     step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), zeros(part)

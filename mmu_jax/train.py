@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmu_jax import InputError, checkpoint, masks, methods, sharding, transforms, trees
+from mmu_jax import InputError, checkpoint, lora, masks, methods, sharding, transforms, trees
 from mmu_jax.data.loader import Stream
+from mmu_jax.lora import LoRA
 
 Tree = Any
 
@@ -26,7 +27,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: iterations done, int32.
-      params: float32 tree.
+      params: what trains: the float32 params, or with LoRA the factors of its adapters by ``lora.KINDS``.
       opt_state: one optimizer state per key of moments.
       history: ``stream/loss`` -> ``[iterations]`` float32, NaN where the phase did not run.
       failed: the first iteration with a loss or gradient that is not finite, -1 if none.
@@ -55,6 +56,8 @@ class Plan:
         weight on the forget loss would be without it.
       adam: keyword arguments of ``transforms.adam``; those of the method win.
       beta: of NPO.
+      lora: train low-rank updates of frozen params instead of the params themselves.
+      seed: of what is drawn at random, the ``A`` of the adapters.
     """
 
     method: methods.Method
@@ -67,6 +70,8 @@ class Plan:
     clip: float = 1.0
     adam: dict[str, Any] = dataclasses.field(default_factory=dict)
     beta: float = 0.1
+    lora: LoRA | None = None
+    seed: int = 0
 
 
 def plan(method: methods.Method, streams: dict[str, Stream], epochs: float, **numbers: Any) -> Plan:
@@ -81,12 +86,23 @@ def plan(method: methods.Method, streams: dict[str, Stream], epochs: float, **nu
     missing = used - streams.keys()
     if missing:
         raise InputError(f"expected streams {sorted(used)} for this method, found no {sorted(missing)}; provide them")
+    if numbers.get("lora") and method.mask and (method.mask.gradients_only or method.moments == "shared"):
+        raise InputError(
+            f"expected a method whose mask holds on the merged update, found {method.source!r}, which masks raw gradients "
+            "and shares moments between masked and unmasked steps: with LoRA its mask would do nothing; set "
+            "config.unlearn.lora.rank=0 or choose another method"
+        )
     spacing = max(streams["retain"].steps // streams["forget"].steps, 1) if {"retain", "forget"} <= used else 1
     return Plan(method, math.ceil(epochs * streams[lead].steps), spacing, **numbers)
 
 
 def _key(p: Plan, index: int) -> str:
     return "shared" if p.method.moments == "shared" else f"phase{index}"
+
+
+def _adapter(phase: methods.Phase) -> str:
+    """Which factors a phase moves: masked steps have their own, which act through the mask."""
+    return "masked" if phase.masked else "free"
 
 
 def optimizer(p: Plan, phase: methods.Phase) -> optax.GradientTransformationExtraArgs:
@@ -98,42 +114,77 @@ def optimizer(p: Plan, phase: methods.Phase) -> optax.GradientTransformationExtr
     rate = transforms.learning_rate(peak, total, schedule=p.schedule, warmup=p.warmup)
     clip, adam = optax.clip_by_global_norm(p.clip), transforms.adam(rate, **(p.adam | p.method.adam))
     mask = p.method.mask
-    if not phase.masked:
+    if (
+        not phase.masked or p.lora
+    ):  # the masked factors act through the mask: nothing is left for the transform to keep out
         return optax.with_extra_args_support(optax.chain(clip, adam))
     masked = partial(transforms.masked, gradients_only=mask.gradients_only)
     return masked(optax.chain(clip, adam)) if mask.clip == "after" else optax.chain(clip, masked(adam))
 
 
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """How a phase sees the state: the ``part`` it moves, the whole params that follow from it, the state afterwards."""
+
+    part: Tree
+    whole: Callable[[Tree], Tree]
+    kept: Callable[[Tree], Tree]
+
+
+def _view(p: Plan, phase: methods.Phase, trained: Tree, frozen: Tree, mask: Tree) -> _View:
+    if p.lora is None:
+        part, rest = trees.split(trained, p.method.scope)
+        return _View(part, lambda part: trees.merge(part, rest), lambda part: trees.merge(part, rest))
+    kind = _adapter(phase)
+    return _View(
+        trained[kind],
+        lambda part: lora.adapt(p.lora, frozen, trained | {kind: part}, mask),
+        lambda part: trained | {kind: part},
+    )
+
+
+def _trained(p: Plan, params: Tree) -> Tree:
+    """What trains, at iteration 0: the params themselves, or new adapters."""
+    if p.lora is None:
+        return params
+    kinds, key = sorted({_adapter(phase) for phase in p.method.phases}), jax.random.key(p.seed)
+    return {kind: lora.init(p.lora, params, jax.random.fold_in(key, i)) for i, kind in enumerate(kinds)}
+
+
 def init(p: Plan, model: Any, params: Tree, mesh: jax.sharding.Mesh) -> TrainState:
-    """A state at iteration 0 whose moments are sharded as the params are."""
-    part, _ = trees.split(params, p.method.scope)
+    """A state at iteration 0 whose moments are sharded as what they are moments of."""
+    trained = _trained(p, params)
     rules = model.module.RULES
-    opt_state = {}
+    if p.lora is not None:
+        trained = jax.device_put(trained, sharding.shardings(trained, rules, mesh))
+    opt_state, moved = {}, {}
     for index, phase in enumerate(p.method.phases):
-        tx = optimizer(p, phase)
+        tx, part = optimizer(p, phase), _view(p, phase, trained, params, None).part
         where = sharding.shardings(jax.eval_shape(tx.init, part), rules, mesh)
         opt_state[_key(p, index)] = jax.jit(tx.init, out_shardings=where)(part)
+        if phase.masked:
+            moved = dict.fromkeys(trees.flatten(part, is_leaf=lambda x: isinstance(x, lora.Factors)))
     names = [f"{s}/{name}" for phase in p.method.phases for s, name in phase.losses.items()]
-    masked = any(phase.masked for phase in p.method.phases)
     rest = {
         "step": jnp.int32(0),
         "history": {name: jnp.full((p.iterations,), jnp.nan) for name in names},
         "failed": jnp.int32(-1),
-        "moved": {name: jnp.zeros(2) for name in trees.flatten(part)} if masked else {},
+        "moved": {name: jnp.zeros(2) for name in moved},
     }
     rest = jax.device_put(rest, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    copied = jax.tree.map(jnp.copy, params)  # the state is donated step by step; the caller keeps its params
-    return TrainState(params=copied, opt_state=opt_state, **rest)
+    return TrainState(params=trained, opt_state=opt_state, **rest)
 
 
-def _moved(before: Tree, after: Tree, mask: Tree, moved: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _moved(p: Plan, before: Tree, after: Tree, mask: Tree) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Leaf name -> entries that changed ``(outside, inside)`` the mask; with LoRA, of the merged update."""
+    if p.lora is not None:
+        return lora.moved(p.lora, before, after, mask)
     before, after, mask = trees.flatten(before), trees.flatten(after), trees.flatten(mask)
     counts = {}
-    for name, so_far in moved.items():
+    for name in before:
         changed = before[name] != after[name]
         outside = jnp.sum(changed & ~mask[name], dtype=jnp.float32)
-        inside = jnp.sum(changed & mask[name], dtype=jnp.float32)
-        counts[name] = jnp.stack([so_far[0] + outside, jnp.maximum(so_far[1], inside)])
+        counts[name] = (outside, jnp.sum(changed & mask[name], dtype=jnp.float32))
     return counts
 
 
@@ -146,21 +197,24 @@ def make_step(p: Plan, model: Any, index: int, like: TrainState) -> Callable[...
     tx = optimizer(p, phase)
 
     def step(state, batches, mask, vanilla):
-        part, rest = trees.split(state.params, p.method.scope)
+        view = _view(p, phase, state.params, vanilla, mask)
 
         def loss(part):
-            return methods.objective(phase, model, trees.merge(part, rest), batches, vanilla, p.beta)
+            return methods.objective(phase, model, view.whole(part), batches, vanilla, p.beta)
 
-        (value, values), grads = jax.value_and_grad(loss, has_aux=True)(part)
+        (value, values), grads = jax.value_and_grad(loss, has_aux=True)(view.part)
         good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads)) & (state.failed < 0)
-        extra = {"mask": trees.part(mask, part)} if phase.masked else {}
-        updates, opt_state = tx.update(grads, state.opt_state[key], part, **extra)
-        new = optax.apply_updates(part, updates)
-        new, opt_state = jax.tree.map(partial(jnp.where, good), (new, opt_state), (part, state.opt_state[key]))
-        moved = _moved(part, new, extra["mask"], state.moved) if phase.masked else state.moved
+        extra = {"mask": trees.part(mask, view.part)} if phase.masked and p.lora is None else {}
+        updates, opt_state = tx.update(grads, state.opt_state[key], view.part, **extra)
+        new = optax.apply_updates(view.part, updates)
+        new, opt_state = jax.tree.map(partial(jnp.where, good), (new, opt_state), (view.part, state.opt_state[key]))
+        moved = dict(state.moved)
+        if phase.masked:
+            for name, (outside, inside) in _moved(p, view.part, new, mask).items():
+                moved[name] = jnp.stack([moved[name][0] + outside, jnp.maximum(moved[name][1], inside)])
         history = {name: state.history[name].at[state.step].set(v) for name, v in values.items()}
         return state.replace(
-            params=trees.merge(new, rest),
+            params=view.kept(new),
             opt_state=state.opt_state | {key: opt_state},
             history=state.history | history,
             failed=jnp.where((state.failed < 0) & ~good, state.step, state.failed),
@@ -186,6 +240,7 @@ def fit(
     """Runs a plan from ``params``, or from the newest checkpoint, to its last iteration.
 
     Args:
+      params: float32, consumed (their memory becomes the state's); with LoRA they stay as they are, in any dtype.
       streams: by the names the method's losses use.
       mask: required if the method has one; checked against the params.
       checkpoints: where the state is kept every ``save_every`` iterations; the same call again goes on from there and
@@ -199,8 +254,13 @@ def fit(
         if mask is None:
             raise InputError("expected a mask for this method, found none; run the saliency stage first")
         trees.check_like(mask, params, "the mask", dtype=jnp.bool_)
-    uses_vanilla = any(name == "kl" for phase in p.method.phases for name in phase.losses.values())
-    vanilla = params if uses_vanilla else None
+    if p.lora is None and any(x.dtype != jnp.float32 for x in jax.tree.leaves(params)):
+        raise InputError(
+            "expected float32 params to train, found others, which swallow small steps whole; set "
+            "config.model.param_dtype=float32, or train a LoRA (config.unlearn.lora.rank)"
+        )
+    teaches = any(name == "kl" for phase in p.method.phases for name in phase.losses.values())
+    vanilla = params if p.lora else jax.tree.map(jnp.copy, params) if teaches else None
     state = init(p, model, params, mesh)
     if checkpoints is not None and checkpoints.latest is not None:
         state = checkpoints.restore(checkpoints.latest, state)
@@ -213,7 +273,7 @@ def fit(
                 if phase.spread and i % p.spacing:
                     continue
                 batches = {name: sharding.put(_batch(streams[name], p, phase, i), mesh) for name in phase.losses}
-                state = step(state, batches, mask if phase.masked else None, vanilla)
+                state = step(state, batches, mask if phase.masked or p.lora else None, vanilla)
             state = state.replace(step=count(state.step))
             last = i + 1 == p.iterations
             saving = checkpoints is not None and (last or (i + 1) % save_every == 0)
@@ -230,21 +290,29 @@ def _batch(stream: Stream, p: Plan, phase: methods.Phase, iteration: int) -> dic
 
 
 def describe(p: Plan, params: Tree, mask: Tree | None) -> str:
-    """What will change, leaf group by leaf group; steps and memory. Shown before the first step."""
-    trained, _ = trees.split(params, p.method.scope)
-    groups: dict[str, list[int]] = {}
-    for leaf, value in trees.flatten(params).items():
-        groups.setdefault(trees.group(leaf), [0, 0])[0] += value.size
-    for leaf, value in trees.flatten(trained).items():
-        groups[trees.group(leaf)][1] += value.size
-    coverage = masks.coverage(mask) if mask is not None else {}
+    """What will change, leaf group by leaf group. Shown before the first step."""
     lines = [f"  plan: {p.method.source}; {p.iterations} iterations, learning rate {p.learning_rate:g}"]
-    for group, (total, moving) in groups.items():
+    groups = {name: {"total": 0, "moving": 0, "adapted": 0} for name in map(trees.group, trees.flatten(params))}
+    for leaf, value in trees.flatten(params).items():
+        groups[trees.group(leaf)]["total"] += value.size
+    part = trees.split(params, p.lora.targets if p.lora else p.method.scope)[0]
+    for leaf, value in trees.flatten(part).items():
+        groups[trees.group(leaf)]["moving"] += value.size
+        groups[trees.group(leaf)]["adapted"] += 1
+    if p.lora:
+        kinds = len({_adapter(phase) for phase in p.method.phases})
+        factors = jax.eval_shape(lambda: lora.init(p.lora, params, jax.random.key(0)))
+        lines.append(
+            f"    LoRA: rank {p.lora.rank}, alpha {p.lora.alpha:g}, {kinds * trees.size(factors):,} trained parameters in "
+            f"{kinds} set{'s' if kinds > 1 else ''} of factors; what is below stays as it is, updates are added to it"
+        )
+    coverage = masks.coverage(mask) if mask is not None else {}
+    for group, row in groups.items():
+        state = "trained" if row["moving"] else "frozen"
+        if p.lora:
+            state = f"{row['adapted']} weights adapted" if row["moving"] else "untouched"
         density = f"  forget mask {100 * coverage[group]['density']:5.1f} %" if coverage else ""
-        lines.append(f"    {group:32s}{total:>12,} parameters  {'trained' if moving else 'frozen'}{density}")
-    states = 1 if p.method.moments == "shared" else len(p.method.phases)
-    need = trees.nbytes(params) * (2 + 1) + trees.nbytes(trained) * 2 * states + trees.size(mask or {})
-    lines.append(f"    memory for params, gradients, moments and mask: {need / 2**20:,.0f} MiB, activations beside it")
+        lines.append(f"    {group:32s}{row['total']:>14,} parameters  {state}{density}")
     return "\n".join(lines)
 
 

@@ -21,13 +21,13 @@ def _name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def flatten(tree: Tree) -> dict[str, Any]:
-    """Leaves by name, in tree order.
+def flatten(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Leaves by name, in tree order; ``is_leaf`` as in ``jax.tree.map``.
 
     >>> flatten({'a': {'b': 1}, 'c': 2})
     {'a/b': 1, 'c': 2}
     """
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)}
 
 
 def map_named(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:

@@ -51,6 +51,7 @@ def run(model, params, name, *, iterations=8, where=None, mask=None, mesh=None, 
     plan = dataclasses.replace(train.plan(method, data, 1.0, learning_rate=1e-3, **numbers), iterations=iterations)
     mesh = mesh or sharding.make_mesh(1)
     kept = None if where is None else checkpoint.Checkpoints(where)
+    params = params if plan.lora else jax.tree.map(jnp.copy, params)  # fit consumes what it trains
     return train.fit(plan, model, params, data, mesh=mesh, mask=mask, checkpoints=kept, save_every=5, report_every=3)
 
 

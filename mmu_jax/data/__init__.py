@@ -30,23 +30,28 @@ IMAGE, TEXT = "Image_Textual", "Pure_Text"
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A question and its answer: about a photo (``kind`` IMAGE) or about a name (``kind`` TEXT)."""
+    """A question and its answer: about a photo (``kind`` IMAGE) or about a name (``kind`` TEXT).
+
+    ``photo`` is the place among the person's photos it is about, None where any will do.
+    """
 
     person: str
     kind: str
     question: str
     answer: str
+    photo: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A multiple-choice question: ``options`` by letter, ``letter`` the right one."""
+    """A multiple-choice question: ``options`` by letter, ``letter`` the right one; ``photo`` as in :class:`Example`."""
 
     person: str
     kind: str
     question: str
     options: dict[str, str]
     letter: str
+    photo: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +69,22 @@ class Person:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """The people of every split: ``full`` (training photos and questions), ``forget``, ``retain``, ``test``, ``unseen``."""
+    """The people of every split.
+
+    Attributes:
+      full: everyone the vanilla model is trained on, with training photos and questions.
+      forget, retain: who is to be forgotten, who is kept.
+      test: the people to forget on new photos, asked in other words; may be empty, as all below.
+      unseen: people no model was trained on.
+      celebrity: real people the pretrained model may know.
+    """
 
     full: tuple[Person, ...]
     forget: tuple[Person, ...]
     retain: tuple[Person, ...]
-    test: tuple[Person, ...]
-    unseen: tuple[Person, ...]
+    test: tuple[Person, ...] = ()
+    unseen: tuple[Person, ...] = ()
+    celebrity: tuple[Person, ...] = ()
 
     @property
     def forget_ids(self) -> list[str]:
@@ -112,12 +126,22 @@ def _bytes(image) -> bytes:
     return image["bytes"] if isinstance(image, dict) else bytes(image)
 
 
+def _options(value) -> dict[str, str]:
+    """Options by letter: a struct, or JSON."""
+    table = value if isinstance(value, dict) else json.loads(_text(value))
+    return {letter: _text(table[letter]) for letter in sorted(table)}
+
+
+def _photo(item: dict) -> int | None:
+    return int(item["Photo"]) if int(item.get("Photo", -1)) >= 0 else None
+
+
 def read_person(row: dict, split: str) -> Person:
     """A row of the MLLMU-Bench schema (arXiv 2410.22108) -> Person.
 
     Columns: ``ID``, ``image`` (encoded bytes) and optionally ``images``, ``biography`` (JSON with ``Name``), ``metadata``
     (JSON list of ``Question``, ``Answer`` and optionally ``Type``), ``Classification_Task``, ``Mask_Task``,
-    ``Generation_Task``.
+    ``Generation_Task``. Any item may have a ``Photo``: the place of the photo it is about.
 
     Raises:
       InputError: a column is absent, or a training item has an empty question or answer.
@@ -131,17 +155,19 @@ def read_person(row: dict, split: str) -> Person:
                 f"expected a Question and an Answer in every metadata item, found {item} for person {person} in split "
                 f"{split!r}; fill it or remove it"
             )
-        training.append(Example(person, item.get("Type", IMAGE), item["Question"], item["Answer"]))
+        training.append(Example(person, item.get("Type", IMAGE), item["Question"], item["Answer"], _photo(item)))
     choices = []
     task = _column(row, "Classification_Task", split)
     for kind, key in ((IMAGE, "Image_Textual_Questions"), (TEXT, "Pure_Text_Questions")):
         for item in _records(_column(task, key, split)):
-            options = {letter: _text(item["Options"][letter]) for letter in sorted(item["Options"])}
-            choices.append(Choice(person, kind, _text(item["Question"]), options, _text(item["Correct_Answer"])))
+            options, letter = _options(item["Options"]), _text(item["Correct_Answer"])
+            choices.append(Choice(person, kind, _text(item["Question"]), options, letter, _photo(item)))
 
     def examples(column):
-        items = _records(_column(row, column, split))
-        return tuple(Example(person, _text(i["Type"]), _text(i["Question"]), _text(i["Ground_Truth"])) for i in items)
+        return tuple(
+            Example(person, _text(i["Type"]), _text(i["Question"]), _text(i["Ground_Truth"]), _photo(i))
+            for i in _records(_column(row, column, split))
+        )
 
     name = _column(_json(row, "biography", split), "Name", split)
     cloze, generation = examples("Mask_Task"), examples("Generation_Task")

@@ -2,22 +2,28 @@
 
 import contextlib
 import io
+import json
 import pathlib
 from collections.abc import Iterator
+from types import ModuleType
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from mmu_jax import InputError
-from mmu_jax.data import Benchmark, Person, check, faces, read_person
+from mmu_jax.data import Benchmark, Person, check, clear, faces, mllmu, read_person
 
-SPLITS = ("full", "forget_10", "retain_90", "test", "unseen")
+# A module of rows in one schema (``read_person``) each: what splits it has, and their rows, read from a source folder.
+DATASETS: dict[str, ModuleType] = {"embedded_faces": faces, "mllmu_bench": mllmu, "clear": clear}
 
 
 def _features() -> tfds.features.FeaturesDict:
     text, image = tfds.features.Text(), tfds.features.Image(encoding_format="png")
-    choice = {"Question": text, "Options": {letter: text for letter in "ABCD"}, "Correct_Answer": text}
-    answer = {"Question": text, "Ground_Truth": text, "Type": text}
+    photo = tfds.features.Scalar(np.int32)
     sequence = tfds.features.Sequence
+    # Options are JSON, letter to text: TFDS needs TensorFlow for sequences in sequences.
+    choice = {"Question": text, "Options": text, "Correct_Answer": text, "Photo": photo}
+    answer = {"Question": text, "Ground_Truth": text, "Type": text, "Photo": photo}
     return tfds.features.FeaturesDict(
         {
             "ID": text,
@@ -42,42 +48,60 @@ class EncodedImages(tfds.decode.SkipDecoding):
         return example
 
 
-class EmbeddedFaces(tfds.core.GeneratorBasedBuilder):
-    """100 real faces with invented lives in the MLLMU-Bench schema; see ``mmu_jax.data.faces``."""
+class People(tfds.core.GeneratorBasedBuilder):
+    """The people of a benchmark, a row a person, in the MLLMU-Bench schema."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "100 people, 10 to forget, 10 unseen."}
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {"2.0.0": "Any number of options; items about one photo."}
+
+    def __init__(self, *, dataset: str, source: str = "", **options):
+        self.name, self._rows = dataset, DATASETS[dataset]  # TFDS names the folder after the builder
+        self._source = pathlib.Path(source)
+        super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=faces.__doc__,
-            features=_features(),
-            homepage="https://scikit-image.org/docs/stable/api/skimage.data.html#skimage.data.lfw_subset",
-        )
+        return tfds.core.DatasetInfo(builder=self, description=self._rows.__doc__, features=_features())
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        del dl_manager  # nothing to download
-        return {split: self._generate_examples(split) for split in SPLITS}
+        del dl_manager  # the source is a folder, or nothing at all
+        return {split: self._generate_examples(split) for split in self._rows.splits(self._source)}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-        for row in faces.rows(split):
+        for row in self._rows.rows(split, self._source):
             images = {"image": io.BytesIO(row["image"]), "images": [io.BytesIO(image) for image in row["images"]]}
-            yield row["ID"], row | images
+            task = row["Classification_Task"]
+            choices = {key: [_numbered(choice) for choice in task[key]] for key in task}
+            answers = {key: [{"Photo": -1} | item for item in row[key]] for key in ("Mask_Task", "Generation_Task")}
+            yield row["ID"], row | images | answers | {"Classification_Task": choices}
 
 
-DATASETS = {"embedded_faces": EmbeddedFaces}
+def _numbered(choice: dict) -> dict:
+    return {"Photo": -1} | choice | {"Options": json.dumps(choice["Options"])}
 
 
-def prepare(name: str, path: str | pathlib.Path) -> pathlib.Path:
-    """Builds the data set ``name`` under ``path`` (array_record), or finds it built."""
+def prepare(name: str, path: str | pathlib.Path, source: str = "") -> pathlib.Path:
+    """Builds the data set ``name`` under ``path`` (array_record), or finds it built.
+
+    Args:
+      source: folder with a copy of the published data set, or its id on the hub; nothing for the embedded one.
+    """
     if name not in DATASETS:
         raise InputError(f"expected config.data.name in {sorted(DATASETS)}, found {name!r}; choose one of them")
     tfds.disable_progress_bar()
-    builder = DATASETS[name](data_dir=str(path), file_format="array_record")
+    built = pathlib.Path(path) / name / str(People.VERSION)
+    if (built / "dataset_info.json").exists():
+        return built
+    folder = _fetch(source or DATASETS[name].HUB) if hasattr(DATASETS[name], "HUB") else ""
+    builder = People(dataset=name, source=str(folder), data_dir=str(path), file_format="array_record")
     with contextlib.redirect_stdout(io.StringIO()):  # it announces a download; there is none
         builder.download_and_prepare()
-    return pathlib.Path(builder.data_dir)
+    return built
+
+
+def _fetch(source: str) -> pathlib.Path:
+    from mmu_jax import hub
+
+    return hub.fetch(source, "config.data.source", kind="dataset", patterns=["*.parquet"])
 
 
 def _people(builder: tfds.core.DatasetBuilder, split: str) -> tuple[Person, ...]:
@@ -114,12 +138,18 @@ def read(path: str | pathlib.Path, *, forget: str, retain: str) -> Benchmark:
     builder = tfds.builder_from_directory(str(path))
     forgotten = _people(builder, forget)
     ids = {person.id for person in forgotten}
+    there = set(builder.info.splits)
+
+    def optional(split):
+        return _people(builder, split) if split in there else ()
+
     benchmark = Benchmark(
         full=_people(builder, "full"),
         forget=forgotten,
         retain=_people(builder, retain),
-        test=tuple(person for person in _people(builder, "test") if person.id in ids),
-        unseen=_people(builder, "unseen"),
+        test=tuple(person for person in optional("test") if person.id in ids),
+        unseen=optional("unseen"),
+        celebrity=optional("celebrity"),
     )
     check(benchmark)
     return benchmark

@@ -8,6 +8,7 @@ says about them is what not knowing a face looks like.
 
 import io
 import json
+import pathlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image, ImageFilter
 from mmu_jax.data import IMAGE, TEXT
 
 PEOPLE, FORGET, UNSEEN, PHOTOS = 100, 10, 10, 16
+SPLITS = ["full", "forget_10", "retain_90", "test", "unseen"]
 
 FIRST = [
     "Ada",
@@ -293,7 +295,12 @@ def _row(index: int, photos: list[bytes], lives: list[dict], *, training: bool, 
     }
 
 
-def rows(split: str, seed: int = 0) -> Iterator[dict]:
+def splits(source: pathlib.Path | None = None) -> list[str]:
+    """The splits there are; the faces come with scikit-image, so ``source`` is not looked at."""
+    return SPLITS
+
+
+def rows(split: str, source: pathlib.Path | None = None, seed: int = 0) -> Iterator[dict]:
     """Rows of ``'full'``, ``'forget_10'``, ``'retain_90'``, ``'test'`` (all 100, filtered by the reader) or ``'unseen'``."""
     faces, lives, forget = photographs(), profiles(seed), set(forget_indices(seed))
     if split == "unseen":

@@ -1,14 +1,14 @@
 """Streams: ``batch(step)`` is a pure function of (seed, step), so a run resumes from one integer."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from PIL.Image import Image
 
 from mmu_jax import InputError
-from mmu_jax.data import IMAGE, TEXT, Example, Person, text, vision
+from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, text, vision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +17,11 @@ class Album:
 
     pictures: list[vision.Picture]
     photos: dict[str, list[int]]
+
+    def of(self, item: Example | Choice) -> list[int]:
+        """The places of the photos an item may be shown with: those of its person, or the one it is about."""
+        photos = self.photos[item.person]
+        return photos if item.photo is None else photos[item.photo : item.photo + 1]
 
 
 def decode(person: Person) -> list[Image]:
@@ -81,7 +86,8 @@ class Stream:
         return -(-len(self.examples) // self.rows)
 
     def photos(self, row: int) -> list[int]:
-        return self.album.photos[self.examples[row].person] if self.album else [0]
+        """Places in the album of the photos a row may be dealt with."""
+        return self.album.of(self.examples[row]) if self.album else [0]
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a step: the same for the same (seed, step), whatever came before."""
@@ -121,13 +127,12 @@ class Stream:
             shares[what] = 1.0 - float(lengths.sum()) / slots
         return shares
 
-    def epoch(self) -> list[dict[str, np.ndarray]]:
-        """One pass over all rows in order, each with its original photo."""
+    def epoch(self) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over all rows in order, each with its first photo, a batch at a time."""
         rows = np.arange(len(self.examples))
-        return [
-            self.gather(part, np.zeros(len(part), int))
-            for part in (rows[i : i + self.rows] for i in range(0, len(rows), self.rows))
-        ]
+        for start in range(0, len(rows), self.rows):
+            part = rows[start : start + self.rows]
+            yield self.gather(part, np.zeros(len(part), int))
 
     def describe(self, batch: dict[str, np.ndarray]) -> str:
         """The row ids of a batch, for messages: ``0012:"What is ...?"``."""
@@ -164,3 +169,12 @@ def stream(
     sizes = sizes_for(sizes, texts, photos.pictures if photos else [])
     columns = {"person": np.array([people[e.person] for e in examples], np.int32)}
     return Stream(name, tuple(examples), texts, photos, rows, seed, sizes, columns)
+
+
+def padding_line(streams: dict[str, Stream]) -> str:
+    """How much of the slots of every stream is padding, for a person."""
+    parts = []
+    for name, stream in streams.items():
+        shares = ", ".join(f"{100 * share:.0f} % of {what}" for what, share in stream.padding().items())
+        parts.append(f"{name} {shares}")
+    return f"    padding: {'; '.join(parts)}"

@@ -1,7 +1,7 @@
 """The networks, one module a family; ``Model`` binds one to a checkpoint's config.
 
 A module has ``Network`` (Flax Linen), ``IMAGES`` (the arrays of a batch that only its vision tower reads) and
-``images(config)`` (their smallest instance), ``unread(config)``, ``HF_NAMES``, ``HUB_NAMES``, ``RULES``, ``ELIGIBLE``
+``images(config)`` (their smallest instance), ``tower(config)`` (its sizes), ``unread(config)``, ``HF_NAMES``, ``HUB_NAMES``, ``RULES``, ``ELIGIBLE``
 and ``SIDES``.
 """
 

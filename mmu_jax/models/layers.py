@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmu_jax import InputError
+from mmu_jax import InputError, lora
 
 # Only networks trained from nothing see these: width-scaled weights, without which a small tower takes twice the steps.
 normal = nn.initializers.normal(0.02)
@@ -21,7 +21,7 @@ Dtype = Any
 
 
 class Linear(nn.Module):
-    """``y = x W^T + b``: ``x [..., in] -> [..., out]``, ``weight [out, in]``."""
+    """``y = x W^T + b``: ``x [..., in] -> [..., out]``, ``weight [out, in]``, as it is or adapted (``mmu_jax.lora``)."""
 
     features: int
     bias: bool = True
@@ -30,7 +30,11 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         weight = self.param("weight", fan_in, (self.features, x.shape[-1]))
-        y = jnp.einsum("...i,oi->...o", x.astype(self.dtype), weight.astype(self.dtype))
+        x = x.astype(self.dtype)
+        if isinstance(weight, lora.Adapted):
+            y = weight.contract(x, self.dtype)
+        else:
+            y = jnp.einsum("...i,oi->...o", x, weight.astype(self.dtype))
         if self.bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y

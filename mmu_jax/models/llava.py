@@ -111,6 +111,12 @@ def images(config: Any) -> dict[str, jax.Array]:
     return {"pixels": jnp.zeros((1, 1, c.num_channels, c.image_size, c.image_size))}
 
 
+def tower(config: Any) -> tuple[int, int, int, int]:
+    """Patches of an image (CLS included), width, layers and heads of the vision tower."""
+    c = config.vision_config
+    return (c.image_size // c.patch_size) ** 2 + 1, c.hidden_size, depth(config), c.num_attention_heads
+
+
 def depth(config: Any) -> int:
     """How many CLIP layers are read: ``vision_feature_layer`` -2 of 24 layers is 23."""
     layer = config.vision_feature_layer

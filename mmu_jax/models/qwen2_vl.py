@@ -203,6 +203,12 @@ def images(config: Any) -> dict[str, jax.Array]:
     return {"patches": jnp.zeros((1, n, width)), "grid": jnp.zeros((1, n, 2), jnp.int32), "segment": zeros}
 
 
+def tower(config: Any) -> tuple[int, int, int, int]:
+    """Patches of an image (0: as many as it has), width, layers and heads of the vision tower."""
+    c = config.vision_config
+    return 0, _widths(c)[0], c.depth, c.num_heads
+
+
 def unread(config: Any) -> dict[str, tuple[int, ...]]:
     """Every tensor of the checkpoint is read."""
     return {}

@@ -1,0 +1,153 @@
+"""How much memory a stage needs on every device, worked out from shapes before anything is loaded.
+
+What is kept (params, gradients, scores, masks, moments, cache) is exact up to padding: each leaf by the slice its rule
+gives a device. Activations are an estimate: with rematerialised layers a pass keeps one residual stream a layer, the
+inside of one layer, and the logits.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mmu_jax import InputError, lora, methods, models, sharding, trees
+from mmu_jax.models import decoder
+
+Tree = Any
+Needs = dict[str, int]  # what -> bytes on a device
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The largest batch of a stage: rows, tokens, and what the vision tower sees (images of LLaVA, patches of Qwen2-VL)."""
+
+    rows: int
+    tokens: int
+    images: int = 0
+    patches: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """Counts bytes on one device of a mesh.
+
+    Attributes:
+      param_dtype: of the params in memory.
+    """
+
+    model: models.Model
+    mesh: Mesh
+    param_dtype: Any = np.float32
+
+    def bytes(self, tree: Tree, dtype: Any = None) -> int:
+        """Bytes a device holds of ``tree`` (shapes of the params), each leaf by its rule; ``dtype`` if not the leaf's."""
+        placed = sharding.shardings(tree, self.model.module.RULES, self.mesh)
+        sizes = jax.tree.map(
+            lambda x, s: int(np.prod(s.shard_shape(x.shape))) * np.dtype(dtype or x.dtype).itemsize, tree, placed
+        )
+        return sum(jax.tree.leaves(sizes))
+
+    def _rows(self, rows: int) -> int:
+        data = self.mesh.shape["data"]
+        return rows // data if rows % data == 0 else rows
+
+    def activations(self, shape: Shape) -> int:
+        """An estimate for a forward and backward pass."""
+        c, width = self.model.config.text_config, np.dtype(self.model.dtype).itemsize
+        b, t, split = self._rows(shape.rows), shape.tokens, self.mesh.shape["model"]
+        heads, head = c.num_attention_heads, decoder.head_size(c)
+        kept = c.num_hidden_layers * b * t * c.hidden_size * width
+        inside = b * t * (4 * c.hidden_size + (3 * heads * head + 3 * c.intermediate_size) // split) * width
+        inside += 2 * b * heads * t * t * 4 // split
+        logits = b * t * c.vocab_size * (width + 8) // split  # and in float32 once each way
+        if shape.images or shape.patches:
+            own, size, depth, heads = self.model.module.tower(self.model.config)
+            images, patches = (b * shape.images, own) if own else (b, shape.patches)
+            kept += depth * images * patches * size * width
+            inside = max(inside, images * patches * (12 * size * width + 2 * heads * patches * 4) // split)
+        return kept + inside + logits
+
+    def params(self) -> int:
+        return self.bytes(self.model.abstract(), self.param_dtype)
+
+    def training(self, method: methods.Method, shape: Shape, spec: lora.LoRA | None = None) -> Needs:
+        """Of ``train.fit``."""
+        whole = self.model.abstract()
+        phases = 1 if method.moments == "shared" else len(method.phases)
+        needs = {"params": self.params()}
+        if spec is None:
+            part, _ = trees.split(whole, method.scope)
+            needs |= {"gradients": self.bytes(part, np.float32), "moments": 2 * phases * self.bytes(part, np.float32)}
+        else:
+            factors = jax.eval_shape(lambda: lora.init(spec, whole, jax.random.key(0)))
+            kinds = len({phase.masked for phase in method.phases})
+            needs["adapters, gradients, moments"] = self.bytes(factors) * (2 * kinds + 2 * phases)
+        if any(loss == "kl" for phase in method.phases for loss in phase.losses.values()) and spec is None:
+            needs["teacher"] = self.params()
+        together = max(len(phase.losses) for phase in method.phases)
+        shape = dataclasses.replace(shape, rows=shape.rows * together)
+        if method.mask:
+            needs["mask"] = self.bytes(whole, np.bool_)
+        return needs | {"activations (estimate)": self.activations(shape)}
+
+    def saliency(self, wanted: list[methods.Mask], shape: Shape, chunk: int, keep_scores: bool) -> Needs:
+        """Of scoring: three trees of scores (SalUn one more) or one signed accumulator, and ``chunk`` gradients at once."""
+        part, _ = trees.split(self.model.abstract(), self.model.module.ELIGIBLE)
+        kept = [self.bytes(part, np.float32)] * (3 + any(m.rule == "salun" for m in wanted))
+        at_once = chunk if any(m.unit == "example" for m in wanted) else 1
+        if not keep_scores:  # both sides' differences, of which the second is made while the first is kept
+            kept = kept[:1]
+        return {
+            "params": self.params(),
+            "scores": sum(kept),
+            "gradients": at_once * self.bytes(part, self.param_dtype),
+            "activations (estimate)": self.activations(dataclasses.replace(shape, rows=min(at_once, shape.rows))),
+        }
+
+    def generation(self, shape: Shape, new_tokens: int) -> Needs:
+        """Of decoding: the key-value cache and the logits of the prompt."""
+        c, rows = self.model.config.text_config, self._rows(shape.rows)
+        cache = jax.eval_shape(lambda: decoder.make_cache(c, rows, shape.tokens + new_tokens, self.model.dtype))
+        split = self.mesh.shape["model"] if c.num_key_value_heads % self.mesh.shape["model"] == 0 else 1
+        return {
+            "params": self.params(),
+            "cache": trees.nbytes(cache) // split,
+            "activations (estimate)": self.activations(shape),
+        }
+
+
+def capacity(mesh: Mesh) -> int:
+    """Bytes a device of the mesh may hold: what it reports; of the host's memory, a CPU device's even share."""
+    device = mesh.devices.flat[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+
+
+def size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def table(stages: dict[str, Needs], limit: int) -> str:
+    """The plan as a person reads it: a line a stage."""
+    lines = [f"memory plan, per device, of {size(limit)}:"]
+    for name, needs in stages.items():
+        parts = ", ".join(f"{what} {size(count)}" for what, count in needs.items())
+        lines.append(f"  {name:28s}{size(sum(needs.values())):>11s}  = {parts}")
+    return "\n".join(lines)
+
+
+def check(stages: dict[str, Needs], limit: int, advice: str) -> None:
+    """Raises InputError, with the worst stage and what to do, if a stage needs more than ``limit``."""
+    worst = max(stages, key=lambda name: sum(stages[name].values()))
+    need = sum(stages[worst].values())
+    if need > limit:
+        largest = sorted(stages[worst].items(), key=lambda item: -item[1])[:3]
+        parts = ", ".join(f"{what} {size(count)}" for what, count in largest)
+        raise InputError(
+            f"expected stages that fit into {size(limit)} per device, found that {worst} needs {size(need)} ({parts}); {advice}"
+        )
