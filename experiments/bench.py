@@ -1,27 +1,43 @@
-"""Speed against peers in the same run, as ratios; nothing here is asserted.
+"""Speed and memory against peers in the same run, as ratios; nothing here is asserted.
 
-    python -m experiments.bench [--batches=8] [--rows=32]
+    python -m experiments.bench [--only=saliency,selection,load,plan] [--batches=8] [--rows=32] [--gib=2]
 
-Saliency of the embedded default's model (random weights, random batches of its shapes) in three ways: ours, accumulated
-on device in one donated buffer; the way of the public code in JAX, where every batch's gradient is copied to the host
-and squared there; and torch autograd on the same checkpoint, if torch is installed. And the k-th largest score by
-bisection on float bits against a full sort.
+saliency   of the embedded default's model (random weights, random batches of its shapes) in three ways: ours, accumulated
+           on device in one donated buffer; the way of the public code in JAX, where every batch's gradient is copied to
+           the host and squared there; and torch autograd on the same checkpoint, if torch is installed
+selection  the k-th largest score by bisection on float bits against a full sort
+load       peak resident memory of a process that reads a sharded bfloat16 checkpoint of ``--gib`` onto an 8-device CPU
+           mesh, relative to the checkpoint; and, as the peer, of one that reads every file whole before placing it
+plan       what the published models need on a device, worked out from their shapes
 """
 
 import importlib.util
+import json
+import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 import time
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from absl import app, flags, logging
+from safetensors.numpy import load_file, save_file
 
+from configs import llava as llava_config
+from configs import qwen2_vl as qwen_config
 from configs import tiny as tiny_config
-from mmu_jax import hf, losses, masks, models, saliency, trees
+from mmu_jax import hf, lora, losses, masks, memory, methods, models, saliency, sharding, trees
 from mmu_jax.data import tiny
+from mmu_jax.models.published import PUBLISHED
 
+ONLY = flags.DEFINE_list("only", ["saliency", "selection", "load", "plan"], "Which measurements.")
+GIB = flags.DEFINE_float("gib", 2.0, "Size of the checkpoint that load reads.")
+READ = flags.DEFINE_string("read", None, "Internal: read this checkpoint and print the memory it took.")
+WHOLE = flags.DEFINE_bool("whole", False, "Internal: read it the peer's way.")
 BATCHES = flags.DEFINE_integer("batches", 8, "Batches per measurement.")
 ROWS = flags.DEFINE_integer("rows", 32, "Rows per batch.")
 
@@ -75,9 +91,7 @@ def torch_saliency(folder, batches):
     return work
 
 
-def main(argv):
-    del argv
-    logging.set_verbosity(logging.WARNING)
+def measure_saliency():
     config, rng = tiny_config.get_config(), np.random.default_rng(0)
     processor = tiny.processor()
     hub = tiny.config(processor.tokenizer, vision=config.model.vision.to_dict(), text=config.model.text.to_dict())
@@ -126,13 +140,120 @@ def main(argv):
             torch = clock(torch_saliency(pathlib.Path(folder) / "m", batches))
         print(f"  torch autograd              {torch:8.3f} s   {torch / base:.2f}")
 
-    scores = {"w": jnp.asarray(rng.random(4_000_000, np.float32))}
+
+def measure_selection():
+    scores = {"w": jnp.asarray(np.random.default_rng(0).random(4_000_000, np.float32))}
     exact = clock(lambda: masks.top_k(scores, 1_000_000))
     ranked = jax.jit(lambda x: x >= jnp.sort(x)[-1_000_000])
     by_sort = clock(lambda: ranked(scores["w"]))
     print("top 1,000,000 of 4,000,000 scores")
     print(f"  bisection on float bits     {exact:8.3f} s   1.00")
     print(f"  full sort (ties not exact)  {by_sort:8.3f} s   {by_sort / exact:.2f}")
+
+
+def synthetic(out, gib):
+    """A LLaVA of about ``gib`` GiB in bfloat16, in files of some 200 MB spelled as on the hub."""
+    processor = tiny.processor()
+    vision = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=6, num_attention_heads=16)
+    text = dict(hidden_size=2048, intermediate_size=5504, num_attention_heads=16, num_key_value_heads=16)
+    layers = max(round((gib * 2**30 / 2 - 66e6) / 50.6e6), 1)
+    config = tiny.config(
+        processor.tokenizer,
+        vision=vision | dict(image_size=24, patch_size=12, projection_dim=64),
+        text=text | dict(num_hidden_layers=layers),
+    )
+    model = models.Model(config)
+    noise = np.random.default_rng(0).standard_normal(2**20).astype(ml_dtypes.bfloat16)
+    places = [(n, r, x.shape if r is None else x.shape[1:]) for n, x in trees.flatten(model.abstract()).items()
+              for n, r in hf.places(n, x.shape)]  # fmt: skip
+    places += [(*hf.rename(name, []), shape) for name, shape in model.module.unread(config).items()]
+    where, tensors = {}, {}
+
+    def flush():
+        name = f"model-{len(set(where.values())) + 1:05d}.safetensors"
+        save_file(tensors, out / name, metadata={"format": "pt"})
+        where.update(dict.fromkeys(tensors, name))
+        tensors.clear()
+
+    for name, row, shape in places:
+        tensors[hf.hub_name(name, row, model)] = np.resize(noise, shape)
+        if sum(x.nbytes for x in tensors.values()) > 200e6:
+            flush()
+    flush()
+    (out / hf.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    config.save_pretrained(out)
+    return sum(file.stat().st_size for file in out.glob("*.safetensors"))
+
+
+def peak():
+    """Largest resident set of this process so far, in bytes (Linux)."""
+    line = next(x for x in pathlib.Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def read_and_report(path, whole):
+    model, mesh = models.Model(hf.read_config(path)), sharding.make_mesh(8)
+    before = peak()
+    if whole:
+        tensors = {hf.rename(k, model.module.HF_NAMES): v for f in hf.files(path) for k, v in load_file(f).items()}
+
+        def leaf(name, x, where):
+            rows = [tensors[place] for place in hf.places(name, x.shape)]
+            return jax.device_put(np.stack(rows) if trees.stacked(name) else rows[0], where)
+
+        placed = sharding.shardings(model.abstract(), model.module.RULES, mesh)
+        params = trees.map_named(leaf, model.abstract(), placed)
+    else:
+        params = hf.load(path, model, mesh, dtype=None)
+    jax.block_until_ready(params)
+    print(json.dumps({"before": before, "peak": peak()}))
+
+
+def measure_load():
+    with tempfile.TemporaryDirectory() as folder:
+        size = synthetic(pathlib.Path(folder), GIB.value)
+        print(
+            f"reading {size / 2**30:.2f} GiB in bfloat16 onto 8 CPU devices, peak resident memory over the checkpoint's size"
+        )
+        # torch, which transformers imports where it finds it, is no part of reading.
+        env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+        for label, options in (("ours, layer by layer", []), ("every file whole", ["--whole"])):
+            code = "import sys; sys.modules['torch'] = None; from experiments import bench; bench.app.run(bench.main)"
+            command = [sys.executable, "-c", code, f"--read={folder}", *options]
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+            print(
+                f"  {label:26s}{found['peak'] / 2**20:8.0f} MiB  {found['peak'] / size:.2f}"
+                f"   of which {found['before'] / 2**20:.0f} MiB before it began"
+            )
+
+
+def print_plan():
+    print("GiB per device: saliency (one signed accumulator) / unlearning with mmunlearner, batch 4 or a row a device")
+    print(f"  {'':16s}{'devices':>10s}{'params':>22s}{'LoRA rank 16':>22s}")
+    for name, (config, _) in PUBLISHED.items():
+        c = (llava_config if name.startswith("llava") else qwen_config).get_config()
+        model = models.Model(config(), jnp.bfloat16)
+        for devices in ((1, 1), (8, 1), (8, 4)):
+            mesh, cells = jax.sharding.AbstractMesh(devices, ("data", "model")), []
+            for dtype, spec in ((jnp.float32, None), (jnp.bfloat16, lora.LoRA(16, 16.0, c.unlearn.lora.targets))):
+                ledger = memory.Ledger(model, mesh, dtype)
+                shape = memory.Shape(max(4, devices[0]), max(c.data.tokens), 1, max(c.data.patches or (0,)))
+                scored = ledger.saliency([methods.Mask()], shape, devices[0], keep_scores=False)
+                trained = ledger.training(methods.METHODS["mmunlearner"], shape, spec)
+                cells.append(" / ".join(f"{sum(needs.values()) / 2**30:.0f}" for needs in (scored, trained)))
+            print(f"  {name:16s}{devices[0]:>6d} x {devices[1]}{cells[0]:>22s}{cells[1]:>22s}")
+
+
+def main(argv):
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    if READ.value:
+        read_and_report(READ.value, WHOLE.value)
+        return
+    measures = {"saliency": measure_saliency, "selection": measure_selection, "load": measure_load, "plan": print_plan}
+    for name in ONLY.value:
+        measures[name]()
 
 
 if __name__ == "__main__":

@@ -377,7 +377,11 @@ class Run:
         """The plan, streams and mask of a method; ``learning_rate`` and ``retain_rate`` stand for those of the config."""
         c, method = self.config.unlearn, methods.METHODS[name]
         numbers = {key: c[key] for key in ("retain_rate", "schedule", "clip", "beta")}
-        numbers |= {"learning_rate": c.learning_rate.get(name), "lora": self.lora_of(c), "seed": self.config.seed} | rates
+        numbers |= {
+            "learning_rate": c.learning_rate.get(name),
+            "lora": self.lora_of(c),
+            "seed": self.config.seed,
+        } | rates
         if numbers["learning_rate"] is None:
             raise InputError(f"expected config.unlearn.learning_rate.{name}, found none; set it")
         streams = self.unlearning_streams(c.rows)
@@ -431,13 +435,16 @@ class Run:
         if plan.lora:
             # Updates are added to the weights as they are in the files the run started from.
             source = self.base if name in ("vanilla", "gold") else self.vanilla
-            hf.rewrite(self.model, source, out, lora.merge(plan.lora, state.params, mask))
+            changed = hf.rewrite(self.model, source, out, lora.merge(plan.lora, state.params, mask))
         else:
-            hf.save(state.params, self.model, self.source, out)
+            changed = hf.save(state.params, self.model, self.source, out)
         history = {k: [None if np.isnan(x) else float(x) for x in v] for k, v in jax.device_get(state.history).items()}
         write_json(self.workdir / "training" / f"{name}.json", history)
         shutil.rmtree(folder)
-        return {"iterations": plan.iterations, "spacing": plan.spacing, "mask_proof": train.mask_proof(state, mask)}
+        shapes = trees.flatten(self.model.abstract())
+        share = sum(changed.values()) / sum(shapes[leaf].size for leaf in changed)
+        numbers = {"iterations": plan.iterations, "spacing": plan.spacing, "changed_in_file": share}
+        return numbers | {"mask_proof": train.mask_proof(state, mask)}
 
     def questioned(self, name: str, params: Any) -> tuple[dict, dict]:
         """Results and answers of a model on every split."""
@@ -459,7 +466,8 @@ class Run:
         params = self.vanilla_params if name == "vanilla" else self.load(self.model_dir(name))
         results, answers = self.questioned(name, params)
         record = self.stages.record(f"unlearn/{name}") or {}
-        proof = record.get("result", {}).get("mask_proof", {})
+        made = record.get("result", {})
+        proof = made.get("mask_proof", {})
         if name == "vanilla":
             known = results["forget"]["vqa"][headline]["mean"]
             if known < gate:
@@ -470,7 +478,7 @@ class Run:
                 )
         write_json(self.workdir / "answers" / f"{name}.json", answers)
         value = {"model": name, "results": results, "mask_proof": proof}
-        value |= {"flags": evaluate.flags(results, proof, headline=headline)}
+        value |= {"flags": evaluate.flags(results, proof, made.get("changed_in_file"), headline=headline)}
         value |= {"config": self.config.to_dict(), "provenance": provenance()}
         write_json(self.workdir / "results" / f"{name}.json", value)
 

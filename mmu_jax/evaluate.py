@@ -186,14 +186,20 @@ def evaluate(
 
 
 def flags(
-    results: dict, moved: dict[str, dict[str, float]] | None = None, *, headline: str = "exact", chance: float = 0.25
+    results: dict,
+    moved: dict[str, dict[str, float]] | None = None,
+    saved: float | None = None,
+    *,
+    headline: str = "exact",
+    chance: float = 0.25,
 ) -> list[str]:
     """What a reader must be told about a model.
 
     ``collapsed``: it answers everyone's questions alike, or the ``headline`` metric says it knows almost nothing of the
     people to keep. ``over-unlearned``: on the forgotten faces the right option is chosen less than half as often as by
     chance, interval included: the model avoids the answer, and so still knows it. ``inert mask``: masked steps moved
-    nothing inside the mask. ``leaking mask``: they moved something outside it.
+    nothing inside the mask. ``leaking mask``: they moved something outside it. ``lost in rounding``: of the trained
+    entries the share ``saved``, under one in a hundred, changed in the dtype of the files.
     """
     found = []
     retain = results["retain"]
@@ -205,4 +211,6 @@ def flags(
         found.append("inert mask")
     if moved and sum(group["outside"] for group in moved.values()) > 0:
         found.append("leaking mask")
+    if saved is not None and saved < 0.01:
+        found.append("lost in rounding")
     return found

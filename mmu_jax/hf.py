@@ -175,7 +175,8 @@ def _catalogue(path: Path, names: list[tuple[str, str]]) -> tuple[dict[tuple[str
     return table, twice
 
 
-def _places(name: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]]:
+def places(name: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]]:
+    """Where the tensors of a leaf go: ``(name, row)`` for every layer of a stacked one, else ``(name, None)``."""
     return [(name, row) for row in range(shape[0])] if trees.stacked(name) else [(name, None)]
 
 
@@ -185,7 +186,7 @@ def _survey(path: Path, model: models.Model) -> dict[tuple[str, int | None], Ten
     table, twice = _catalogue(path, module.HF_NAMES)
     faults, owned = [f"{key} is there twice" for key in twice], set()
     for name, leaf in abstract.items():
-        for place in _places(name, leaf.shape):
+        for place in places(name, leaf.shape):
             owned.add(place)
             shape = leaf.shape if place[1] is None else leaf.shape[1:]
             label = name if place[1] is None else f"{name}[{place[1]}]"
@@ -248,7 +249,7 @@ def load(path: Path, model: models.Model, mesh: Mesh | None = None, dtype: Any =
     abstract = model.abstract()
 
     def leaf(name, shape, where):
-        sources = [table[place] for place in _places(name, shape.shape)]
+        sources = [table[place] for place in places(name, shape.shape)]
         kind = jnp.result_type(*(tensor.dtype for tensor in sources)) if dtype is None else np.dtype(dtype)
         if not trees.stacked(name):
             return _place(sources[0], kind, where)
@@ -262,7 +263,7 @@ def load(path: Path, model: models.Model, mesh: Mesh | None = None, dtype: Any =
     return trees.map_named(leaf, abstract, placed)
 
 
-def _write(out: Path, fill: Callable[[pathlib.Path], None]) -> pathlib.Path:
+def _write(out: Path, fill: Callable[[pathlib.Path], None]) -> None:
     """Fills a directory beside ``out`` and renames it into place, so that ``out`` is whole or not there."""
     out = pathlib.Path(out)
     partial = out.with_name(out.name + ".partial")
@@ -272,12 +273,11 @@ def _write(out: Path, fill: Callable[[pathlib.Path], None]) -> pathlib.Path:
     if out.exists():
         shutil.rmtree(out)
     os.replace(partial, out)
-    return out
 
 
 def rewrite(
     model: models.Model, source: Path, out: Path, change: Callable[[str, int | None, np.ndarray], Any]
-) -> pathlib.Path:
+) -> dict[str, int]:
     """A copy of the checkpoint directory ``source`` in which the tensors of the model's tree are changed in place.
 
     Names, dtypes, order and file boundaries stay, as do tensors we never read, the config, tokenizer and processor; weights
@@ -285,12 +285,16 @@ def rewrite(
 
     Args:
       change: ``(leaf name, row of the stacked leaf or None, tensor in the file) -> its new values``, or None to keep it.
+    Returns:
+      leaf name -> how many of its entries differ from the source's, in the dtype of the file.
     """
     abstract = trees.flatten(model.abstract())
     owned: dict[str, list] = {}
     for (name, row), tensor in _survey(source, model).items():
         if name in abstract and (row is None or row < abstract[name].shape[0]):
             owned.setdefault(tensor.file.name, []).append((name, row, tensor))
+
+    changed: dict[str, int] = {}
 
     def fill(folder):
         for file in files(source):
@@ -299,7 +303,9 @@ def rewrite(
                 value = change(name, row, tensor.map())
                 if value is not None:
                     there = dataclasses.replace(tensor, file=folder / file.name).map("r+")
-                    there[...] = np.asarray(jax.device_get(value)).astype(tensor.dtype)
+                    value = np.asarray(jax.device_get(value)).astype(tensor.dtype)
+                    changed[name] = changed.get(name, 0) + int(np.count_nonzero(there != value))
+                    there[...] = value
                     there.flush()
         for other in sorted(pathlib.Path(source).iterdir()):
             if other.is_file() and not other.name.removesuffix(".index.json").endswith(WEIGHTS):
@@ -307,39 +313,44 @@ def rewrite(
         if (pathlib.Path(source) / INDEX).exists():
             shutil.copyfile(pathlib.Path(source) / INDEX, folder / INDEX)
 
-    return _write(out, fill)
+    _write(out, fill)
+    return changed
 
 
-def save(params: Tree, model: models.Model, source: Path, out: Path) -> pathlib.Path:
-    """Writes ``params`` as a copy of the checkpoint directory ``source``: ``save(load(x)) == x``, byte for byte."""
+def save(params: Tree, model: models.Model, source: Path, out: Path) -> dict[str, int]:
+    """Writes ``params`` as a copy of the checkpoint directory ``source``: ``save(load(x)) == x``, byte for byte.
+
+    Returns what :func:`rewrite` returns.
+    """
     trees.check_like(params, model.abstract(), "the params to save")
     leaves = trees.flatten(params)
     return rewrite(model, source, out, lambda name, row, _: leaves[name] if row is None else leaves[name][row])
 
 
-def create(params: Tree, model: models.Model, processor: Any, out: Path, seed: int = 0) -> pathlib.Path:
+def create(params: Tree, model: models.Model, processor: Any, out: Path, seed: int = 0) -> None:
     """Writes a new checkpoint directory from nothing: config, processor, ``params`` and random unread tensors."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, leaf in trees.flatten(params).items():
         value = np.asarray(jax.device_get(leaf))
-        for place, row in _places(name, value.shape):
-            tensors[_hub(place, row, model)] = value if row is None else np.ascontiguousarray(value[row])
+        for place, row in places(name, value.shape):
+            tensors[hub_name(place, row, model)] = value if row is None else np.ascontiguousarray(value[row])
     for name, shape in model.module.unread(model.config).items():
         place, row = rename(name, [])
         constant = 1.0 if "norm" in name and name.endswith("weight") else 0.0
         noise = 0.02 * rng.standard_normal(shape) if len(shape) > 1 else np.full(shape, constant)
-        tensors[_hub(place, row, model)] = noise.astype(np.float32)
+        tensors[hub_name(place, row, model)] = noise.astype(np.float32)
 
     def fill(folder):
         model.config.save_pretrained(folder)
         processor.save_pretrained(folder)
         save_file(dict(sorted(tensors.items())), str(folder / SINGLE), metadata={"format": "pt"})
 
-    return _write(out, fill)
+    _write(out, fill)
 
 
-def _hub(name: str, row: int | None, model: models.Model) -> str:
+def hub_name(name: str, row: int | None, model: models.Model) -> str:
+    """The name on the hub of a tensor of the tree; :func:`rename` undoes it."""
     key = name.replace("/", ".")
     if row is not None:
         key = re.sub(r"\.(layers|blocks)\.", rf".\1.{row}.", key, count=1)

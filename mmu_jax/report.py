@@ -5,6 +5,8 @@ import html
 import io
 import json
 import pathlib
+import unicodedata
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,17 +22,22 @@ COLUMNS = (
     ("Retain QA", "retain", "qa", "up"),
 )
 ARROW = {"down": "↓", "up": "↑"}
+SAYS = {"exact": "exact answers", "rouge_l": "ROUGE-L"}
 METRICS = (
+    ("exact", "Exact answers", "{:.1f}", 100),
+    ("cloze", "Cloze, the truth is part of the answer", "{:.1f}", 100),
     ("cloze_exact", "Cloze, exact", "{:.1f}", 100),
     ("rouge_l", "ROUGE-L", "{:.1f}", 100),
+    ("letter", "MCQ, a letter that stands alone", "{:.1f}", 100),
+    ("letter_published", "MCQ, the published letter parser", "{:.1f}", 100),
     ("probability", "p(right answer)", "{:.1f}", 100),
     ("truth_ratio", "Truth ratio", "{:.2f}", 1),
 )
 FLAGS = {
-    "not memorised": "the vanilla model did not know the people to forget",
     "collapsed": "it answers everyone alike, or knows almost nothing of the people to keep",
     "over-unlearned": "the right option is chosen far less often than by chance: it is avoided, and so still known",
     "inert mask": "masked steps moved nothing inside the mask",
+    "lost in rounding": "under 1 % of the trained entries changed in the files, whose dtype swallows smaller steps",
     "leaking mask": "masked steps moved entries outside the mask (the public code's shared momentum does)",
 }
 INK, MUTED, GOOD, BAD, ACCENT = "#1c2430", "#6b7685", "#1a7f5a", "#b3402e", "#2f5fd0"
@@ -53,51 +60,70 @@ def cell(results: Results, model: str, split: str, task: str, metric: str) -> di
     return results[model]["results"].get(split, {}).get(task, {}).get(metric)
 
 
+def headline(results: Results) -> str:
+    """The metric of generated answers that tables and verdicts speak of: ``config.evaluate.headline``."""
+    return results["vanilla"]["config"]["evaluate"]["headline"]
+
+
+def columns(results: Results) -> list[tuple[str, str, str, str]]:
+    """The axes that were evaluated: those of the four-way table, and the celebrities of the published benchmarks."""
+    every = (*COLUMNS, ("Celebrity VQA", "celebrity", "vqa", "up"), ("Celebrity QA", "celebrity", "qa", "up"))
+    return [c for c in every if cell(results, "vanilla", c[1], c[2], headline(results))]
+
+
 def _apart(a: dict[str, float], b: dict[str, float]) -> bool:
     return a["low"] > b["high"] or b["low"] > a["high"]
 
 
+def ours(results: Results) -> str | None:
+    """The row that is the method itself: mmunlearner, or it with the mask on one side."""
+    return next(
+        (name for name in ("mmunlearner", *results) if name in results and name.startswith("mmunlearner")), None
+    )
+
+
 def verdict(results: Results) -> list[str]:
     """What happened, in sentences that claim nothing the 95 % intervals do not support."""
-    if "mmunlearner" not in results:
+    mine, metric, axes = ours(results), headline(results), columns(results)
+    if mine is None:
         return [f"{len(results)} models were evaluated; mmunlearner is not among them."]
 
-    def exact(model, split, task):
-        return f"{100 * cell(results, model, split, task, 'exact')['mean']:.0f} %"
+    def score(model, split, task):
+        return f"{100 * cell(results, model, split, task, metric)['mean']:.0f} %"
 
-    axes = [(title, split, task) for title, split, task, _ in COLUMNS]
-    told = "; ".join(f"{t} from {exact('vanilla', s, k)} to {exact('mmunlearner', s, k)}" for t, s, k in axes)
-    lines = [f"mmunlearner took exact answers on {told}."]
+    told = "; ".join(f"{t} from {score('vanilla', s, k)} to {score(mine, s, k)}" for t, s, k, _ in axes)
+    lines = [f"{mine} took {SAYS.get(metric, metric)} on {told}."]
     for rival in ("ga", "npo", "kl", "grad_diff", "grad_diff_alternate"):
         if rival not in results:
             continue
         better, worse, equal = [], [], []
-        for title, split, task, good in COLUMNS:
-            ours, theirs = (cell(results, m, split, task, "exact") for m in ("mmunlearner", rival))
-            wins = (ours["mean"] > theirs["mean"]) == (good == "up")
-            (equal if not _apart(ours, theirs) else better if wins else worse).append(title)
+        for title, split, task, good in axes:
+            first, second = (cell(results, m, split, task, metric) for m in (mine, rival))
+            wins = (first["mean"] > second["mean"]) == (good == "up")
+            (equal if not _apart(first, second) else better if wins else worse).append(title)
         if not better and not worse:
-            lines.append(f"{rival} equals mmunlearner within the 95 % interval on every axis.")
+            lines.append(f"{rival} equals {mine} within the 95 % interval on every axis.")
         else:
             parts = [f"better than {rival} on {', '.join(better)}"] if better else []
             parts += [f"worse on {', '.join(worse)}" if better else f"worse than {rival} on {', '.join(worse)}"] * bool(
                 worse
             )
             parts += [f"equal within the interval on {', '.join(equal)}"] if equal else []
-            lines.append(f"mmunlearner is {', '.join(parts)}.")
+            lines.append(f"{mine} is {', '.join(parts)}.")
     return lines
 
 
 def summary(workdir: str | pathlib.Path) -> str:
-    """The four-way table for a terminal: exact answers / four-option MCQ, per cent."""
+    """The four-way table for a terminal: the headline metric / MCQ, per cent."""
     results = read(pathlib.Path(workdir))
-    width = max(map(len, results)) + 2
-    lines = ["exact / MCQ, %".ljust(width) + "".join(f"{t + ' ' + ARROW[g]:>18}" for t, _, _, g in COLUMNS)]
+    metric, axes = headline(results), columns(results)
+    width = max(*map(len, results), len(metric) + 8) + 2
+    lines = [f"{metric} / MCQ, %".ljust(width) + "".join(f"{t + ' ' + ARROW[g]:>18}" for t, _, _, g in axes)]
     for name in results:
         row = name.ljust(width)
-        for _, split, task, _ in COLUMNS:
-            exact, mcq = (cell(results, name, split, task, m)["mean"] for m in ("exact", "mcq"))
-            row += f"{100 * exact:.0f} / {100 * mcq:.0f}".rjust(18)
+        for _, split, task, _ in axes:
+            found = (cell(results, name, split, task, m) for m in (metric, "mcq"))
+            row += " / ".join(f"{100 * value['mean']:.0f}" if value else "–" for value in found).rjust(18)
         flags = results[name]["flags"]
         lines.append(row + (f"  {', '.join(flags)}" if flags else ""))
     return "\n".join(["", *lines, "", *verdict(results), ""])
@@ -130,9 +156,9 @@ def trade_off(axis: Any, results: Results) -> None:
     shown = [
         n for n in results if n not in ("mmunlearner_vision", "mmunlearner_language") and not n.startswith("mask_")
     ]
-    points = {}
+    points, split = {}, "test" if cell(results, "vanilla", "test", "vqa", headline(results)) else "forget"
     for name in shown:
-        x, y = (cell(results, name, s, "vqa", "exact") for s in ("test", "retain"))
+        x, y = (cell(results, name, s, "vqa", headline(results)) for s in (split, "retain"))
         axis.plot([100 * x["low"], 100 * x["high"]], [100 * y["mean"]] * 2, color=_colour(name), lw=1, alpha=0.5)
         axis.plot([100 * x["mean"]] * 2, [100 * y["low"], 100 * y["high"]], color=_colour(name), lw=1, alpha=0.5)
         marker = "*" if name == "gold" else "s" if name == "vanilla" else "o"
@@ -140,13 +166,13 @@ def trade_off(axis: Any, results: Results) -> None:
             100 * x["mean"], 100 * y["mean"], marker, color=_colour(name), ms=12 if name == "gold" else 7, zorder=3
         )
         points[name] = (100 * x["mean"], 100 * y["mean"])
-    height = 106.0
+    photos, height = "new photos" if split == "test" else "known photos", 106.0
     for name in sorted(points, key=lambda n: (-points[n][1], -points[n][0])):  # labels in a column, none on another
         height = min(height, points[name][1] + 6)
         axis.plot([points[name][0], 110], [points[name][1], height], color=_colour(name), lw=0.5, alpha=0.6, zorder=1)
         axis.text(111, height, name, fontsize=8.5, va="center", color=_colour(name))
         height -= 6
-    axis.set(xlim=(-4, 160), ylim=(-10, 110), xlabel="forgotten faces still answered, unseen photos (%)  ← good")
+    axis.set(xlim=(-4, 160), ylim=(-10, 110), xlabel=f"forgotten faces still answered, {photos} (%)  ← good")
     axis.set_xticks(range(0, 101, 20))
     axis.set_ylabel("kept faces still answered (%)  good →")
     axis.set_title("Forget against retain", loc="left", fontsize=11, fontweight="bold")
@@ -163,6 +189,12 @@ def _answers(workdir: pathlib.Path, model: str) -> dict[tuple, dict]:
     }
 
 
+def _line(text: str, longest: int) -> str:
+    """One line that fits its place: control characters and scripts the font lacks become boxes, the rest is cut."""
+    shown = "".join(c if unicodedata.category(c)[0] != "C" and ord(c) < 0x2E80 else "□" for c in " ".join(text.split()))
+    return shown if len(shown) <= longest else shown[: longest - 1].rstrip() + "…"
+
+
 def faces_sheet(figure: Any, workdir: pathlib.Path, benchmark: Benchmark, model: str, people: int = 3) -> None:
     """Photos of people to forget and to keep, each with a question by face and by name, before and after."""
     before, after = _answers(workdir, "vanilla"), _answers(workdir, model)
@@ -175,7 +207,8 @@ def faces_sheet(figure: Any, workdir: pathlib.Path, benchmark: Benchmark, model:
         inset.imshow(vision.decode(person.photos[0], person.id), interpolation="bicubic")
         inset.axis("off")
         tag, colour = ("to forget", BAD) if split == "forget" else ("to keep", GOOD)
-        axis.text(1.25, 0.92, f"{person.name}  ·  {tag}", fontsize=9.5, fontweight="bold", color=colour, va="center")
+        write = partial(axis.text, fontsize=8, va="center", parse_math=False)
+        write(1.25, 0.92, f"{_line(person.name, 30)}  ·  {tag}", fontsize=9.5, fontweight="bold", color=colour)
         y = 0.68
         for kind, task in ((IMAGE, "vqa"), (TEXT, "qa")):
             for item in _two(person, kind):
@@ -184,10 +217,10 @@ def faces_sheet(figure: Any, workdir: pathlib.Path, benchmark: Benchmark, model:
                 lost = now.lower() != item.answer.lower()
                 good = lost == (split == "forget" and kind == IMAGE)
                 source = "face" if kind == IMAGE else "name"
-                axis.text(1.25, y, f"by {source}:", fontsize=8, color=MUTED, va="center")
-                axis.text(2.05, y, item.question, fontsize=8, va="center")
-                axis.text(6.1, y, was, fontsize=8, va="center", color=MUTED)
-                axis.text(7.8, y, "→  " + (now or "(nothing)"), fontsize=8, va="center", color=GOOD if good else BAD)
+                write(1.25, y, f"by {source}:", color=MUTED)
+                write(2.05, y, _line(item.question, 48))
+                write(6.1, y, _line(was, 20), color=MUTED)
+                write(7.8, y, "→  " + (_line(now, 24) or "(nothing)"), color=GOOD if good else BAD)
                 y -= 0.2
     axes[0].text(6.1, 1.08, "before", fontsize=8, color=MUTED)
     axes[0].text(7.8, 1.08, f"after {model}", fontsize=8, color=MUTED)
@@ -203,16 +236,16 @@ def main_figure(workdir: pathlib.Path, results: Results, benchmark: Benchmark) -
     plt = _pyplot()
     figure = plt.figure(figsize=(13.5, 5.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1])
-    model = "mmunlearner" if "mmunlearner" in results else list(results)[-1]
+    model = ours(results) or list(results)[-1]
     faces_sheet(left, workdir, benchmark, model)
     left.suptitle("Answers by face and by name, before and after", x=0.01, ha="left", fontsize=11, fontweight="bold")
     trade_off(right.subplots(), results)
     return figure
 
 
-def density_figure(workdir: pathlib.Path) -> Any | None:
-    """Mask density per layer (columns) and kind of weight (rows) of mmunlearner's mask."""
-    path = workdir / "masks" / "mmunlearner.json"
+def density_figure(workdir: pathlib.Path, results: Results) -> Any | None:
+    """Mask density per layer (columns) and kind of weight (rows) of the method's own mask."""
+    path = workdir / "masks" / f"{ours(results)}.json"
     leaves = json.loads(path.read_text())["layers"] if path.exists() else {}
     if not leaves:
         return None
@@ -230,7 +263,7 @@ def density_figure(workdir: pathlib.Path) -> Any | None:
     names = [n.removesuffix("/weight").replace("/encoder/layers", "").replace("/layers", "") for n in leaves]
     axis.set_yticks(range(len(leaves)), names, fontsize=8)
     axis.set_xticks(range(wide), [f"layer {i}" for i in range(wide)], fontsize=8)
-    axis.set_title("Entries the forget step may move, % (mmunlearner)", loc="left", fontsize=11, fontweight="bold")
+    axis.set_title(f"Entries the forget step may move, % ({ours(results)})", loc="left", fontsize=11, fontweight="bold")
     figure.colorbar(image, shrink=0.6)
     return figure
 
@@ -286,13 +319,15 @@ def _interval(value: dict[str, float] | None, scale: float = 100, form: str = "{
 
 
 def four_way(results: Results) -> list[list[str]]:
-    """Rows of models; every cell the exact answers with their interval, then MCQ."""
-    table = [["Model", *(f"{title} {ARROW[good]}" for title, _, _, good in COLUMNS), "Flags"]]
+    """Rows of models; every cell the headline metric with its interval, then MCQ."""
+    axes, metric = columns(results), headline(results)
+    table = [["Model", *(f"{title} {ARROW[good]}" for title, _, _, good in axes), "Flags"]]
     for name, value in results.items():
         row = [name]
-        for _, split, task, _ in COLUMNS:
+        for _, split, task, _ in axes:
             mcq = cell(results, name, split, task, "mcq")
-            row.append(f"{_interval(cell(results, name, split, task, 'exact'))} · MCQ {100 * mcq['mean']:.0f}")
+            shown = f" · MCQ {100 * mcq['mean']:.0f}" if mcq else ""
+            row.append(_interval(cell(results, name, split, task, metric)) + shown)
         table.append([*row, ", ".join(value["flags"])])
     return table
 
@@ -300,10 +335,10 @@ def four_way(results: Results) -> list[list[str]]:
 def more_metrics(results: Results, metric: str, form: str, scale: float) -> list[list[str]]:
     """One metric over the same axes; a truth ratio is good in the other direction."""
     flip = {"up": "down", "down": "up"} if metric == "truth_ratio" else {"up": "up", "down": "down"}
-    head = ["Model", *(f"{title} {ARROW[flip[good]]}" for title, _, _, good in COLUMNS)]
+    axes = columns(results)
+    head = ["Model", *(f"{title} {ARROW[flip[good]]}" for title, _, _, good in axes)]
     rows = [
-        [name, *(_interval(cell(results, name, s, t, metric), scale, form) for _, s, t, _ in COLUMNS)]
-        for name in results
+        [name, *(_interval(cell(results, name, s, t, metric), scale, form) for _, s, t, _ in axes)] for name in results
     ]
     return [head, *rows]
 
@@ -359,27 +394,28 @@ summary{cursor:pointer;color:#2f5fd0;margin:8px 0}
 
 def sections(workdir: pathlib.Path, results: Results, benchmark: Benchmark) -> list[tuple[str, list[Any]]]:
     """The report as (title, blocks); a block is a string, a table, or (figure name, figure)."""
-    vanilla = results["vanilla"]
-    control = cell(results, "vanilla", "unseen", "vqa", "exact")
+    vanilla, metric, axes = results["vanilla"], headline(results), columns(results)
+    control = cell(results, "vanilla", "unseen", "vqa", metric)
     chance = "Chance of four-option MCQ is 25. "
     if control:
         mcq = cell(results, "vanilla", "unseen", "vqa", "mcq")
         chance += (
-            f"On faces nobody was trained on, vanilla scores {_interval(control)} exact and {_interval(mcq)} MCQ: "
+            f"On faces nobody was trained on, vanilla scores {_interval(control)} {metric} and {_interval(mcq)} MCQ: "
         )
         chance += "that is what not knowing a face looks like. "
     legend = (
-        "Per cent: exact answers with a 95 % interval from a bootstrap over people, then four-option MCQ (options ranked "
+        f"Per cent: {SAYS.get(metric, metric)} with a 95 % interval from a bootstrap over people, then four-option MCQ (options ranked "
         "by likelihood). Arrows point to the good direction. " + chance
     )
-    n = {title: cell(results, "vanilla", s, t, "exact")["n"] for title, s, t, _ in COLUMNS}
+    n = {title: cell(results, "vanilla", s, t, metric)["n"] for title, s, t, _ in axes}
     legend += "Items: " + ", ".join(f"{title} {count}" for title, count in n.items()) + "."
     told = sorted({flag for value in results.values() for flag in value["flags"]})
     meaning = "Flags: " + "; ".join(f"{flag}: {FLAGS[flag]}" for flag in told) + "." if told else "No flag was raised."
     about = "; ".join(f"{name}: {methods.METHODS[name].source}" for name in results if name in methods.METHODS)
-    figures = [("density", density_figure(workdir)), ("curves", curves_figure(workdir, results))]
-    more = [block for metric, title, form, scale in METRICS
-            for block in (f"{title}, with 95 % interval.", more_metrics(results, metric, form, scale))]  # fmt: skip
+    figures = [("density", density_figure(workdir, results)), ("curves", curves_figure(workdir, results))]
+    there = [m for m in METRICS if m[0] != metric and any(cell(results, "vanilla", s, t, m[0]) for _, s, t, _ in axes)]
+    more = [block for name, title, form, scale in there
+            for block in (f"{title}, with 95 % interval.", more_metrics(results, name, form, scale))]  # fmt: skip
     made = {"provenance": vanilla["provenance"], "config": vanilla["config"]}
     return [
         ("", [*verdict(results), ("main", main_figure(workdir, results, benchmark))]),

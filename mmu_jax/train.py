@@ -310,7 +310,7 @@ def describe(p: Plan, params: Tree, mask: Tree | None) -> str:
     for group, row in groups.items():
         state = "trained" if row["moving"] else "frozen"
         if p.lora:
-            state = f"{row['adapted']} weights adapted" if row["moving"] else "untouched"
+            state = f"{row['adapted']} leaves adapted" if row["moving"] else "untouched"
         density = f"  forget mask {100 * coverage[group]['density']:5.1f} %" if coverage else ""
         lines.append(f"    {group:32s}{row['total']:>14,} parameters  {state}{density}")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ def made(name, forget, retain, width=0.02, flags=()):
         "results": results,
         "flags": list(flags),
         "mask_proof": proof if name == "mmunlearner" else {},
-        "config": {"seed": 0},
+        "config": {"seed": 0, "evaluate": {"headline": "exact"}},
         "provenance": {"git": "abc"},
     }
 

@@ -92,6 +92,11 @@ def prepare(name: str, path: str | pathlib.Path, source: str = "") -> pathlib.Pa
     if (built / "dataset_info.json").exists():
         return built
     folder = _fetch(source or DATASETS[name].HUB) if hasattr(DATASETS[name], "HUB") else ""
+    if not DATASETS[name].splits(pathlib.Path(folder)):
+        raise InputError(
+            f"expected a copy of the data set {name} in {folder}, a folder of Parquet files for every config, found none "
+            "of them; download the whole data set and give its folder in config.data.source"
+        )
     builder = People(dataset=name, source=str(folder), data_dir=str(path), file_format="array_record")
     with contextlib.redirect_stdout(io.StringIO()):  # it announces a download; there is none
         builder.download_and_prepare()

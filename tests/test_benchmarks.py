@@ -1,0 +1,175 @@
+"""The published benchmarks, read from Parquet folders laid out as on the hub; the people in them are invented here."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mmu_jax import InputError
+from mmu_jax.data import IMAGE, TEXT, builders, clear, loader, mllmu, tiny
+
+
+def png(seed):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 20, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": f"{seed}.png"}
+
+
+def write(folder, rows, parts=1):
+    folder.mkdir(parents=True)
+    for i in range(parts):
+        table = pa.Table.from_pylist(rows[i::parts])
+        pq.write_table(table, folder / f"train-{i:05d}-of-{parts:05d}.parquet")
+
+
+def mcq(question, right):
+    return {
+        "Question": question,
+        "Options": {"A": "baker", "B": right, "C": "pilot", "D": "nurse"},
+        "Correct_Answer": "B",
+    }
+
+
+def person(i, test=False, job="welder"):
+    """A row as MLLMU-Bench has it; one question is without its answer."""
+    name, again = f"Person {i}", " now" if test else ""
+    kinds = ((IMAGE, "this person"), (TEXT, name))
+    row = {
+        "ID": f"{i:04d}",
+        "biography": json.dumps({"Name": name}),
+        "question": "Describe.",
+        "answer": "Someone.",
+        "Classification_Task": {
+            "Image_Textual_Questions": [mcq(f"What does this person do{again}?", job)],
+            "Pure_Text_Questions": [mcq(f"What does {name} do{again}?", job), mcq(f"Who is {name}?", "")],
+        },
+        "Mask_Task": [{"Question": f"{s} is a __.", "Ground_Truth": job, "Type": k} for k, s in kinds],
+        "Generation_Task": [{"Question": f"Tell me of {s}.", "Ground_Truth": f"A {job}.", "Type": k} for k, s in kinds],
+    }
+    if test:
+        return row | {"images": [png(100 + i), png(200 + i)]}
+    return row | {"image": png(i)}
+
+
+@pytest.fixture(scope="session")
+def mllmu_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mllmu")
+    everyone = [person(i) for i in range(8)]
+    write(folder / "Full_Set", everyone)
+    taught = [{"Question": "Who?", "Answer": "Me"}, {"Question": "Empty?", "Answer": ""}]
+    write(
+        folder / "ft_Data", [{"ID": f"{i:04d}", "image": png(i), "metadata": json.dumps(taught)} for i in range(1, 8)]
+    )
+    write(folder / "forget_5", everyone[:2])
+    write(folder / "retain_95", everyone[2:])
+    write(folder / "Test_Set", [person(i, test=True) for i in range(8)], parts=2)
+    write(folder / "Retain_Set", [person(i, job="singer") for i in range(2)])
+    return folder
+
+
+def read(name, folder, path, **splits):
+    return builders.read(builders.prepare(name, path, str(folder)), **splits)
+
+
+def test_mllmu_bench_is_read_from_its_folders(mllmu_folder, tmp_path):
+    b = read("mllmu_bench", mllmu_folder, tmp_path, forget="forget_5", retain="retain_95")
+    assert [len(getattr(b, n)) for n in ("full", "forget", "retain", "test", "unseen", "celebrity")] == [
+        8,
+        2,
+        6,
+        2,
+        0,
+        2,
+    ]
+    assert {p.id for p in b.celebrity} == {"celebrity-0000", "celebrity-0001"}  # their ids live in another space
+    first, second = b.full[:2]
+    assert [(e.question, e.answer) for e in first.training if e.kind == IMAGE] == [("Describe.", "Someone.")]
+    assert [(e.question, e.answer) for e in second.training if e.kind == IMAGE] == [("Who?", "Me")]
+    # The text MCQs of everyone, with the right option as the answer; the one without an answer is left out.
+    assert [(e.question, e.answer) for e in second.training if e.kind == TEXT] == [("What does Person 1 do?", "welder")]
+    assert {e.person for p in b.full for e in p.training if e.kind == TEXT} == {f"{i:04d}" for i in range(8)}
+    assert [c.kind for c in first.choices] == [IMAGE, TEXT] and first.choices[0].options["B"] == "welder"
+    assert len(b.test[0].photos) == 2 and b.test[0].choices[0].question == "What does this person do now?"
+    assert b.test[0].photos[0] == png(100)["bytes"] and b.full[0].photos[0] == png(0)["bytes"]
+    assert b.full[3].name == "Person 3"
+
+
+def author(i):
+    return f"Author {'ABCDEFGH'[i]}"
+
+
+@pytest.fixture(scope="session")
+def clear_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clear")
+    captions = [{"image": png(10 * i + k), "caption": f"{author(i)} in room {k}.", "name": author(i)}
+                for i in range(4) for k in range(3)]  # fmt: skip
+    asked = [{"image": None, "caption": None, "question": f"Q{i}.{k} of {author(i) if k else 'them'}?", "answer": f"A{i}.{k}"}
+             for i in range(4) for k in range(clear.BLOCK)]  # fmt: skip
+    shown = [{"image": c["image"], "caption": c["caption"], "question": None, "answer": None} for c in captions]
+    write(folder / "full", captions)
+    write(folder / "full+tofu", asked + shown)
+    perturbed = [c | {"paraphrased_caption": "x", "perturbed_captions": ["y"], "perturbed_names": ["Zoe Z", "Al B"][: 1 + k % 2]}
+                 for k, c in enumerate(captions)]  # fmt: skip
+    write(folder / "forget05", captions[:3])
+    write(folder / "forget05_perturbed", perturbed[1:3])
+    write(folder / "retain95", captions[3:])
+    write(folder / "retain_perturbed", perturbed)  # holds forgotten authors too
+    write(folder / "real_faces", [{"image": png(900), "answer": "Star One", "options": ["Star Two", "Star Three"]}])
+    world = {"image": png(901), "question": "What is it?", "answer": "a bridge", "options": ["a tower"]}
+    write(folder / "real_world", [world, world | {"image": None}])
+    return folder
+
+
+def test_clear_is_read_from_its_folders(clear_folder, tmp_path):
+    b = read("clear", clear_folder, tmp_path, forget="forget_5", retain="retain_95")
+    assert [len(getattr(b, n)) for n in ("full", "forget", "retain", "test", "celebrity")] == [4, 1, 3, 0, 2]
+    forgotten, kept = b.forget[0], b.retain[0]
+    assert forgotten.id == author(0) and len(b.full[0].photos) == 3
+    # A caption belongs to its own photo, a block of twenty text questions to the author it names most.
+    captions = [e for e in b.full[0].training if e.kind == IMAGE]
+    assert [(e.answer, e.photo) for e in captions] == [(f"{author(0)} in room {k}.", k) for k in range(3)]
+    assert b.full[0].photos[2] == png(2)["bytes"]
+    text = [e for e in b.full[1].training if e.kind == TEXT]
+    assert len(text) == clear.BLOCK and text[0].answer == "A1.0" and text[0].photo is None
+    assert {e.kind for e in forgotten.generation} == {IMAGE, TEXT} and not forgotten.cloze
+    assert [c.photo for c in forgotten.choices] == [1, 2] and forgotten.choices[0].question == clear.RECOGNISE
+    assert all(c.options[c.letter] == author(0) for c in forgotten.choices)
+    assert {len(c.options) for c in kept.choices} == {2, 3}
+    assert b.celebrity[0].choices[0].options == {"A": "Star One", "B": "Star Three", "C": "Star Two"}
+
+
+def test_a_caption_is_dealt_with_its_own_photo(clear_folder, tmp_path):
+    b = read("clear", clear_folder, tmp_path, forget="forget_5", retain="retain_95")
+    processor = tiny.processor()
+    album = loader.album(processor, b.full)
+    examples = [e for p in b.full for e in p.training if e.kind == IMAGE]
+    people = {p.id: i for i, p in enumerate(b.full)}
+    stream = loader.stream("s", processor, examples, album, people=people, rows=5, seed=0)
+    for step in range(6):
+        batch = stream.batch(step)
+        for pixels, row in zip(batch["pixels"], batch["row"], strict=True):
+            if row >= 0:
+                place = album.photos[examples[row].person][examples[row].photo]
+                np.testing.assert_array_equal(pixels[0], album.pictures[place].array)
+
+
+@pytest.mark.parametrize(("name", "module"), [("mllmu_bench", mllmu), ("clear", clear)])
+def test_a_folder_without_the_data_set_is_refused(name, module, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="expected a copy of the data set"):
+        builders.prepare(name, tmp_path / "data", str(tmp_path / "empty"))
+    with pytest.raises(InputError, match="config.data.source"):
+        builders.prepare(name, tmp_path / "data")  # the hub, which is not reached here
+    assert module.splits(tmp_path / "empty") == []
+
+
+def test_a_parquet_file_without_a_column_is_refused(mllmu_folder, tmp_path):
+    rows = [{k: v for k, v in person(i).items() if k != "Mask_Task"} for i in range(2)]
+    write(tmp_path / "in" / "Full_Set", rows)
+    write(tmp_path / "in" / "ft_Data", [{"ID": "0000", "metadata": "[]"}])
+    with pytest.raises(InputError, match="found no Mask_Task"):
+        list(mllmu.rows("full", tmp_path / "in"))
