@@ -13,7 +13,18 @@ What they reproduce: MMUnlearner (arXiv 2502.11051) and its baselines at the pub
 after fine-tuning as the benchmark prescribes (MLLMU-Bench: five epochs at 2e-5, LoRA of rank 8; CLEAR: three at 1e-5).
 Loss on the answer and the end of turn only, saliency by example in one signed accumulator.
 
-{memory}
+Memory, GiB per device, for scoring / unlearning with mmunlearner (``python -m experiments.bench --only=plan``; worked out
+from shapes, activations estimated)::
+
+                 devices (data x model)   params, float32    LoRA of rank 16
+    7B           1 x 1                         78 / 168            52 / 25
+                 8 x 1                         33 / 21             18 / 5
+    13B          8 x 1                         62 / 40             35 / 8
+                 8 x 4                         16 / 10              9 / 4
+
+so 7B with ``lora=16`` fits one card of 80 GB, and training its params takes eight of 40 GB or more. Time was not measured on an
+accelerator. Expect, at 8 FLOPs per parameter and token and 40 % of peak, for a step of 4 rows of 640 tokens at 7B: H100 0.4 s,
+A100 1.2 s, eight chips of TPU v5e 0.25 s; MLLMU-Bench has about 1,800 retain and 100 forget steps.
 """
 
 from configs import common

@@ -96,6 +96,8 @@ class Run:
     def __init__(self, config: Any, workdir: pathlib.Path):
         self.config, self.workdir = config, workdir
         self.mesh = sharding.make_mesh(**config.mesh)
+        # A model made from nothing is small: it is trained on one device, so that every mesh unlearns the same bits.
+        self.training_mesh = self.mesh if config.model.path else sharding.make_mesh(1)
         self.stages = Stages(workdir, self._stages())
         self.scored: tuple[str, Any] | None = None  # the unit scored last and its scores
         self.planned = False
@@ -145,12 +147,12 @@ class Run:
     def people(self) -> dict[str, int]:
         return {person.id: index for index, person in enumerate(self.benchmark.full)}
 
-    def load(self, path: pathlib.Path) -> Any:
+    def load(self, path: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Any:
         """The params of a directory, once the plan has said that they fit."""
         if not self.planned:
             self.planned = True
             self.plan_memory()
-        return hf.load(path, self.model, self.mesh, jnp.dtype(self.config.model.param_dtype))
+        return hf.load(path, self.model, mesh or self.mesh, jnp.dtype(self.config.model.param_dtype))
 
     @functools.cached_property
     def vanilla_params(self) -> Any:
@@ -175,15 +177,16 @@ class Run:
         c, ledger = self.config, memory.Ledger(self.model, self.mesh, jnp.dtype(self.config.model.param_dtype))
         streams = self.unlearning_streams(c.unlearn.rows)
 
+        largest = {what: max(s.largest[what] for s in streams.values()) for what in ("tokens", "patches")}
+
         def shape(rows):
-            tokens = max(max(stream.sizes.tokens) for stream in streams.values())
-            return memory.Shape(rows, tokens, images=1, patches=max(streams["forget"].sizes.patches))
+            return memory.Shape(rows, images=1, **largest)
 
         stages = {}
         if not c.vanilla.path:
-            rows = c.vanilla.rows.to_dict()
-            spec = self.lora_of(c.vanilla)
-            stages["vanilla"] = ledger.training(vanilla_method(rows), shape(max(rows.values())), spec)
+            rows, there = c.vanilla.rows.to_dict(), dataclasses.replace(ledger, mesh=self.training_mesh)
+            method = vanilla_method(rows)
+            stages["vanilla"] = there.training(method, shape(max(rows.values())), self.lora_of(c.vanilla))
         table = {name: methods.METHODS[name] for name in c.unlearn.methods}
         if scored := [method.mask for method in table.values() if method.mask]:
             rows = c.saliency.rows if scored[0].unit == "example" else c.unlearn.rows
@@ -303,7 +306,8 @@ class Run:
         numbers |= {"lora": self.lora_of(c), "seed": self.config.seed}
         iterations = math.ceil(c.epochs * next(iter(streams.values())).steps)
         plan = train.Plan(vanilla_method(rows), iterations, **numbers)
-        return self.fit(name, plan, self.load(self.base), streams, None, self.workdir / name)
+        params = self.load(self.base, self.training_mesh)
+        return self.fit(name, plan, params, streams, None, self.workdir / name, self.training_mesh)
 
     def scores(self, unit: str, make: Callable[[str], Any]) -> Any:
         """Saliency of the vanilla model on the three sets; kept until another unit is asked for or training starts."""
@@ -390,13 +394,17 @@ class Run:
         mask = masks.load(self.mask_path(name), self.vanilla_params) if method.mask else None
         if mask is not None and numbers["lora"]:
             mask = masks.restrict(mask, numbers["lora"].targets)
-            masks.check(mask, self.vanilla_params)
+            if not masks.count(mask):
+                raise InputError(
+                    f"expected a mask of {name} that selects some of what LoRA adapts, found it empty on "
+                    f"{numbers['lora'].targets!r}; widen config.unlearn.lora.targets or set config.unlearn.lora.rank=0"
+                )
         return train.plan(method, streams, c.epochs, **numbers), streams, mask
 
     def make_unlearned(self, name: str) -> dict:
         plan, streams, mask = self.prepared(name)
         params = self.vanilla_params if plan.lora else self.take_vanilla_params()
-        return self.fit(f"unlearn/{name}", plan, params, streams, mask, self.model_dir(name))
+        return self.fit(f"unlearn/{name}", plan, params, streams, mask, self.model_dir(name), self.mesh)
 
     def reference_logps(self, stream: loader.Stream, params: Any) -> np.ndarray:
         """log p(answer) under the vanilla model of every row and photo, ``[R, P]``: the reference is a column."""
@@ -412,7 +420,7 @@ class Run:
                     column[part, photo] = values[: len(part)]
         return column
 
-    def fit(self, name, plan, params, streams, mask, out) -> dict:
+    def fit(self, name, plan, params, streams, mask, out, mesh) -> dict:
         self.scored = None  # room for the moments
         print(train.describe(plan, params, mask), flush=True)
         print(loader.padding_line(streams), flush=True)
@@ -424,7 +432,7 @@ class Run:
             self.model,
             params,
             streams,
-            mesh=self.mesh,
+            mesh=mesh,
             mask=mask,
             checkpoints=kept,
             save_every=self.config.save_every,

@@ -32,10 +32,11 @@ def _decode(model, params, batch, key, *, new_tokens, stop, temperature, top_p):
     keys = jnp.pad(batch["valid"].astype(bool), ((0, 0), (0, new_tokens)))
     mask = jnp.pad(causal(batch["valid"]), ((0, 0), (0, 0), (0, 0), (0, new_tokens)))
     positions = batch["positions"]
-    logits, cache = model.step(params, batch["tokens"], positions, mask, model.images(batch), cache, jnp.int32(0))
     # The last valid token of a row predicts its first new one, wherever the padding is.
-    last = jnp.max(jnp.where(batch["valid"], jnp.arange(t), -1), axis=1)
-    first = jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
+    last = jnp.max(jnp.where(batch["valid"], jnp.arange(t), 0), axis=1)
+    images = model.images(batch)
+    logits, cache = model.step(params, batch["tokens"], positions, mask, images, cache, jnp.int32(0), last)
+    first = logits[:, 0]
     # Text goes on after the largest position of its row on any axis of M-RoPE.
     axes = tuple(range(1, positions.ndim))
     valid = jnp.expand_dims(batch["valid"], axes[:-1])

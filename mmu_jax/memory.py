@@ -54,19 +54,20 @@ class Ledger:
         data = self.mesh.shape["data"]
         return rows // data if rows % data == 0 else rows
 
-    def activations(self, shape: Shape) -> int:
-        """An estimate for a forward and backward pass."""
+    def activations(self, shape: Shape, backward: bool = True) -> int:
+        """An estimate for a forward and, unless told otherwise, backward pass."""
         c, width = self.model.config.text_config, np.dtype(self.model.dtype).itemsize
         b, t, split = self._rows(shape.rows), shape.tokens, self.mesh.shape["model"]
         heads, head = c.num_attention_heads, decoder.head_size(c)
-        kept = c.num_hidden_layers * b * t * c.hidden_size * width
+        layers = c.num_hidden_layers if backward else 2
+        kept = layers * b * t * c.hidden_size * width
         inside = b * t * (4 * c.hidden_size + (3 * heads * head + 3 * c.intermediate_size) // split) * width
         inside += 2 * b * heads * t * t * 4 // split
-        logits = b * t * c.vocab_size * (width + 8) // split  # and in float32 once each way
+        logits = b * t * c.vocab_size * (width + (8 if backward else 4)) // split  # and in float32 once each way
         if shape.images or shape.patches:
             own, size, depth, heads = self.model.module.tower(self.model.config)
             images, patches = (b * shape.images, own) if own else (b, shape.patches)
-            kept += depth * images * patches * size * width
+            kept += (depth if backward else 2) * images * patches * size * width
             inside = max(inside, images * patches * (12 * size * width + 2 * heads * patches * 4) // split)
         return kept + inside + logits
 
@@ -108,24 +109,24 @@ class Ledger:
         }
 
     def generation(self, shape: Shape, new_tokens: int) -> Needs:
-        """Of decoding: the key-value cache and the logits of the prompt."""
+        """Of asking: the key-value cache, and the logits by which options are ranked."""
         c, rows = self.model.config.text_config, self._rows(shape.rows)
         cache = jax.eval_shape(lambda: decoder.make_cache(c, rows, shape.tokens + new_tokens, self.model.dtype))
         split = self.mesh.shape["model"] if c.num_key_value_heads % self.mesh.shape["model"] == 0 else 1
         return {
             "params": self.params(),
             "cache": trees.nbytes(cache) // split,
-            "activations (estimate)": self.activations(shape),
+            "activations (estimate)": self.activations(shape, backward=False),
         }
 
 
 def capacity(mesh: Mesh) -> int:
-    """Bytes a device of the mesh may hold: what it reports; of the host's memory, a CPU device's even share."""
+    """Bytes a device of the mesh may hold: what it reports, or for CPU devices an even share of the host's memory."""
     device = mesh.devices.flat[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(mesh.local_devices)
 
 
 def size(count: int) -> str:

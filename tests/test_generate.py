@@ -1,19 +1,23 @@
 """Greedy text equals transformers' own, on either padding side; sampling is seeded and stays in its nucleus."""
 
+import jax
 import numpy as np
+import pytest
 from conftest import make_batch
 from test_parity import torch_inputs
 
-from mmu_jax import generate, hf
+from mmu_jax import generate, hf, sharding
+from mmu_jax.data import text, tiny
 
 NEVER = (95_000,)  # a stop id outside the vocabulary: all new tokens are compared
 
 
-def test_greedy_tokens_equal_transformers(llava):
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_greedy_tokens_equal_transformers(llava, images):
     import torch
 
     folder, reference, model = llava
-    batch = make_batch(rows=4, side="left")
+    batch = make_batch(rows=4, side="left", images=images)
     inputs = torch_inputs(batch)
     del inputs["position_ids"]
     with torch.no_grad():
@@ -71,3 +75,40 @@ def test_sampling_is_seeded_and_a_tiny_nucleus_is_greedy(llava):
     draws = [np.asarray(generate.generate(model, params, batch, temperature=2.0, seed=s, **options)) for s in (1, 1, 2)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0], draws[2])
+
+
+def test_every_mesh_says_the_same(llava, mesh):
+    folder, _, model = llava
+    batch, options = make_batch(side="left"), {"new_tokens": 6, "stop": NEVER}
+    alone = np.asarray(generate.generate(model, hf.load(folder, model), batch, **options))
+    with jax.set_mesh(mesh):
+        found = generate.generate(model, hf.load(folder, model, mesh), sharding.put(batch, mesh), **options)
+    np.testing.assert_array_equal(np.asarray(found), alone)
+
+
+def test_the_cache_is_sharded_by_rows_and_heads(llava):
+    """The program of four by two devices holds slices of the cache, never the whole of it."""
+    folder, _, model = llava
+    mesh = sharding.make_mesh(4, 2)
+    params, batch = hf.load(folder, model, mesh), sharding.put(make_batch(), mesh)
+    options = {"new_tokens": 6, "stop": NEVER, "temperature": 0.0, "top_p": 1.0}
+    with jax.set_mesh(mesh):
+        text = generate._decode.lower(model, params, batch, jax.random.key(0), **options).compile().as_text()
+    whole, part = (model.make_cache(rows, 30)["k"].shape for rows in (8, 2))
+    part = (*part[:3], part[3] // 2, part[4])
+    assert "f32[" + ",".join(map(str, part)) + "]" in text
+    assert "f32[" + ",".join(map(str, whole)) + "]" not in text
+
+
+def test_prompts_of_several_lengths_share_a_compilation_per_size(llava):
+    folder, _, model = llava
+    params, processor = hf.load(folder, model), tiny.processor()
+    asked = ["Who?", "Who is this person, and why?", "Where was this person born, if anyone knows it by now at all?"]
+    rows = text.encode_prompts(processor, asked, 0)
+    rows = type(rows)([row % 96 for row in rows.tokens], rows.weights, rows.pad, 95, rows.side)
+    lengths = rows.lengths(0)
+    sizes, before = (int(lengths[1]) + 1, int(lengths[2]) + 1), generate._decode._cache_size()
+    for index in ([0], [1], [2], [0], [2]):
+        batch = rows.batch(index, [[]], sizes)
+        generate.generate(model, params, batch, new_tokens=3, stop=NEVER)
+    assert generate._decode._cache_size() == before + 2

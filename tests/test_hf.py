@@ -10,7 +10,7 @@ import pytest
 from conftest import make_batch, torch_llava, torch_qwen
 from safetensors.numpy import load_file, save_file
 
-from mmu_jax import InputError, hf, models, sharding
+from mmu_jax import InputError, hf, models, sharding, trees
 
 
 def tensors(folder):
@@ -34,7 +34,10 @@ def test_save_of_load_is_the_same_bytes(tmp_path, family, dtype, shard):
     family(tmp_path / "in", dtype=dtype, shard=shard)
     model = models.Model(hf.read_config(tmp_path / "in"))
     assert (len(hf.files(tmp_path / "in")) > 1) == (shard == "40KB")
-    hf.save(hf.load(tmp_path / "in", model), model, tmp_path / "in", tmp_path / "out")
+    changed = hf.save(hf.load(tmp_path / "in", model), model, tmp_path / "in", tmp_path / "out")
+    assert changed.keys() == trees.flatten(model.abstract()).keys() and not any(changed.values())
+    for file in (tmp_path / "in").iterdir():
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes(), file.name
     before, after = tensors(tmp_path / "in"), tensors(tmp_path / "out")
     assert before.keys() == after.keys()
     for key in before:
@@ -164,6 +167,48 @@ def test_a_failed_save_leaves_nothing_that_looks_complete(llava, tmp_path):
     with pytest.raises(InputError, match="the params to save"):
         hf.save(params, model, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_params_keep_the_dtype_of_the_files_or_take_the_one_asked_for(tmp_path, dtype):
+    reference = torch_llava(tmp_path, dtype=dtype, shard="40KB")
+    model = models.Model(hf.read_config(tmp_path))
+    kept = hf.load(tmp_path, model, sharding.make_mesh(4, 2), dtype=None)
+    assert {str(x.dtype) for x in jax.tree.leaves(kept)} == {dtype}
+    weight = reference.model.language_model.layers[1].mlp.up_proj.weight.detach().float().numpy()
+    np.testing.assert_array_equal(kept["language_model"]["layers"]["mlp"]["up_proj"]["weight"][1], weight)
+    wide = hf.load(tmp_path, model)
+    assert {x.dtype for x in jax.tree.leaves(wide)} == {np.dtype("float32")}
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a, np.float32), b), kept, wide)
+
+
+def test_files_of_several_dtypes_are_each_written_in_their_own(llava, tmp_path):
+    folder, _, model = llava
+
+    def narrow(table):
+        for key in table:
+            if "mlp" in key:
+                table[key] = table[key].astype(jnp.bfloat16 if "up_proj" in key else np.float16)
+
+    mixed = rewrite(folder, tmp_path / "mixed", narrow)
+    hf.save(jax.tree.map(lambda x: x + 1, hf.load(mixed, model)), model, mixed, tmp_path / "out")
+    before, after = tensors(mixed), tensors(tmp_path / "out")
+    assert len({x.dtype for x in after.values()}) == 3
+    for key, value in before.items():
+        moved = np.asarray(value, np.float32) + (key.split(".")[-1] in ("weight", "bias", "class_embedding"))
+        unread = "encoder.layers.2" in key or "post_layernorm" in key
+        expected = value if unread else moved.astype(value.dtype)
+        np.testing.assert_array_equal(after[key], expected, err_msg=key)
+
+
+def test_weights_in_other_formats_are_left_behind(llava, tmp_path):
+    """A copy of the old model beside the unlearned one would still know everyone."""
+    folder, _, model = llava
+    shutil.copytree(folder, tmp_path / "in")
+    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json", "old.safetensors", "model.gguf", "README.md"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    hf.save(hf.load(tmp_path / "in", model), model, tmp_path / "in", tmp_path / "out")
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {f.name for f in folder.iterdir()} | {"README.md"}
 
 
 def test_a_created_checkpoint_is_an_ordinary_one(tmp_path):

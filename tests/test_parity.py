@@ -57,6 +57,7 @@ def test_logits_equal_torch(llava, name):
 @pytest.mark.parametrize(
     "options",
     [
+        {"text": {"num_key_value_heads": 4}},
         {"text": {"num_key_value_heads": 2}},
         {"text": {"num_key_value_heads": 4, "head_dim": 16}},
         {"tie": True},
@@ -64,14 +65,16 @@ def test_logits_equal_torch(llava, name):
         {"vision_feature_select_strategy": "full", "image_seq_length": 5},
         {"text": {"attention_bias": True, "mlp_bias": True}},
     ],
-    ids=["gqa4", "gqa2-head16", "tied", "last-layer", "full", "biases"],
+    ids=["gqa2", "gqa4", "gqa2-head16", "tied", "last-layer", "full", "biases"],
 )
-def test_logits_equal_torch_for_other_shapes(tmp_path, options):
-    tokens = options.pop("image_seq_length", 4)
-    reference = torch_llava(tmp_path, **options)
+def test_logits_and_gradients_equal_torch_for_other_shapes(tmp_path, options):
+    tokens = options.get("image_seq_length", 4)
+    reference = torch_llava(tmp_path, **{k: v for k, v in options.items() if k != "image_seq_length"})
     model = models.Model(hf.read_config(tmp_path))
-    batch = make_batch(rows=3, image_tokens=tokens)
-    assert logits_differ(reference, model, hf.load(tmp_path, model), batch) < 1e-5
+    batch, params = make_batch(rows=3, image_tokens=tokens), hf.load(tmp_path, model)
+    assert logits_differ(reference, model, params, batch) < 1e-5
+    errors = gradient_errors(reference, model, params, batch)
+    assert max(errors.values()) < 1e-4, errors
 
 
 def torch_gradients(reference, model, batch, inputs=None):
@@ -123,7 +126,7 @@ def mean_loss(model):
     return loss
 
 
-@pytest.mark.parametrize("name", ["one image", "mixed rows", "left padding"])
+@pytest.mark.parametrize("name", BATCHES)
 def test_gradients_equal_torch_leaf_by_leaf(llava, name):
     folder, reference, model = llava
     batch = BATCHES[name]()

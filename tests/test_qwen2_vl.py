@@ -1,5 +1,7 @@
 """Law 1 for Qwen2-VL and Qwen2.5-VL, whose positions and image tokens torch works out by itself."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -32,11 +34,7 @@ def make(folder, rows, side="right"):
 
     processor = hf.read_processor(folder)
     seen = [vision.pictures(processor, row) if row else [] for row in rows]
-    pairs = PAIRS[: len(rows)]
-    if side == "right":
-        encoded = text.encode(processor, pairs, len(rows[0]))
-    else:
-        encoded = text.encode_prompts(processor, [question for question, _ in pairs], len(rows[0]))
+    encoded = dataclasses.replace(text.encode(processor, PAIRS[: len(rows)], len(rows[0])), side=side)
     batch = SIZES.batch(encoded, range(len(rows)), seen)
     inputs = {
         "input_ids": torch.tensor(batch["tokens"], dtype=torch.long),
@@ -76,17 +74,21 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_logits_equal_torch_for_other_shapes(tmp_path, name):
+def test_logits_and_gradients_equal_torch_for_other_shapes(tmp_path, name):
     reference = torch_qwen(tmp_path, **SHAPES[name])
     model = models.Model(hf.read_config(tmp_path))
     batch, inputs = make(tmp_path, ROWS["rows of other sizes"])
-    assert logits_differ(reference, model, hf.load(tmp_path, model), batch, inputs) < 1e-5
+    params = hf.load(tmp_path, model)
+    assert logits_differ(reference, model, params, batch, inputs) < 1e-5
+    errors = gradient_errors(reference, model, params, batch, inputs)
+    assert max(errors.values()) < 1e-4, errors
 
 
-@pytest.mark.parametrize("name", ["two sizes in a row", "rows of other sizes", "text"])
-def test_gradients_equal_torch_leaf_by_leaf(qwen, name):
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", ROWS)
+def test_gradients_equal_torch_leaf_by_leaf(qwen, name, side):
     folder, reference, model = qwen
-    batch, inputs = make(folder, ROWS[name])
+    batch, inputs = make(folder, ROWS[name], side)
     errors = gradient_errors(reference, model, hf.load(folder, model), batch, inputs)
     assert max(errors.values()) < 1e-4, errors
 

@@ -89,6 +89,18 @@ class Stream:
         """Places in the album of the photos a row may be dealt with."""
         return self.album.of(self.examples[row]) if self.album else [0]
 
+    @property
+    def largest(self) -> dict[str, int]:
+        """The largest padded lengths a batch can have, in ``tokens`` and ``patches``."""
+        pictures = self.album.pictures if self.album else []
+        tokens = int(self.texts.lengths(max((p.tokens for p in pictures), default=0)).max())
+        patches = max((len(p.array) for p in pictures if p.grid), default=0)
+        sizes = self.sizes
+        return {
+            "tokens": vision.fit(tokens, sizes.tokens, "tokens"),
+            "patches": vision.fit(patches, sizes.patches, "patches") if patches else 0,
+        }
+
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a step: the same for the same (seed, step), whatever came before."""
         epoch, index = divmod(step, self.steps)

@@ -51,9 +51,12 @@ class Model:
         mask = decoder.causal(batch["valid"])
         return self.step(params, batch["tokens"], batch["positions"], mask, self.images(batch))[0]
 
-    def step(self, params, tokens, positions, mask, images=None, cache=None, offset=0):
-        """Logits ``[B,T,V]`` and the cache with T new entries written at slot ``offset``."""
-        return self.network.apply({"params": params}, tokens, positions, mask, images, cache, offset)
+    def step(self, params, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
+        """Logits ``[B,T,V]`` and the cache with T new entries written at slot ``offset``.
+
+        With ``at [B]``, only the logits ``[B,1,V]`` of that token of each row: a prompt needs no others.
+        """
+        return self.network.apply({"params": params}, tokens, positions, mask, images, cache, offset, at)
 
     def make_cache(self, rows: int, length: int) -> decoder.Cache:
         return decoder.make_cache(self.config.text_config, rows, length, self.dtype)

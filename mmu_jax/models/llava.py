@@ -71,7 +71,7 @@ class Projector(nn.Module):
 
 
 class Network(nn.Module):
-    """Logits ``[B,T,V]`` and the cache. ``config`` is a ``transformers.LlavaConfig``; ``images`` holds ``pixels [B,I,C,h,w]``.
+    """Logits ``[B,T,V]``, or ``[B,1,V]`` for the token ``at [B]`` of each row, and the cache. ``config`` is a ``transformers.LlavaConfig``; ``images`` holds ``pixels [B,I,C,h,w]``.
 
     Rows without an image may share a batch with rows that have one: their pixels are not looked at.
     """
@@ -98,9 +98,10 @@ class Network(nn.Module):
         features = self.multi_modal_projector(features).reshape(len(tokens), -1, x.shape[-1])
         return decoder.place(features, tokens == self.config.image_token_id, x)
 
-    def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0):
+    def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
         x = constrain(self.embed(tokens, images), "data")
         x, cache = self.language_model(x, positions, mask, cache, offset)
+        x = x if at is None else jnp.take_along_axis(x, at[:, None, None], axis=1)
         logits = self.language_model.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
         return constrain(logits, "data", None, "model"), cache
 

@@ -1,0 +1,149 @@
+"""The configs of full-size models on tiny directories of the real layout, from the command line to a directory torch loads."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from conftest import TEXT, VISION, torch_qwen
+from test_benchmarks import clear_folder, mllmu_folder  # noqa: F401
+from test_run import refused, run
+
+from configs import common, llava, qwen2_vl
+from mmu_jax import hf
+
+SHRUNK = [
+    "--config.vanilla.epochs=0.1",
+    "--config.vanilla.rows.vqa=32",
+    "--config.vanilla.rows.text=32",
+    "--config.saliency.rows=64",
+    "--config.saliency.chunk=8",
+    "--config.unlearn.rows=64",
+    "--config.evaluate.memorised=0.0",
+    "--config.evaluate.samples=20",
+    "--config.evaluate.rows=512",
+    "--config.evaluate.new_tokens=2",
+    "--config.evaluate.letters=False",
+]
+
+
+@pytest.fixture(scope="session")
+def llava_folder(tmp_path_factory):
+    """What ``transformers`` writes for LLaVA: files in bfloat16, in shards, with its processor."""
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    from mmu_jax.data import tiny
+
+    folder, processor = tmp_path_factory.mktemp("llava"), tiny.processor()
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(tiny.config(processor.tokenizer, vision=VISION, text=TEXT))
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="60KB")
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen")
+    torch_qwen(folder, dtype="bfloat16", shard="60KB")
+    return folder
+
+
+def check_all_stages(done, workdir, source, kind, methods):
+    """The run ended well, and every directory is the source's layout and loads in torch without a word."""
+    import transformers
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.index("memory plan, per device") < done.stdout.index("vanilla: ")
+    assert "padding: " in done.stdout and (workdir / "report.html").exists()
+    before = {f.name: hf._tensors(f) for f in hf.files(source)}
+    assert len(before) > 1
+    for name in methods:
+        folder = workdir / "unlearned" / name
+        loaded, info = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+        assert str(loaded.dtype) == "torch.bfloat16"
+        hf.read_processor(folder)
+        for file, tensors in before.items():
+            after = hf._tensors(folder / file)
+            assert [(t.key, t.dtype, t.shape, t.offset) for t in after] == [
+                (t.key, t.dtype, t.shape, t.offset) for t in tensors
+            ]
+        for other in source.iterdir():
+            if other.suffix != ".safetensors":
+                assert (folder / other.name).read_bytes() == other.read_bytes()
+
+
+def test_llava_from_a_directory_through_all_stages(llava_folder, tmp_path):
+    options = [f"--config.model.path={llava_folder}", "--config.unlearn.methods=('ga','mmunlearner')", *SHRUNK]
+    done = run(tmp_path / "w", *options, config="configs/llava.py")
+    check_all_stages(done, tmp_path / "w", llava_folder, "LlavaForConditionalGeneration", ("ga", "mmunlearner"))
+    proof = json.loads((tmp_path / "w" / "results" / "mmunlearner.json").read_text())["mask_proof"]
+    assert sum(g["outside"] for g in proof.values()) == 0 < sum(g["inside"] for g in proof.values())
+
+
+def test_qwen2_vl_from_a_directory_through_all_stages_with_lora(qwen_folder, tmp_path):
+    options = [f"--config.model.path={qwen_folder}", "--config.unlearn.learning_rate.mmunlearner=0.01", *SHRUNK]
+    done = run(tmp_path / "w", *options, config="configs/qwen2_vl.py:method=mmunlearner,lora=2")
+    check_all_stages(done, tmp_path / "w", qwen_folder, "Qwen2VLForConditionalGeneration", ("mmunlearner",))
+    assert "LoRA: rank 2" in done.stdout and "leaves adapted" in done.stdout
+    vanilla, after = (
+        {t.key: t.map() for f in hf.files(tmp_path / "w" / n) for t in hf._tensors(f)}
+        for n in ("vanilla", "unlearned/mmunlearner")
+    )
+    for key, value in vanilla.items():
+        adapted = "_proj.weight" in key and ".layers." in key
+        assert (np.asarray(value).tobytes() != np.asarray(after[key]).tobytes()) == adapted, key
+
+
+def test_the_memory_plan_refuses_before_anything_is_loaded(llava_folder, tmp_path):
+    options = [f"--config.model.path={llava_folder}", "--config.memory.limit_gib=0.001", *SHRUNK]
+    done = run(tmp_path / "w", *options, config="configs/llava.py")
+    refused(done, "fit into 1.0 MiB", "config.unlearn.lora.rank", "config.memory.go_on=True")
+    assert "memory plan, per device, of 1.0 MiB" in done.stdout
+    assert not list((tmp_path / "w").rglob("*.safetensors")) and not (tmp_path / "w" / "checkpoints").exists()
+
+
+def test_a_hub_id_that_cannot_be_reached_is_refused(tmp_path):
+    done = run(tmp_path / "w", "--config.model.path=llava-hf/llava-1.5-7b-hf", config="configs/llava.py")
+    refused(done, "llava-hf/llava-1.5-7b-hf", "Hugging Face hub", "config.model.path")
+
+
+@pytest.mark.parametrize(("benchmark", "folder"), [("mllmu", "mllmu_folder"), ("clear", "clear_folder")])
+def test_the_published_benchmarks_are_unlearned(benchmark, folder, llava_folder, tmp_path, request):
+    options = [
+        f"--config.model.path={llava_folder}",
+        f"--config.data.source={request.getfixturevalue(folder)}",
+        *SHRUNK,
+    ]
+    options += ["--config.vanilla.rows.text=0"] if benchmark == "mllmu" else []
+    done = run(tmp_path / "w", *options, config=f"configs/llava.py:benchmark={benchmark},method=mmunlearner,split=5")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert any(line.startswith("rouge_l / MCQ") and "Celebrity VQA" in line for line in done.stdout.splitlines()) or (
+        benchmark == "clear"  # celebrities are only told apart there, nothing is asked of them in free text
+    )
+    results = json.loads((tmp_path / "w" / "results" / "mmunlearner.json").read_text())["results"]
+    assert results["forget"]["vqa"]["rouge_l"]["n"] > 0 and results["celebrity"]["vqa"]["mcq"]["n"] > 0
+
+
+def test_arguments_after_the_colon():
+    config = llava.get_config("benchmark=mllmu,split=10,method=mmunlearner,side=vision,lora=8")
+    assert config.data.name == "mllmu_bench" and config.data.forget == "forget_10" and config.data.retain == "retain_90"
+    assert config.unlearn.methods == ("mmunlearner_vision",) and config.unlearn.lora.rank == 8
+    assert config.model.param_dtype == "bfloat16" and config.vanilla.lora.rank == 8
+    assert qwen2_vl.get_config("benchmark=clear").data.forget == "forget_5"
+    assert qwen2_vl.get_config().unlearn.methods == common.ALL
+    for wrong in ("nonsense=1", "split=x", "benchmark=none", "benchmark=clear,split=7", "side=left"):
+        with pytest.raises(ValueError, match="expected"):
+            llava.get_config(wrong)
+
+
+def test_a_wrong_argument_is_one_line(tmp_path):
+    refused(run(tmp_path / "w", config="configs/llava.py:benchmark=none"), "benchmark among", "none")
+    assert not (tmp_path / "w").exists()
+
+
+def test_every_config_is_run_by_a_test():
+    files = {path.name for path in (pathlib.Path(common.__file__).parent).glob("*.py")} - {"__init__.py", "common.py"}
+    assert files == {"tiny.py", "llava.py", "qwen2_vl.py"}
