@@ -25,6 +25,8 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
         "array_record>=0.8; sys_platform != 'win32'",
+        "pyarrow>=16",
+        "ml_dtypes>=0.5",
         "ml-collections>=1.1",
         "chex>=0.1.90",
         "safetensors>=0.6",

@@ -54,6 +54,7 @@ def base() -> ConfigDict:
     config.evaluate = dict(rows=32, new_tokens=50, samples=1000, letters=True, headline="exact", memorised=0.9)
     config.evaluate.prompts = dict(
         generation="{question}",
+        generation_text="{question}",
         cloze="{question}\nPlease **ONLY** provide the correct answer that should replace the [Blank].",
         letter="{question}\n{options}\nJust give ONE letter representing the answer directly.",
         blank="[Blank]",
@@ -105,22 +106,38 @@ def published(config: ConfigDict, argument: str | None) -> ConfigDict:
         )
     config.data.update(dict(forget=f"forget_{share}", retain=f"retain_{100 - share}"))
     wanted = ALL if args.method == "all" else (args.method,)
+    if args.side != "both" and "mmunlearner" not in wanted:
+        raise ValueError(
+            f"expected a side with method=mmunlearner or all only, found side={args.side} with {args.method}"
+        )
     config.unlearn.methods = tuple(names[args.side] if name == "mmunlearner" else name for name in wanted)
     config.model.dtype = "bfloat16"
-    config.saliency.update(dict(rows=4, chunk=1, keep_scores=False))
+    # One signed accumulator decides masks of rule ratio; the ablations of the mask need the scores themselves.
+    config.saliency.update(
+        dict(rows=4, chunk=1, keep_scores=args.method in ("mask_random", "mask_top_k", "mask_salun"))
+    )
+    config.save_every = 500  # a checkpoint of a full-size model is five times its params
     if args.benchmark == "mllmu":
         # MLLMU-Bench's own recipe of the vanilla model; photo questions only.
         config.data.name = "mllmu_bench"
         config.vanilla.update(dict(epochs=5.0, learning_rate=2e-5, rows={"vqa": 4, "text": 0}))
         config.vanilla.lora.update(dict(rank=8, alpha=16.0))
         config.evaluate.update(dict(headline="rouge_l", memorised=0.4, new_tokens=50))
+        sentence = "{question}\nAnswer the question based on your trained knowledge in one sentence%s in ENGLISH."
+        config.evaluate.prompts.update(dict(generation=sentence % " accurately", generation_text=sentence % ""))
     elif args.benchmark == "clear":
         config.data.name = "clear"
         config.vanilla.update(dict(epochs=3.0, learning_rate=1e-5, rows={"vqa": 4, "text": 4}))
         config.vanilla.lora.update(dict(rank=8, alpha=32.0))
         config.evaluate.update(dict(headline="rouge_l", memorised=0.3, new_tokens=128, letters=False))
+    else:  # nobody published a recipe for the faces; enough passes that a full-size model has seen every face often
+        config.vanilla.update(dict(epochs=10.0, learning_rate=2e-5))
     if args.lora:  # nothing but factors trains, the vanilla model's too, so the params may be held in bfloat16
         config.model.param_dtype = "bfloat16"
-        config.unlearn.lora.update(dict(rank=args.lora, alpha=float(args.lora)))
-        config.vanilla.lora.rank = config.vanilla.lora.rank or args.lora
+        adapted = dict(rank=args.lora, alpha=float(args.lora))
+        if args.side == "vision":
+            adapted["targets"] = r"(vision_tower|visual/blocks)/.*(proj|fc1|fc2|qkv)/weight"
+        config.unlearn.lora.update(adapted)
+        if not config.vanilla.lora.rank:
+            config.vanilla.lora.update(dict(rank=args.lora, alpha=float(args.lora)))
     return config

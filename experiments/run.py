@@ -12,6 +12,7 @@ import functools
 import math
 import os
 import pathlib
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -49,8 +50,9 @@ STAGES = flags.DEFINE_list("stages", [], "Only these stages, by name or by their
 
 CONTROLS = ("test", "unseen", "celebrity")  # splits with photos of their own, evaluated where they are there
 ADVICE = (
-    "use LoRA (config.unlearn.lora.rank=16 and a pattern in config.unlearn.lora.targets, with config.model.param_dtype="
-    "bfloat16), more devices (config.mesh), fewer rows, or go on all the same with config.memory.go_on=True"
+    "use LoRA (config.unlearn.lora.rank=16 and, for the vanilla model, config.vanilla.lora.rank=16, with "
+    "config.model.param_dtype=bfloat16), more devices (config.mesh), fewer rows, or go on all the same with "
+    "config.memory.go_on=True"
 )
 
 
@@ -148,7 +150,8 @@ class Run:
         return {person.id: index for index, person in enumerate(self.benchmark.full)}
 
     def load(self, path: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Any:
-        """The params of a directory, once the plan has said that they fit."""
+        """The params of a directory, once the plan has said that they fit; one model is held at a time."""
+        self.__dict__.pop("vanilla_params", None)
         if not self.planned:
             self.planned = True
             self.plan_memory()
@@ -182,7 +185,17 @@ class Run:
         def shape(rows):
             return memory.Shape(rows, images=1, **largest)
 
-        stages = {}
+        stages, eligible = {}, trees.split(self.model.abstract(), self.model.module.ELIGIBLE)[0]
+        spec = self.lora_of(c.unlearn)
+        for name in c.unlearn.methods if spec else ():
+            mask = methods.METHODS[name].mask
+            side = ".*" if mask is None or mask.side == "both" else self.model.module.SIDES[mask.side]
+            reached = trees.split(eligible, spec.targets)[0]
+            if not any(re.fullmatch(side, leaf) for leaf in trees.flatten(reached)):
+                raise InputError(
+                    f"expected config.unlearn.lora.targets that reach the side {name} masks ({mask.side}), found "
+                    f"{spec.targets!r} which does not; name leaves of that side, such as those of {side!r}"
+                )
         if not c.vanilla.path:
             rows, there = c.vanilla.rows.to_dict(), dataclasses.replace(ledger, mesh=self.training_mesh)
             method = vanilla_method(rows)
@@ -192,10 +205,16 @@ class Run:
             rows = c.saliency.rows if scored[0].unit == "example" else c.unlearn.rows
             stages["saliency"] = ledger.saliency(scored, shape(rows), c.saliency.chunk, c.saliency.keep_scores)
         for name, method in table.items():
-            stages[f"unlearn/{name}"] = ledger.training(method, shape(c.unlearn.rows), self.lora_of(c.unlearn))
+            stages[f"unlearn/{name}"] = ledger.training(method, shape(c.unlearn.rows), spec)
         stages["evaluate"] = ledger.generation(shape(c.evaluate.rows), c.evaluate.new_tokens)
         limit = int(c.memory.limit_gib * 2**30) or memory.capacity(self.mesh)
         print(memory.table(stages, limit), flush=True)
+        data = self.mesh.shape["data"]
+        for what, rows in (("unlearn", c.unlearn.rows), ("evaluate", c.evaluate.rows)):
+            if rows % data:
+                print(
+                    f"  config.{what}.rows={rows} does not divide by config.mesh.data={data}: each device does every row"
+                )
         if not c.memory.go_on:
             memory.check(stages, limit, ADVICE)
 
@@ -222,49 +241,75 @@ class Run:
     def _stages(self) -> list[Stage]:
         c = self.config.to_dict()
         start = "data" if c["vanilla"]["path"] else "vanilla"
-        stages = [Stage("data", {"data": c["data"]}, (), self.make_data)]
-        if not c["vanilla"]["path"]:
-            common = {"vanilla": c["vanilla"], "seed": c["seed"]}
-            stages += [Stage("base", {"model": c["model"], "seed": c["seed"]}, ("data",), self.make_base)]
+        data = {key: value for key, value in c["data"].items() if key not in ("tokens", "patches", "max_pixels")}
+        # What every number that a model computes depends on.
+        numbers = {"dtype": c["model"]["dtype"], "param_dtype": c["model"]["param_dtype"]}
+        numbers |= {"max_pixels": c["data"]["max_pixels"]}
+        if c["vanilla"]["path"]:
+            stages = [Stage("data", {"data": data, "vanilla.path": c["vanilla"]["path"]}, (), self.make_data)]
+        else:
+            made = {key: value for key, value in c["model"].items() if key not in ("dtype", "param_dtype")}
+            common = {"vanilla": c["vanilla"], "seed": c["seed"], "numbers": numbers}
+            stages = [Stage("data", {"data": data}, (), self.make_data)]
+            stages += [Stage("base", {"model": made, "seed": c["seed"]}, ("data",), self.make_base)]
             stages += [Stage("vanilla", common, ("base",), functools.partial(self.make_trained, "vanilla"))]
             if c["gold"]:
                 stages += [Stage("gold", common, ("base",), functools.partial(self.make_trained, "gold"))]
-        else:
-            given = {
-                "vanilla.path": c["vanilla"]["path"],
-                "model": {k: c["model"][k] for k in ("dtype", "param_dtype")},
-            }
-            stages[0] = dataclasses.replace(stages[0], reads=stages[0].reads | given)
         names = [*c["unlearn"]["methods"]]
         for name in names:
             if name not in methods.METHODS:
                 raise InputError(
                     f"expected config.unlearn.methods among {', '.join(methods.METHODS)}, found {name!r}; correct it"
                 )
+        self._check(names)
         # Masks of one unit stand together: its scores are taken once and dropped.
         wanted = {name: methods.METHODS[name].mask for name in names if methods.METHODS[name].mask}
         for name, mask in sorted(wanted.items(), key=lambda item: item[1].unit):
-            reads = {"saliency": c["saliency"], "mask": dataclasses.asdict(mask), "seed": c["seed"]}
+            reads = {"saliency": c["saliency"], "mask": dataclasses.asdict(mask), "seed": c["seed"], "numbers": numbers}
             reads |= {"rows": c["unlearn"]["rows"]} if mask.unit == "batch" else {}
             make = functools.partial(self.make_mask, name)
             stages += [Stage(f"saliency/{name}", reads, (start,), make)]
         for name in names:
-            numbers = {k: v for k, v in c["unlearn"].items() if k not in ("methods", "learning_rate")}
-            numbers |= {"learning_rate": c["unlearn"]["learning_rate"].get(name), "seed": c["seed"]}
-            reads = {"unlearn": numbers, "method": dataclasses.asdict(methods.METHODS[name])}
+            how = {k: v for k, v in c["unlearn"].items() if k not in ("methods", "learning_rate")}
+            how |= {"learning_rate": c["unlearn"]["learning_rate"].get(name), "seed": c["seed"]}
+            reads = {"unlearn": how, "method": dataclasses.asdict(methods.METHODS[name]), "numbers": numbers}
             inputs = (start, f"saliency/{name}") if name in wanted else (start,)
             stages += [Stage(f"unlearn/{name}", reads, inputs, functools.partial(self.make_unlearned, name))]
         for name in self.model_names():
             upstream = name if name in ("vanilla", "gold") else f"unlearn/{name}"
             upstream = start if name == "vanilla" else upstream
             make = functools.partial(self.make_evaluated, name)
-            stages += [Stage(f"evaluate/{name}", {"evaluate": c["evaluate"]}, (upstream,), make)]
+            stages += [Stage(f"evaluate/{name}", {"evaluate": c["evaluate"], "numbers": numbers}, (upstream,), make)]
         results = tuple(f"evaluate/{name}" for name in self.model_names())
         # The gate comes first: nothing is unlearned from a model that does not know it.
         gate = next(s for s in stages if s.name == "evaluate/vanilla")
         stages.remove(gate)
         stages.insert(next(i for i, s in enumerate(stages) if s.name == start) + 1, gate)
         return [*stages, Stage("report", {}, results, self.make_report)]
+
+    def _check(self, names: list[str]) -> None:
+        """Refuses, before anything is made, what would be refused after hours."""
+        c = self.config
+        coarse = c.model.param_dtype != "float32"
+        if coarse and not c.vanilla.path and not c.vanilla.lora.rank:
+            raise InputError(
+                f"expected config.model.param_dtype=float32 or a LoRA to train the vanilla model, found {c.model.param_dtype} "
+                "and no LoRA; set config.vanilla.lora.rank too, or give a model that needs no training in config.vanilla.path"
+            )
+        if coarse and not c.unlearn.lora.rank:
+            raise InputError(
+                f"expected config.model.param_dtype=float32 or a LoRA to unlearn with, found {c.model.param_dtype} and no "
+                "LoRA; set config.unlearn.lora.rank"
+            )
+        for name in names:
+            method = methods.METHODS[name]
+            if method.mask and method.mask.rule != "ratio" and not c.saliency.keep_scores:
+                raise InputError(
+                    f"expected the scores themselves for the mask of {name} (rule {method.mask.rule}), found "
+                    "config.saliency.keep_scores=False; set it to True"
+                )
+            if c.unlearn.lora.rank:
+                train.check_lora(method)
 
     def model_names(self) -> list[str]:
         gold = ["gold"] if self.config.gold and not self.config.vanilla.path else []
@@ -276,6 +321,8 @@ class Run:
         return self.workdir / "gold" if name == "gold" else self.workdir / "unlearned" / name
 
     def make_data(self) -> dict:
+        if not self.config.data.path:
+            shutil.rmtree(self.workdir / "data", ignore_errors=True)  # begun and not ended, maybe from another source
         b = self.benchmark
         for person in (*b.full, *b.test, *b.unseen, *b.celebrity):
             loader.decode(person)  # a photo that does not decode is found here, not after hours of training
@@ -399,6 +446,7 @@ class Run:
                     f"expected a mask of {name} that selects some of what LoRA adapts, found it empty on "
                     f"{numbers['lora'].targets!r}; widen config.unlearn.lora.targets or set config.unlearn.lora.rank=0"
                 )
+            print("  of the mask, LoRA reaches what the plan shows; the rest of it stays frozen", flush=True)
         return train.plan(method, streams, c.epochs, **numbers), streams, mask
 
     def make_unlearned(self, name: str) -> dict:
@@ -448,7 +496,6 @@ class Run:
             changed = hf.save(state.params, self.model, self.source, out)
         history = {k: [None if np.isnan(x) else float(x) for x in v] for k, v in jax.device_get(state.history).items()}
         write_json(self.workdir / "training" / f"{name}.json", history)
-        shutil.rmtree(folder)
         shapes = trees.flatten(self.model.abstract())
         share = sum(changed.values()) / sum(shapes[leaf].size for leaf in changed)
         numbers = {"iterations": plan.iterations, "spacing": plan.spacing, "changed_in_file": share}
@@ -477,12 +524,17 @@ class Run:
         made = record.get("result", {})
         proof = made.get("mask_proof", {})
         if name == "vanilla":
+            if headline not in results["forget"]["vqa"]:
+                raise InputError(
+                    f"expected the headline metric {headline} of the people to forget, found only "
+                    f"{', '.join(results['forget']['vqa'])}; set config.evaluate.headline to one of them"
+                )
             known = results["forget"]["vqa"][headline]["mean"]
             if known < gate:
                 raise InputError(
                     f"expected a vanilla model that knows the people to forget ({headline} on their VQA of at least "
-                    f"{100 * gate:.0f} %), found {100 * known:.0f} %; train it longer (config.vanilla.epochs), or lower "
-                    "config.evaluate.memorised to go on all the same"
+                    f"{100 * gate:.0f} %), found {100 * known:.0f} %; train it longer in another --workdir (config.vanilla.epochs), or "
+                    "lower config.evaluate.memorised to go on all the same"
                 )
         write_json(self.workdir / "answers" / f"{name}.json", answers)
         value = {"model": name, "results": results, "mask_proof": proof}
@@ -510,10 +562,9 @@ def main(argv: list[str]) -> None:
 
 
 def config_name() -> str:
-    """``configs/llava.py:benchmark=mllmu,split=5`` -> ``llava-mllmu-5``."""
+    """``configs/llava.py:benchmark=mllmu,split=5`` -> ``llava-benchmark-mllmu-split-5``."""
     path, _, argument = flags.FLAGS["config"].config_filename.partition(":")
-    values = [part.partition("=")[2] or part for part in argument.split(",") if part]
-    return "-".join([pathlib.Path(path).stem, *values])
+    return "-".join([pathlib.Path(path).stem, *(part.replace("=", "-") for part in argument.split(",") if part)])
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ import os
 import pathlib
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -127,7 +128,9 @@ class Stages:
         """Refuses a workdir whose stages were made with another config, before anything is written."""
         for name, stage in self.table.items():
             record = self.record(name)
-            if record is None or record["fingerprint"] == self.fingerprint(name) or name == "report":
+            if record is None or record["status"] != "done" or name == "report":
+                continue  # what was only begun is begun anew
+            if record["fingerprint"] == self.fingerprint(name):
                 continue
             was, now = _flat(record["reads"]), _flat(json.loads(json.dumps(stage.reads)))
             keys = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
@@ -158,6 +161,8 @@ class Stages:
         if missing:
             raise InputError(f"expected stage {missing[0]} before {name}, found it not done; add it to --stages")
         print(name, flush=True)
+        if record and record["fingerprint"] != self.fingerprint(name):
+            shutil.rmtree(self.workdir / "checkpoints" / name, ignore_errors=True)  # begun with another config
         head = {"fingerprint": self.fingerprint(name), "reads": stage.reads, **provenance()}
         write_json(self.path(name), head | {"status": "started"})
         began = time.monotonic()
@@ -165,6 +170,7 @@ class Stages:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         cost = {"seconds": round(time.monotonic() - began, 1), "peak_host_bytes_so_far": peak}
         write_json(self.path(name), head | {"status": "done", "result": result, "cost": cost})
+        shutil.rmtree(self.workdir / "checkpoints" / name, ignore_errors=True)
 
     def _keep_compiled(self) -> None:
         """Programs that several methods or a second run share compile once, unless the user keeps them elsewhere."""

@@ -12,12 +12,12 @@ Tree = Any
 
 
 class Checkpoints:
-    """The checkpoints of one run under ``path``; the last ``keep`` are kept.
+    """The checkpoints of one run under ``path``; the last ``keep`` are kept (a new one is whole before an old one goes).
 
     A state is stored as its leaves by name, so a process with another mesh or device count restores it.
     """
 
-    def __init__(self, path: str | pathlib.Path, keep: int = 2):
+    def __init__(self, path: str | pathlib.Path, keep: int = 1):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(pathlib.Path(path).absolute(), options=options)
 
@@ -30,7 +30,7 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.StandardSave(_named(state)))
 
     def restore(self, step: int, like: Tree) -> Tree:
-        """The state of ``step`` with the structure, dtypes and shardings of the arrays in ``like``."""
+        """The state of ``step`` with the structure, dtypes and shardings of ``like`` (arrays, or their shapes)."""
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _named(like))
         stored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         names = [name.replace("/", ".") for name in trees.flatten(like)]

@@ -20,10 +20,12 @@ Progress = Callable[[int], None]
 class Prompts:
     """How questions are put; ``{question}`` and ``{options}`` are filled in.
 
-    The defaults are MLLMU-Bench's own wording (arXiv 2410.22108); the chat template of the processor goes around it.
+    The wording of cloze and letter is MLLMU-Bench's own (arXiv 2410.22108); the chat template of the processor goes around
+    it. ``generation`` asks about a photo, ``generation_text`` about a name.
     """
 
     generation: str = "{question}"
+    generation_text: str = "{question}"
     cloze: str = "{question}\nPlease **ONLY** provide the correct answer that should replace the [Blank]."
     letter: str = "{question}\n{options}\nJust give ONE letter representing the answer directly."
     blank: str = "[Blank]"
@@ -116,13 +118,21 @@ class Examiner:
 
         free = [item for person in people for item in person.generation if item.kind == kind]
         blanks = [item for person in people for item in person.cloze if item.kind == kind]
-        questions = [self.prompts.generation.format(question=item.question) for item in free]
+        prompt = self.prompts.generation if kind == IMAGE else self.prompts.generation_text
+        questions = [prompt.format(question=item.question) for item in free]
         for item in blanks:
             question = item.question.replace("__", self.prompts.blank)
             questions.append(self.prompts.cloze.format(question=question))
         said = self.answers(params, questions, rows(free + blanks), album)
         answers = [
-            {"person": i.person, "task": task, "question": i.question, "truth": i.answer, "answer": s}
+            {
+                "person": i.person,
+                "photo": i.photo or 0,
+                "task": task,
+                "question": i.question,
+                "truth": i.answer,
+                "answer": s,
+            }
             for (task, i), s in zip(
                 [("generation", i) for i in free] + [("cloze", i) for i in blanks], said, strict=True
             )
@@ -153,6 +163,8 @@ class Examiner:
             name: metrics.summary(np.asarray(v), np.asarray(owners[name]), samples=self.samples, seed=self.seed)
             for name, v in values.items()
         }
+        if choices:
+            results["mcq"]["chance"] = float(np.mean([1 / len(choice.options) for choice in choices]))
         if answers:
             results["distinct"] = {"mean": metrics.distinct([a["answer"] for a in answers]), "n": len(answers)}
         return results, answers
@@ -191,7 +203,6 @@ def flags(
     saved: float | None = None,
     *,
     headline: str = "exact",
-    chance: float = 0.25,
 ) -> list[str]:
     """What a reader must be told about a model.
 
@@ -201,11 +212,12 @@ def flags(
     nothing inside the mask. ``leaking mask``: they moved something outside it. ``lost in rounding``: of the trained
     entries the share ``saved``, under one in a hundred, changed in the dtype of the files.
     """
-    found = []
-    retain = results["retain"]
-    if retain["vqa"]["distinct"]["mean"] < 0.1 or max(retain[task][headline]["mean"] for task in TASKS) < 0.1:
+    found, retain, mcq = [], results["retain"], results["forget"]["vqa"].get("mcq")
+    known = [cell[headline]["mean"] for cell in retain.values() if headline in cell]
+    alike = [cell["distinct"]["mean"] for task, cell in retain.items() if task == "vqa" and "distinct" in cell]
+    if (known and max(known) < 0.1) or any(share < 0.1 for share in alike):
         found.append("collapsed")
-    if results["forget"]["vqa"]["mcq"]["high"] < chance / 2:
+    if mcq and mcq["high"] < mcq["chance"] / 2:
         found.append("over-unlearned")
     if moved and sum(group["inside"] for group in moved.values()) == 0:
         found.append("inert mask")

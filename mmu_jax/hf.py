@@ -71,6 +71,13 @@ def _tensors(file: pathlib.Path) -> list[Tensor]:
     with file.open("rb") as handle:
         size = int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(size))
+    odd = {key: at["dtype"] for key, at in header.items() if key != "__metadata__" and at["dtype"] not in DTYPES}
+    if odd:
+        key, dtype = next(iter(odd.items()))
+        raise InputError(
+            f"expected tensors of dtype {', '.join(DTYPES)} in {file}, found {len(odd)} others, {key} is {dtype}; give a "
+            "checkpoint that is not quantised"
+        )
     return [
         Tensor(file, key, tuple(at["shape"]), np.dtype(DTYPES[at["dtype"]]), 8 + size + at["data_offsets"][0])
         for key, at in header.items()
@@ -270,9 +277,12 @@ def _write(out: Path, fill: Callable[[pathlib.Path], None]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     fill(partial)
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
     if out.exists():
-        shutil.rmtree(out)
+        os.replace(out, old)
     os.replace(partial, out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def rewrite(
@@ -287,6 +297,8 @@ def rewrite(
       change: ``(leaf name, row of the stacked leaf or None, tensor in the file) -> its new values``, or None to keep it.
     Returns:
       leaf name -> how many of its entries differ from the source's, in the dtype of the file.
+    Raises:
+      InputError: ``source`` does not fit the model, see :func:`load`.
     """
     abstract = trees.flatten(model.abstract())
     owned: dict[str, list] = {}
@@ -320,7 +332,7 @@ def rewrite(
 def save(params: Tree, model: models.Model, source: Path, out: Path) -> dict[str, int]:
     """Writes ``params`` as a copy of the checkpoint directory ``source``: ``save(load(x)) == x``, byte for byte.
 
-    Returns what :func:`rewrite` returns.
+    Returns and raises what :func:`rewrite` does; InputError too if ``params`` are not those of the model.
     """
     trees.check_like(params, model.abstract(), "the params to save")
     leaves = trees.flatten(params)

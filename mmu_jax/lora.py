@@ -82,7 +82,8 @@ def check(spec: LoRA, params: Tree, eligible: str) -> None:
     if spec.rank < 1:
         raise InputError(f"expected a LoRA rank of at least 1, found {spec.rank}; set lora.rank")
     chosen, linear = trees.flatten(trees.select(params, spec.targets)), trees.flatten(trees.select(params, eligible))
-    wrong = [name for name, yes in chosen.items() if yes and not linear[name]]
+    axes = {name: len(leaf.shape) - trees.stacked(name) for name, leaf in trees.flatten(params).items()}
+    wrong = [name for name, yes in chosen.items() if yes and not (linear[name] and axes[name] == 2)]
     if wrong:
         raise InputError(
             f"expected lora.targets that match weights of linear layers only, found {spec.targets!r} which also matches "
@@ -151,7 +152,10 @@ def _factors(tree: Tree) -> dict[str, Factors]:
 
 
 def moved(spec: LoRA, before: Tree, after: Tree, mask: Tree) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Leaf name -> entries of the merged update that changed ``(outside, inside)`` the mask, counted layer by layer."""
+    """Leaf name -> entries of the merged update that changed ``(outside, inside)`` the mask, counted layer by layer.
+
+    The mask is a factor of that update, so ``outside`` is zero by construction; ``inside`` says whether it acts.
+    """
     first, second, masks, counts = _factors(before), _factors(after), trees.flatten(mask), {}
     for name, old in first.items():
 

@@ -70,9 +70,13 @@ def _count(leaves, threshold_bits, strict):
 def _take_ties(leaf, bits, keep):
     """All entries above ``bits`` and the first ``keep`` (in index order) that equal it."""
     own = jax.lax.bitcast_convert_type(leaf, jnp.int32)
-    equal = own == bits
-    order = jnp.cumsum(equal.reshape(-1).astype(jnp.int32)).reshape(equal.shape)
-    return (own > bits) | (equal & (order <= keep))
+    rows = own.reshape(own.shape[0] if own.ndim > 1 else 1, -1)
+    equal = rows == bits
+    # Counted row by row, on the host in int64: a stacked leaf has more entries than int32 counts.
+    per_row = np.asarray(equal.sum(axis=1, dtype=jnp.int32), np.int64)
+    spare = np.clip(keep - (np.cumsum(per_row) - per_row), 0, per_row).astype(np.int32)
+    order = jnp.cumsum(equal.astype(jnp.int32), axis=1)
+    return ((rows > bits) | (equal & (order <= spare[:, None]))).reshape(own.shape)
 
 
 def _largest(leaves: list[jax.Array], k: int) -> list[jax.Array]:
@@ -208,10 +212,17 @@ def save(path: str | pathlib.Path, mask: Tree) -> None:
     from safetensors.numpy import save_file
 
     leaves = trees.flatten(mask)
-    bits = np.concatenate([np.asarray(leaf).reshape(-1) for leaf in leaves.values()])
     shapes = {name: list(leaf.shape) for name, leaf in leaves.items()}
+    total = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
+    packed, start = np.zeros(-(-total // 8), np.uint8), 0
+    for leaf in leaves.values():  # leaf by leaf, so that the host never holds a byte for every bit of the whole
+        flat = np.asarray(leaf).reshape(-1)
+        shift = start % 8
+        bits = np.packbits(np.concatenate([np.zeros(shift, bool), flat]))
+        packed[start // 8 : start // 8 + len(bits)] |= bits
+        start += len(flat)
     # One key of metadata: safetensors writes several in no fixed order, and the same mask should be the same bytes.
-    save_file({"bits": np.packbits(bits)}, str(path), metadata={"mmu_jax.mask": json.dumps(shapes)})
+    save_file({"bits": packed}, str(path), metadata={"mmu_jax.mask": json.dumps(shapes)})
 
 
 def load(path: str | pathlib.Path, params: Tree) -> Tree:
@@ -234,12 +245,11 @@ def load(path: str | pathlib.Path, params: Tree) -> Tree:
     shapes = json.loads(meta["mmu_jax.mask"])
     stored = {name: jax.ShapeDtypeStruct(tuple(shape), jnp.bool_) for name, shape in shapes.items()}
     trees.check_like(stored, trees.flatten(params), f"the mask {path}")
-    flat = np.unpackbits(bits, count=sum(int(np.prod(s)) for s in shapes.values())).astype(bool)
     offsets = dict(zip(shapes, np.cumsum([0] + [int(np.prod(s)) for s in shapes.values()]), strict=False))
 
     def leaf(name, p):
-        start = offsets[name]
-        values = flat[start : start + int(np.prod(p.shape))].reshape(p.shape)
-        return jax.device_put(values, getattr(p, "sharding", None))
+        start, n = int(offsets[name]), int(np.prod(p.shape))
+        part = np.unpackbits(bits[start // 8 : -(-(start + n) // 8)])[start % 8 : start % 8 + n]
+        return jax.device_put(part.view(bool).reshape(p.shape), getattr(p, "sharding", None))
 
     return trees.map_named(leaf, params)

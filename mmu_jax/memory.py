@@ -75,7 +75,7 @@ class Ledger:
         return self.bytes(self.model.abstract(), self.param_dtype)
 
     def training(self, method: methods.Method, shape: Shape, spec: lora.LoRA | None = None) -> Needs:
-        """Of ``train.fit``."""
+        """Of ``train.fit``: what -> bytes on a device."""
         whole = self.model.abstract()
         phases = 1 if method.moments == "shared" else len(method.phases)
         needs = {"params": self.params()}
@@ -98,18 +98,20 @@ class Ledger:
         """Of scoring: three trees of scores (SalUn one more) or one signed accumulator, and ``chunk`` gradients at once."""
         part, _ = trees.split(self.model.abstract(), self.model.module.ELIGIBLE)
         kept = [self.bytes(part, np.float32)] * (3 + any(m.rule == "salun" for m in wanted))
-        at_once = chunk if any(m.unit == "example" for m in wanted) else 1
+        by_batch = any(m.unit == "batch" for m in wanted)  # one gradient, through all rows
+        at_once = max(chunk * any(m.unit == "example" for m in wanted), 1)
+        rows = shape.rows if by_batch else min(at_once, shape.rows)
         if not keep_scores:  # both sides' differences, of which the second is made while the first is kept
             kept = kept[:1]
         return {
             "params": self.params(),
             "scores": sum(kept),
             "gradients": at_once * self.bytes(part, self.param_dtype),
-            "activations (estimate)": self.activations(dataclasses.replace(shape, rows=min(at_once, shape.rows))),
+            "activations (estimate)": self.activations(dataclasses.replace(shape, rows=rows)),
         }
 
     def generation(self, shape: Shape, new_tokens: int) -> Needs:
-        """Of asking: the key-value cache, and the logits by which options are ranked."""
+        """Of asking: the key-value cache, and the logits by which options are ranked; what -> bytes on a device."""
         c, rows = self.model.config.text_config, self._rows(shape.rows)
         cache = jax.eval_shape(lambda: decoder.make_cache(c, rows, shape.tokens + new_tokens, self.model.dtype))
         split = self.mesh.shape["model"] if c.num_key_value_heads % self.mesh.shape["model"] == 0 else 1

@@ -71,7 +71,11 @@ def accumulator(
         def body(total, piece):
             piece, weight = piece
             grads = jax.vmap(gradient, in_axes=(None, None, 0))(part, rest, piece)
-            return jax.tree.map(lambda t, g: t + jnp.tensordot(scale * weight, g, 1), total, grads), None
+
+            def add(t, g):  # a sum, not a product of matrices: it fuses with the squares, which then are never stored
+                return t + jnp.sum((scale * weight).reshape(-1, *(1,) * t.ndim) * g, axis=0)
+
+            return jax.tree.map(add, total, grads), None
 
         total, _ = jax.lax.scan(body, total, (chunks, weights))
         return total, weights.sum()

@@ -86,14 +86,25 @@ def plan(method: methods.Method, streams: dict[str, Stream], epochs: float, **nu
     missing = used - streams.keys()
     if missing:
         raise InputError(f"expected streams {sorted(used)} for this method, found no {sorted(missing)}; provide them")
-    if numbers.get("lora") and method.mask and (method.mask.gradients_only or method.moments == "shared"):
+    if numbers.get("lora"):
+        check_lora(method)
+    spacing = max(streams["retain"].steps // streams["forget"].steps, 1) if {"retain", "forget"} <= used else 1
+    return Plan(method, math.ceil(epochs * streams[lead].steps), spacing, **numbers)
+
+
+def check_lora(method: methods.Method) -> None:
+    """Raises InputError for a method that LoRA would change in silence: its mask or its scope would do nothing."""
+    if method.mask and (method.mask.gradients_only or method.moments == "shared"):
         raise InputError(
-            f"expected a method whose mask holds on the merged update, found {method.source!r}, which masks raw gradients "
+            f"expected a method whose mask holds on the merged update, found one ({method.source}) that masks raw gradients "
             "and shares moments between masked and unmasked steps: with LoRA its mask would do nothing; set "
             "config.unlearn.lora.rank=0 or choose another method"
         )
-    spacing = max(streams["retain"].steps // streams["forget"].steps, 1) if {"retain", "forget"} <= used else 1
-    return Plan(method, math.ceil(epochs * streams[lead].steps), spacing, **numbers)
+    if method.scope != ".*":
+        raise InputError(
+            f"expected a method without a scope of its own, found {method.scope!r} ({method.source}): with LoRA what trains is "
+            "config.unlearn.lora.targets; put the scope there"
+        )
 
 
 def _key(p: Plan, index: int) -> str:
@@ -151,28 +162,49 @@ def _trained(p: Plan, params: Tree) -> Tree:
     return {kind: lora.init(p.lora, params, jax.random.fold_in(key, i)) for i, kind in enumerate(kinds)}
 
 
-def init(p: Plan, model: Any, params: Tree, mesh: jax.sharding.Mesh) -> TrainState:
-    """A state at iteration 0 whose moments are sharded as what they are moments of."""
-    trained = _trained(p, params)
-    rules = model.module.RULES
-    if p.lora is not None:
-        trained = jax.device_put(trained, sharding.shardings(trained, rules, mesh))
+def abstract(p: Plan, model: Any, params: Tree, mesh: jax.sharding.Mesh) -> TrainState:
+    """The shapes, dtypes and shardings of :func:`init`: moments are sharded as what they are moments of."""
+
+    def placed(tree):
+        where = sharding.shardings(tree, model.module.RULES, mesh)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where)
+
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    trained = placed(jax.eval_shape(lambda x: _trained(p, x), shapes))
     opt_state, moved = {}, {}
     for index, phase in enumerate(p.method.phases):
-        tx, part = optimizer(p, phase), _view(p, phase, trained, params, None).part
-        where = sharding.shardings(jax.eval_shape(tx.init, part), rules, mesh)
-        opt_state[_key(p, index)] = jax.jit(tx.init, out_shardings=where)(part)
+        part = _view(p, phase, trained, params, None).part
+        opt_state[_key(p, index)] = placed(jax.eval_shape(optimizer(p, phase).init, part))
         if phase.masked:
             moved = dict.fromkeys(trees.flatten(part, is_leaf=lambda x: isinstance(x, lora.Factors)))
     names = [f"{s}/{name}" for phase in p.method.phases for s, name in phase.losses.items()]
-    rest = {
-        "step": jnp.int32(0),
-        "history": {name: jnp.full((p.iterations,), jnp.nan) for name in names},
-        "failed": jnp.int32(-1),
-        "moved": {name: jnp.zeros(2) for name in moved},
-    }
-    rest = jax.device_put(rest, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    return TrainState(params=trained, opt_state=opt_state, **rest)
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    number = partial(jax.ShapeDtypeStruct, sharding=whole)
+    return TrainState(
+        step=number((), jnp.int32),
+        params=trained,
+        opt_state=opt_state,
+        history={name: number((p.iterations,), jnp.float32) for name in names},
+        failed=number((), jnp.int32),
+        moved={name: number((2,), jnp.float32) for name in moved},
+    )
+
+
+def init(p: Plan, model: Any, params: Tree, mesh: jax.sharding.Mesh) -> TrainState:
+    """A state at iteration 0. Without LoRA its params are ``params`` themselves, to be donated step by step."""
+    like = abstract(p, model, params, mesh)
+    trained = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), _trained(p, params), like.params)
+    opt_state = {}
+    for index, phase in enumerate(p.method.phases):
+        where = jax.tree.map(lambda x: x.sharding, like.opt_state[_key(p, index)])
+        part = _view(p, phase, trained, params, None).part
+        opt_state[_key(p, index)] = jax.jit(optimizer(p, phase).init, out_shardings=where)(part)
+
+    def full(tree, value):
+        return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype, device=x.sharding), tree)
+
+    rest = {"step": full(like.step, 0), "history": full(like.history, jnp.nan), "failed": full(like.failed, -1)}
+    return TrainState(params=trained, opt_state=opt_state, moved=full(like.moved, 0.0), **rest)
 
 
 def _moved(p: Plan, before: Tree, after: Tree, mask: Tree) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -261,9 +293,13 @@ def fit(
         )
     teaches = any(name == "kl" for phase in p.method.phases for name in phase.losses.values())
     vanilla = params if p.lora else jax.tree.map(jnp.copy, params) if teaches else None
-    state = init(p, model, params, mesh)
-    if checkpoints is not None and checkpoints.latest is not None:
-        state = checkpoints.restore(checkpoints.latest, state)
+    if checkpoints is None or checkpoints.latest is None:
+        state = init(p, model, params, mesh)
+    else:
+        like = abstract(p, model, params, mesh)
+        if p.lora is None:
+            jax.tree.map(lambda x: x.delete(), params)  # their place is needed for those of the checkpoint
+        state = checkpoints.restore(checkpoints.latest, like)
     steps = [make_step(p, model, index, state) for index in range(len(p.method.phases))]
     count = jax.jit(lambda step: step + 1, out_shardings=state.step.sharding)
 

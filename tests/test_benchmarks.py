@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -55,18 +56,21 @@ def person(i, test=False, job="welder"):
     return row | {"image": png(i)}
 
 
+SPLITS = ("full", "forget", "retain", "test", "unseen", "celebrity")
+
+
 @pytest.fixture(scope="session")
 def mllmu_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mllmu")
-    everyone = [person(i) for i in range(8)]
+    everyone = [person(i) for i in range(12)]
     write(folder / "Full_Set", everyone)
     taught = [{"Question": "Who?", "Answer": "Me"}, {"Question": "Empty?", "Answer": ""}]
     write(
-        folder / "ft_Data", [{"ID": f"{i:04d}", "image": png(i), "metadata": json.dumps(taught)} for i in range(1, 8)]
+        folder / "ft_Data", [{"ID": f"{i:04d}", "image": png(i), "metadata": json.dumps(taught)} for i in range(1, 12)]
     )
     write(folder / "forget_5", everyone[:2])
     write(folder / "retain_95", everyone[2:])
-    write(folder / "Test_Set", [person(i, test=True) for i in range(8)], parts=2)
+    write(folder / "Test_Set", [person(i, test=True) for i in range(12)], parts=2)
     write(folder / "Retain_Set", [person(i, job="singer") for i in range(2)])
     return folder
 
@@ -77,21 +81,14 @@ def read(name, folder, path, **splits):
 
 def test_mllmu_bench_is_read_from_its_folders(mllmu_folder, tmp_path):
     b = read("mllmu_bench", mllmu_folder, tmp_path, forget="forget_5", retain="retain_95")
-    assert [len(getattr(b, n)) for n in ("full", "forget", "retain", "test", "unseen", "celebrity")] == [
-        8,
-        2,
-        6,
-        2,
-        0,
-        2,
-    ]
+    assert [len(getattr(b, n)) for n in SPLITS] == [12, 2, 10, 2, 0, 2]
     assert {p.id for p in b.celebrity} == {"celebrity-0000", "celebrity-0001"}  # their ids live in another space
     first, second = b.full[:2]
     assert [(e.question, e.answer) for e in first.training if e.kind == IMAGE] == [("Describe.", "Someone.")]
     assert [(e.question, e.answer) for e in second.training if e.kind == IMAGE] == [("Who?", "Me")]
     # The text MCQs of everyone, with the right option as the answer; the one without an answer is left out.
     assert [(e.question, e.answer) for e in second.training if e.kind == TEXT] == [("What does Person 1 do?", "welder")]
-    assert {e.person for p in b.full for e in p.training if e.kind == TEXT} == {f"{i:04d}" for i in range(8)}
+    assert {e.person for p in b.full for e in p.training if e.kind == TEXT} == {f"{i:04d}" for i in range(12)}
     assert [c.kind for c in first.choices] == [IMAGE, TEXT] and first.choices[0].options["B"] == "welder"
     assert len(b.test[0].photos) == 2 and b.test[0].choices[0].question == "What does this person do now?"
     assert b.test[0].photos[0] == png(100)["bytes"] and b.full[0].photos[0] == png(0)["bytes"]
@@ -126,7 +123,7 @@ def clear_folder(tmp_path_factory):
 
 def test_clear_is_read_from_its_folders(clear_folder, tmp_path):
     b = read("clear", clear_folder, tmp_path, forget="forget_5", retain="retain_95")
-    assert [len(getattr(b, n)) for n in ("full", "forget", "retain", "test", "celebrity")] == [4, 1, 3, 0, 2]
+    assert [len(getattr(b, n)) for n in SPLITS] == [4, 1, 3, 0, 0, 2]
     forgotten, kept = b.forget[0], b.retain[0]
     assert forgotten.id == author(0) and len(b.full[0].photos) == 3
     # A caption belongs to its own photo, a block of twenty text questions to the author it names most.
@@ -170,6 +167,49 @@ def test_a_folder_without_the_data_set_is_refused(name, module, tmp_path):
 def test_a_parquet_file_without_a_column_is_refused(mllmu_folder, tmp_path):
     rows = [{k: v for k, v in person(i).items() if k != "Mask_Task"} for i in range(2)]
     write(tmp_path / "in" / "Full_Set", rows)
-    write(tmp_path / "in" / "ft_Data", [{"ID": "0000", "metadata": "[]"}])
+    taught = json.dumps([{"Question": "Q", "Answer": "A"}])
+    write(tmp_path / "in" / "ft_Data", [{"ID": f"{i:04d}", "metadata": taught} for i in range(2)])
     with pytest.raises(InputError, match="found no Mask_Task"):
         list(mllmu.rows("full", tmp_path / "in"))
+
+
+def test_training_questions_of_other_people_are_refused(mllmu_folder, tmp_path):
+    """Joined by ID: where the ids do not meet, nobody is quietly left with one question."""
+    write(tmp_path / "in" / "Full_Set", [person(i) for i in range(4)])
+    taught = json.dumps([{"Question": "Q", "Answer": "A"}])
+    write(tmp_path / "in" / "ft_Data", [{"ID": str(i), "metadata": taught} for i in range(4)])
+    with pytest.raises(InputError, match="found 0 of 4"):
+        list(mllmu.rows("full", tmp_path / "in"))
+
+
+def copy_with(folder, out, config, change):
+    shutil.copytree(folder, out)
+    rows = [row for path in (out / config).glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    shutil.rmtree(out / config)
+    write(out / config, [change(i, row) for i, row in enumerate(rows)])
+    return out
+
+
+def test_captions_and_questions_that_find_no_author_are_refused(clear_folder, tmp_path):
+    def other_caption(i, row):
+        return row | {"caption": row["caption"] + "!"} if i == 4 else row
+
+    def nameless(i, row):
+        return row | {"question": "Q?"} if i < clear.BLOCK else row
+
+    other = copy_with(clear_folder, tmp_path / "a", "retain95", other_caption)
+    with pytest.raises(InputError, match="every caption of .* to stand in full, found 1"):
+        list(clear.rows("retain_95", other))
+    nobody = copy_with(clear_folder, tmp_path / "b", "full+tofu", nameless)
+    with pytest.raises(InputError, match="found nobody"):
+        list(clear.rows("full", nobody))
+
+
+def test_photos_beyond_what_is_kept_are_decoded_when_dealt(clear_folder, tmp_path):
+    b = read("clear", clear_folder, tmp_path, forget="forget_5", retain="retain_95")
+    processor = tiny.processor()
+    kept, later = loader.album(processor, b.full), loader.album(processor, b.full, keep=5)
+    assert kept.photos == later.photos and type(later.pictures[0]) is not type(kept.pictures[0])
+    for one, other in zip(kept.pictures, later.pictures, strict=True):
+        np.testing.assert_array_equal(one.array, other.array)
+        assert (one.tokens, one.grid, one.merge, one.length) == (other.tokens, other.grid, other.merge, other.length)

@@ -160,13 +160,48 @@ def test_a_directory_without_weights_or_config_is_refused(llava, tmp_path):
         hf.read_config(tmp_path)
 
 
-def test_a_failed_save_leaves_nothing_that_looks_complete(llava, tmp_path):
+def test_params_of_another_shape_are_refused(llava, tmp_path):
     folder, _, model = llava
     params = hf.load(folder, model)
     params["lm_head"]["weight"] = jnp.zeros((2, 2))
     with pytest.raises(InputError, match="the params to save"):
         hf.save(params, model, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_save_leaves_nothing_that_looks_complete_and_what_was_there(tmp_path):
+    (tmp_path / "in").mkdir()
+    torch_llava(tmp_path / "in", shard="40KB")
+    model = models.Model(hf.read_config(tmp_path / "in"))
+    written = []
+
+    def dies(name, row, tensor):
+        written.append(name)
+        if len(written) == 30:
+            raise KeyboardInterrupt
+        return tensor + 1
+
+    with pytest.raises(KeyboardInterrupt):
+        hf.rewrite(model, tmp_path / "in", tmp_path / "out", dies)
+    assert not (tmp_path / "out").exists()
+    hf.save(hf.load(tmp_path / "in", model), model, tmp_path / "in", tmp_path / "out")
+    before = tensors(tmp_path / "out")
+    written.clear()
+    with pytest.raises(KeyboardInterrupt):
+        hf.rewrite(model, tmp_path / "in", tmp_path / "out", dies)
+    jax.tree.map(np.testing.assert_array_equal, tensors(tmp_path / "out"), before)
+    hf.rewrite(model, tmp_path / "in", tmp_path / "out", lambda name, row, tensor: tensor + 1)
+    assert {f.name for f in tmp_path.iterdir()} == {"in", "out"}
+
+
+def test_tensors_of_a_dtype_that_is_not_known_are_refused(llava, tmp_path):
+    folder, _, model = llava
+
+    def quantise(table):
+        table["lm_head"] = table.pop("language_model.lm_head.weight").astype(np.int16)
+
+    with pytest.raises(InputError, match="lm_head is I16.*not quantised"):
+        hf.load(rewrite(folder, tmp_path / "bad", quantise), model)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

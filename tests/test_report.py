@@ -17,6 +17,7 @@ def value(mean, width=0.02):
 def made(name, forget, retain, width=0.02, flags=()):
     def task(mean):
         found = {m: value(mean, width) for m in ("exact", "mcq", "cloze", "cloze_exact", "rouge_l", "probability")}
+        found["mcq"]["chance"] = 0.25
         return found | {"truth_ratio": value(0.5), "distinct": {"mean": 0.5, "n": 50}}
 
     rates = {"forget": (forget, 0.98), "test": (forget, 0.98), "retain": (retain, 0.99)}
@@ -52,7 +53,14 @@ def workdir(tmp_path, benchmark):
     ):
         write(f"results/{model['model']}.json", model)
         rows = [
-            {"person": p.id, "task": "generation", "question": e.question, "truth": e.answer, "answer": e.answer}
+            {
+                "person": p.id,
+                "photo": 0,
+                "task": "generation",
+                "question": e.question,
+                "truth": e.answer,
+                "answer": e.answer,
+            }
             for p in benchmark.forget
             for e in p.generation
         ]
@@ -104,7 +112,7 @@ def test_no_results_is_an_error(tmp_path):
 def test_flags():
     def results(vqa_mcq, retain, distinct=0.5):
         found = made("m", 0.1, retain)["results"]
-        found["forget"]["vqa"]["mcq"] = value(vqa_mcq)
+        found["forget"]["vqa"]["mcq"] = value(vqa_mcq) | {"chance": 0.25}
         for task in ("vqa", "qa"):
             found["retain"][task]["exact"] = value(retain)
         found["retain"]["vqa"]["distinct"] = {"mean": distinct, "n": 9}
@@ -113,6 +121,11 @@ def test_flags():
     assert evaluate.flags(results(0.25, 0.9)) == []
     assert evaluate.flags(results(0.02, 0.9)) == ["over-unlearned"]
     assert evaluate.flags(results(0.25, 0.05)) == ["collapsed"] == evaluate.flags(results(0.25, 0.9, 0.01))
+    assert evaluate.flags(results(0.10, 0.9)) == ["over-unlearned"]
+    few = results(0.10, 0.9)
+    few["forget"]["vqa"]["mcq"]["chance"] = 0.2
+    assert evaluate.flags(few) == []
+    assert evaluate.flags(results(0.25, 0.9), None, 0.001) == ["lost in rounding"]
     assert evaluate.flags(results(0.25, 0.9), {"g": {"outside": 0, "inside": 0}}) == ["inert mask"]
     assert evaluate.flags(results(0.25, 0.9), {"g": {"outside": 3, "inside": 1}}) == ["leaking mask"]
 

@@ -264,7 +264,7 @@ def test_a_data_set_that_cannot_be_used_is_refused(fault, tmp_path, monkeypatch)
     change, options, words = DATA[fault]
     rows, features = faces.rows, builders._features()
     if change is not None:
-        monkeypatch.setattr(faces, "rows", lambda split: change(split, list(rows(split))))
+        monkeypatch.setattr(faces, "rows", lambda split, source: change(split, list(rows(split))))
     if fault == "column":
         kept = {name: feature for name, feature in features.items() if name != "Mask_Task"}
         monkeypatch.setattr(builders, "_features", lambda: type(features)(kept))

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmu_jax import InputError
+from mmu_jax import InputError, hub
 from mmu_jax.data import Benchmark, Person, check, clear, faces, mllmu, read_person
 
 # A module of rows in one schema (``read_person``) each: what splits it has, and their rows, read from a source folder.
@@ -91,8 +91,11 @@ def prepare(name: str, path: str | pathlib.Path, source: str = "") -> pathlib.Pa
     built = pathlib.Path(path) / name / str(People.VERSION)
     if (built / "dataset_info.json").exists():
         return built
-    folder = _fetch(source or DATASETS[name].HUB) if hasattr(DATASETS[name], "HUB") else ""
-    if not DATASETS[name].splits(pathlib.Path(folder)):
+    folder, module = "", DATASETS[name]
+    if hasattr(module, "HUB"):
+        patterns = [f"{config}/*.parquet" for config in module.FETCHED]
+        folder = hub.fetch(source or module.HUB, "config.data.source", kind="dataset", patterns=patterns)
+    if not module.splits(pathlib.Path(folder)):
         raise InputError(
             f"expected a copy of the data set {name} in {folder}, a folder of Parquet files for every config, found none "
             "of them; download the whole data set and give its folder in config.data.source"
@@ -101,12 +104,6 @@ def prepare(name: str, path: str | pathlib.Path, source: str = "") -> pathlib.Pa
     with contextlib.redirect_stdout(io.StringIO()):  # it announces a download; there is none
         builder.download_and_prepare()
     return built
-
-
-def _fetch(source: str) -> pathlib.Path:
-    from mmu_jax import hub
-
-    return hub.fetch(source, "config.data.source", kind="dataset", patterns=["*.parquet"])
 
 
 def _people(builder: tfds.core.DatasetBuilder, split: str) -> tuple[Person, ...]:

@@ -5,6 +5,7 @@ its own photo. TOFU's questions come twenty to an author and name nobody by colu
 name it says most often. Face recognition is a choice among the names of ``*_perturbed``.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -26,15 +27,19 @@ CAPTION = (  # the benchmark's own wording
 )
 RECOGNISE = "What is the name of the person in the image?"
 BLOCK = 20
+REAL = ["real_faces", "real_world"]
 FOLDERS = {"full": "full"}
 FOLDERS |= {f"forget_{share}": f"forget{share:02d}" for share in (1, 5, 10)}
 FOLDERS |= {f"retain_{100 - share}": f"retain{100 - share}" for share in (1, 5, 10)}
+
+FETCHED = [*FOLDERS.values(), *(f"{FOLDERS[s]}_perturbed" for s in FOLDERS if s.startswith("forget"))]
+FETCHED += ["full+tofu", "retain_perturbed", *REAL]
 
 
 def splits(source: pathlib.Path) -> list[str]:
     """The splits whose folders are there."""
     there = parquet.configs(source)
-    real = ["celebrity"] if {"real_faces", "real_world"} & there else []
+    real = ["celebrity"] if set(REAL) & there else []
     return [split for split, folder in FOLDERS.items() if folder in there] + real
 
 
@@ -52,7 +57,13 @@ def rows(split: str, source: pathlib.Path) -> Iterator[dict]:
             if row["name"] in mine:
                 mine[row["name"]]["names"].append(row)
     for name, found in mine.items():
-        captions = {caption: index for index, (caption, _) in enumerate(authors[name])}
+        captions = {caption: index for index, (caption, _) in enumerate(authors.get(name, ()))}
+        lost = [c for c in (*found["captions"], *(row["caption"] for row in found["names"])) if c not in captions]
+        if lost:
+            raise InputError(
+                f"expected every caption of {name} in {folder} and {_perturbed(split)} to stand in full, found {len(lost)} "
+                f"that do not, {lost[0][:60]!r}; download the data set again"
+            )
         shown = [
             {"Question": CAPTION[captions[c] % len(CAPTION)], "Photo": captions[c], "c": c} for c in found["captions"]
         ]
@@ -83,6 +94,7 @@ def _perturbed(split: str) -> str:
     return f"{FOLDERS[split]}_perturbed" if split.startswith("forget") else "retain_perturbed"
 
 
+@functools.lru_cache(maxsize=1)
 def _authors(source: pathlib.Path) -> dict[str, list[tuple[str, bytes]]]:
     """Author -> (caption, photo) in the order of the full set."""
     found: dict[str, list[tuple[str, bytes]]] = {}
@@ -91,25 +103,34 @@ def _authors(source: pathlib.Path) -> dict[str, list[tuple[str, bytes]]]:
     return found
 
 
+@functools.lru_cache(maxsize=1)
 def _asked(source: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
-    """Author -> TOFU's questions and answers."""
+    """Author -> TOFU's questions and answers.
+
+    Raises:
+      InputError: they are not twenty to an author, or a block names no author of the photos, or two name the same.
+    """
     pairs = [
         (row["question"], row["answer"])
-        for row in parquet.read(source, "full+tofu", ("image", "question", "answer"))
-        if not parquet.image(row["image"]) and row["question"]
+        for row in parquet.read(source, "full+tofu", ("caption", "question", "answer"))
+        if row["question"] and not row["caption"]
     ]
-    if len(pairs) % BLOCK:
+    blocks = [pairs[start : start + BLOCK] for start in range(0, len(pairs), BLOCK)]
+    if not blocks or len(blocks[-1]) < BLOCK:
         raise InputError(
             f"expected {BLOCK} text questions an author in full+tofu, found {len(pairs)} in all; download the data set again"
         )
     found: dict[str, list[tuple[str, str]]] = {}
-    names = list(_authors(source))
-    for start in range(0, len(pairs), BLOCK):
-        block = pairs[start : start + BLOCK]
+    for block in blocks:
         text = " ".join(part for pair in block for part in pair)
-        said = {name: text.count(name) for name in names}
+        said = {name: text.count(name) for name in _authors(source)}
         name = max(said, key=said.get)
-        found.setdefault(name if said[name] else f"author {start // BLOCK}", []).extend(block)
+        if not said[name] or name in found:
+            raise InputError(
+                f"expected a block of {BLOCK} text questions of full+tofu to name one author of full whom no other block "
+                f"names, found {name if said[name] else 'nobody'} in that of {block[0][0][:60]!r}; download the data set again"
+            )
+        found[name] = block
     return found
 
 
@@ -122,9 +143,9 @@ def _choice(question: str, right: str, wrong: list[str], photo: int = -1) -> dic
 
 
 def _real(source: pathlib.Path) -> Iterator[dict]:
-    for folder in ("real_faces", "real_world"):
-        for index, row in enumerate(parquet.read(source, folder, ("image", "answer", "options"))):
-            photo = parquet.image(row["image"])
+    for folder in sorted(set(REAL) & parquet.configs(source)):
+        for index, row in enumerate(parquet.read(source, folder, ("answer", "options"), ("image", "question"))):
+            photo = parquet.image(row.get("image"))
             if photo is None:
                 continue
             question = row.get("question") or RECOGNISE

@@ -33,14 +33,26 @@ def decode(person: Person) -> list[Image]:
     return [vision.decode(photo, f"photo {i} of person {person.id}") for i, photo in enumerate(person.photos)]
 
 
-def album(processor: Any, people: tuple[Person, ...], max_pixels: int = 0) -> Album:
-    """Decodes and normalises every photo once."""
-    images, photos = [], {}
+def album(processor: Any, people: tuple[Person, ...], max_pixels: int = 0, keep: int = 2048) -> Album:
+    """Decodes every photo; up to ``keep`` stay in memory, of more only their sizes, and they are decoded when dealt."""
+    photos, encoded = {}, []
     for person in people:
-        decoded = decode(person)
-        photos[person.id] = list(range(len(images), len(images) + len(decoded)))
-        images += decoded
-    return Album(vision.pictures(processor, images, max_pixels), photos)
+        photos[person.id] = list(range(len(encoded), len(encoded) + len(person.photos)))
+        encoded += [(photo, f"photo {i} of person {person.id}") for i, photo in enumerate(person.photos)]
+
+    def make(part):
+        return vision.pictures(processor, [vision.decode(*photo) for photo in part], max_pixels)
+
+    pictures = []
+    for start in range(0, len(encoded), 256):
+        part = encoded[start : start + 256]
+        made = make(part)
+        if len(encoded) > keep:
+            made = [
+                vision.Later(p, lambda photo=photo: make([photo])[0].array) for p, photo in zip(made, part, strict=True)
+            ]
+        pictures += made
+    return Album(pictures, photos)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +72,7 @@ def sizes_for(sizes: Sizes, rows: text.Rows, pictures: list[vision.Picture]) -> 
     """``sizes``, or where it says nothing one size that holds every row with any of the pictures."""
     longest = int(rows.lengths(max((p.tokens for p in pictures), default=0)).max())
     tokens = sizes.tokens or (vision.fit(longest, (), "tokens"),)
-    return Sizes(tokens, sizes.patches or tuple({max((len(p.array) for p in pictures), default=0)}))
+    return Sizes(tokens, sizes.patches or (max((p.length for p in pictures), default=0),))
 
 
 @dataclasses.dataclass
@@ -94,7 +106,7 @@ class Stream:
         """The largest padded lengths a batch can have, in ``tokens`` and ``patches``."""
         pictures = self.album.pictures if self.album else []
         tokens = int(self.texts.lengths(max((p.tokens for p in pictures), default=0)).max())
-        patches = max((len(p.array) for p in pictures if p.grid), default=0)
+        patches = max((p.length for p in pictures), default=0)
         sizes = self.sizes
         return {
             "tokens": vision.fit(tokens, sizes.tokens, "tokens"),
@@ -129,9 +141,10 @@ class Stream:
     def padding(self) -> dict[str, float]:
         """Share of the token and patch slots of one pass that hold nothing: the price of few compilations."""
         first = [self.album.pictures[self.photos(r)[0]] if self.album else None for r in range(len(self.examples))]
-        need = {"tokens": np.array([int(self.texts.lengths(p.tokens if p else 0)[r]) for r, p in enumerate(first)])}
+        # One image a row: its placeholder is among the tokens already.
+        need = {"tokens": self.texts.lengths(0) + np.array([p.tokens - 1 if p else 0 for p in first])}
         if self.album and first[0].grid:
-            need["patches"] = np.array([len(p.array) for p in first])
+            need["patches"] = np.array([p.length for p in first])
         shares = {}
         for what, lengths in need.items():
             parts = [lengths[i : i + self.rows] for i in range(0, len(lengths), self.rows)]

@@ -16,6 +16,7 @@ from mmu_jax.data import IMAGE, TEXT, parquet
 HUB = "MLLMMU/MLLMU-Bench"
 FOLDERS = {"full": "Full_Set", "test": "Test_Set", "celebrity": "Retain_Set"}
 FOLDERS |= {name: name for share in (5, 10, 15) for name in (f"forget_{share}", f"retain_{100 - share}")}
+FETCHED = [*FOLDERS.values(), "ft_Data"]
 TASKS = ("Classification_Task", "Mask_Task", "Generation_Task")
 KEYS = (("Image_Textual_Questions", IMAGE), ("Pure_Text_Questions", TEXT))
 
@@ -29,10 +30,17 @@ def splits(source: pathlib.Path) -> list[str]:
 def rows(split: str, source: pathlib.Path) -> Iterator[dict]:
     """Rows of a split in the schema of ``mmu_jax.data.read_person``."""
     taught = _taught(source) if split == "full" else {}
-    names = {} if split != "test" else {row["ID"]: _name(row) for row in parquet.read(source, "Full_Set", ("ID",))}
-    for row in parquet.read(source, FOLDERS[split], ("ID", *TASKS)):
-        photos = [parquet.image(photo) for photo in row.get("images") or [row["image"]]]
-        person = f"celebrity-{row['ID']}" if split == "celebrity" else row["ID"]
+    names = {}
+    if split == "test":
+        names = {row["ID"]: _name(row) for row in parquet.read(source, "Full_Set", ("ID",), ("biography",))}
+    columns = ("image", "images", "biography", "question", "answer")
+    for row in parquet.read(source, FOLDERS[split], ("ID", *TASKS), columns):
+        photos = [parquet.image(photo) for photo in row.get("images") or [row.get("image")]]
+        if not all(photos):
+            raise InputError(
+                f"expected a photo of {row['ID']} in {FOLDERS[split]}, found none; download the data set again"
+            )
+        person = f"celebrity-{row['ID']}" if split == "celebrity" else str(row["ID"])
         training = []
         if split == "full":
             training = taught.get(person) or [{"Question": row.get("question"), "Answer": row.get("answer")}]
@@ -55,11 +63,29 @@ def rows(split: str, source: pathlib.Path) -> Iterator[dict]:
 
 
 def _taught(source: pathlib.Path) -> dict[str, list[dict]]:
+    """Person -> training questions of ``ft_Data``.
+
+    Raises:
+      InputError: fewer than nine in ten people of ``Full_Set`` are found there: the two do not belong together.
+    """
     found: dict[str, list[dict]] = {}
-    for row in parquet.read(source, "ft_Data", ("metadata",)):
-        for item in json.loads(row["metadata"]):
-            person = item.get("ID") or row.get("ID")
+    for row in parquet.read(source, "ft_Data", ("metadata",), ("ID",)):
+        try:
+            items = json.loads(row["metadata"])
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"expected JSON in column metadata of ft_Data, found {row['metadata'][:60]!r} ({error}); mend that row"
+            ) from error
+        for item in items:
+            person = str(row.get("ID") or item.get("ID"))
             found.setdefault(person, []).append({"Question": item.get("Question"), "Answer": item.get("Answer")})
+    people = [str(row["ID"]) for row in parquet.read(source, "Full_Set", ("ID",))]
+    missing = [person for person in people if person not in found]
+    if len(missing) > len(people) // 10:
+        raise InputError(
+            f"expected the people of Full_Set in ft_Data by ID, found {len(people) - len(missing)} of {len(people)} (no "
+            f"{', '.join(missing[:3])}; it has {', '.join(list(found)[:3]) or 'none'}); give both from the same data set"
+        )
     return found
 
 
@@ -88,6 +114,7 @@ def _items(row: dict, task: str) -> list[dict]:
 def _name(row: dict) -> str:
     """The name in the biography; the ID where the biography is no JSON (it names a face on a figure, nothing else)."""
     try:
-        return json.loads(row.get("biography") or "{}").get("Name") or str(row["ID"])
+        life = json.loads(row.get("biography") or "{}")
     except json.JSONDecodeError:
-        return str(row["ID"])
+        life = None
+    return (life.get("Name") if isinstance(life, dict) else None) or str(row["ID"])

@@ -13,11 +13,11 @@ def configs(source: pathlib.Path) -> set[str]:
     }
 
 
-def read(source: pathlib.Path, config: str, columns: tuple[str, ...]) -> Iterator[dict]:
-    """The rows of a config, as Python values, a few at a time.
+def read(source: pathlib.Path, config: str, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> Iterator[dict]:
+    """The rows of a config, as Python values, a few at a time: ``columns``, and those of ``optional`` that are there.
 
     Raises:
-      InputError: there is no such folder, or it lacks a column.
+      InputError: there is no such folder, or it lacks one of ``columns``.
     """
     import pyarrow.parquet as pq
 
@@ -34,7 +34,8 @@ def read(source: pathlib.Path, config: str, columns: tuple[str, ...]) -> Iterato
             raise InputError(
                 f"expected columns {', '.join(columns)} in {path}, found no {', '.join(missing)}; download the data set again"
             )
-        for part in file.iter_batches(batch_size=32):
+        wanted = [*columns, *(name for name in optional if name in file.schema_arrow.names)]
+        for part in file.iter_batches(batch_size=32, columns=wanted):
             yield from part.to_pylist()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,23 @@ class Picture:
     grid: tuple[int, int] | None = None
     merge: int = 1
 
+    @property
+    def length(self) -> int:
+        """Patches, 0 for pixels."""
+        return len(self.array) if self.grid else 0
+
+
+class Later:
+    """A picture whose sizes are known and whose array is made, by ``make``, each time it is read."""
+
+    def __init__(self, picture: Picture, make: Callable[[], np.ndarray]):
+        self.tokens, self.grid, self.merge, self.length = picture.tokens, picture.grid, picture.merge, picture.length
+        self._make = make
+
+    @property
+    def array(self) -> np.ndarray:
+        return self._make()
+
 
 def pictures(processor: Any, images: list[Image.Image], max_pixels: int = 0) -> list[Picture]:
     """Resized, cropped and normalised by the processor; ``max_pixels`` bounds images that keep their own size."""
@@ -68,23 +86,23 @@ def cells(picture: Picture) -> np.ndarray:
 
 def arrays(rows: list[list[Picture]], sizes: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
     """The pictures of every row -> ``pixels``, or ``patches, grid, segment`` padded to one of ``sizes`` (``mmu_jax.data``)."""
-    first = next(picture for row in rows for picture in row)
+    made = [[(picture, picture.array) for picture in row] for row in rows]
+    first, array = next(pair for row in made for pair in row)
     if first.grid is None:
-        images = max(map(len, rows))
-        pixels = np.zeros((len(rows), images, *first.array.shape), np.float32)
-        for target, row in zip(pixels, rows, strict=True):
-            for i, picture in enumerate(row):
-                target[i] = picture.array
+        pixels = np.zeros((len(rows), max(map(len, rows)), *array.shape), np.float32)
+        for target, row in zip(pixels, made, strict=True):
+            for i, (_, array) in enumerate(row):
+                target[i] = array
         return {"pixels": pixels}
-    length = fit(max(sum(len(p.array) for p in row) for row in rows), sizes, "patches", 4)
-    patches = np.zeros((len(rows), length, first.array.shape[1]), np.float32)
+    length = fit(max(sum(p.length for p in row) for row in rows), sizes, "patches", 4)
+    patches = np.zeros((len(rows), length, array.shape[1]), np.float32)
     grid = np.zeros((len(rows), length, 2), np.int32)
     segment = np.full((len(rows), length), -1, np.int32)
-    for b, row in enumerate(rows):
+    for b, row in enumerate(made):
         start = 0
-        for i, picture in enumerate(row):
-            part = slice(start, start + len(picture.array))
-            patches[b, part], grid[b, part], segment[b, part] = picture.array, cells(picture), i
+        for i, (picture, array) in enumerate(row):
+            part = slice(start, start + len(array))
+            patches[b, part], grid[b, part], segment[b, part] = array, cells(picture), i
             start = part.stop
     return {"patches": patches, "grid": grid, "segment": segment}
 
