@@ -18,7 +18,8 @@ from shapes, activations estimated)::
                  8 x 1                         36 / 27             21 / 6
     72B          8 x 4                         85 / 55             48 / 15
 
-so 7B with ``lora=16`` fits one card of 80 GB, and training its params takes eight of 40 GB or more. Time was not measured on an
+so 7B with ``lora=16`` fits one card of 80 GB (with ``XLA_PYTHON_CLIENT_MEM_FRACTION=0.95``), and training its params takes
+eight of 40 GB or more. Rows that do not divide by ``config.mesh.data`` are done by every device. Time was not measured on an
 accelerator. Expect, at 8 FLOPs per parameter and token and 40 % of peak, for a step of 4 rows of 640 tokens at 7B: H100 0.4 s,
 A100 1.4 s, eight chips of TPU v5e 0.3 s; CLEAR has about 900 retain and 50 forget steps.
 """

@@ -209,6 +209,10 @@ class Run:
         stages["evaluate"] = ledger.generation(shape(c.evaluate.rows), c.evaluate.new_tokens)
         limit = int(c.memory.limit_gib * 2**30) or memory.capacity(self.mesh)
         print(memory.table(stages, limit), flush=True)
+        kept = max(memory.checkpoint(needs) for needs in stages.values()) * self.mesh.size
+        model = trees.size(self.model.abstract()) * jnp.dtype(c.model.param_dtype).itemsize
+        print(f"  disk: about {memory.size(model)} a model; a checkpoint of one in training, {memory.size(kept)}, every "
+              f"{c.save_every} iterations and for a moment twice", flush=True)  # fmt: skip
         data = self.mesh.shape["data"]
         for what, rows in (("unlearn", c.unlearn.rows), ("evaluate", c.evaluate.rows)):
             if rows % data:

@@ -122,6 +122,13 @@ class Ledger:
         }
 
 
+def checkpoint(needs: Needs) -> int:
+    """Bytes of a device that a checkpoint of a stage writes: what trains and its moments; 0 where nothing trains."""
+    if "moments" in needs:
+        return needs["params"] + needs["moments"]
+    return needs.get("adapters, gradients, moments", 0)
+
+
 def capacity(mesh: Mesh) -> int:
     """Bytes a device of the mesh may hold: what it reports, or for CPU devices an even share of the host's memory."""
     device = mesh.devices.flat[0]
