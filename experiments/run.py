@@ -12,10 +12,9 @@ import functools
 import math
 import os
 import pathlib
-import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments import plans
 from experiments.stages import Progress, Stage, Stages, provenance, write_json
 from mmu_jax import (
     InputError,
@@ -33,7 +33,6 @@ from mmu_jax import (
     hub,
     lora,
     masks,
-    memory,
     methods,
     models,
     report,
@@ -49,47 +48,6 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; defaul
 STAGES = flags.DEFINE_list("stages", [], "Only these stages, by name or by their part before the slash.")
 
 CONTROLS = ("test", "unseen", "celebrity")  # splits with photos of their own, evaluated where they are there
-ADVICE = (
-    "use LoRA (config.unlearn.lora.rank=16 and, for the vanilla model, config.vanilla.lora.rank=16, with "
-    "config.model.param_dtype=bfloat16), more devices (config.mesh), fewer rows, or go on all the same with "
-    "config.memory.go_on=True"
-)
-
-
-def vanilla_method(rows: dict[str, int]) -> methods.Method:
-    """Fine-tuning on everyone: the streams that have rows, in one step."""
-    phase = methods.Phase({name: "descent" for name in ("vqa", "text") if rows[name]})
-    return methods.Method((phase,), source="fine-tuning on everyone")
-
-
-@dataclasses.dataclass(frozen=True)
-class Pass:
-    """One pass over streams, on the devices a batch at a time; it may be walked again."""
-
-    streams: tuple[loader.Stream, ...]
-    mesh: jax.sharding.Mesh
-    bar: Progress | None = None
-
-    @classmethod
-    def joined(cls, passes: list["Pass"]) -> "Pass":
-        return cls(tuple(s for p in passes for s in p.streams), passes[0].mesh)
-
-    def shown(self, bar: Progress) -> "Pass":
-        return dataclasses.replace(self, bar=bar)
-
-    def units(self, unit: str) -> float:
-        """Units of evidence: batches, or examples."""
-        return float(sum(len(s.examples) if unit == "example" else s.steps for s in self.streams))
-
-    def __len__(self) -> int:
-        return sum(stream.steps for stream in self.streams)
-
-    def __iter__(self) -> Iterator[dict]:
-        for stream in self.streams:
-            for batch in stream.epoch():
-                if self.bar is not None:
-                    self.bar.add()
-                yield sharding.put(batch, self.mesh)
 
 
 class Run:
@@ -154,7 +112,7 @@ class Run:
         self.__dict__.pop("vanilla_params", None)
         if not self.planned:
             self.planned = True
-            self.plan_memory()
+            plans.memory_plan(self)
         return hf.load(path, self.model, mesh or self.mesh, jnp.dtype(self.config.model.param_dtype))
 
     @functools.cached_property
@@ -166,61 +124,6 @@ class Run:
         params = self.vanilla_params
         del self.vanilla_params
         return params
-
-    def lora_of(self, section: Any) -> lora.LoRA | None:
-        """The re-parametrisation of a section of the config, None for full training."""
-        if not section.lora.rank:
-            return None
-        spec = lora.LoRA(**section.lora)
-        lora.check(spec, self.model.abstract(), self.model.module.ELIGIBLE)
-        return spec
-
-    def plan_memory(self) -> None:
-        """Prints what every stage needs on a device; refuses what cannot fit unless told to go on."""
-        c, ledger = self.config, memory.Ledger(self.model, self.mesh, jnp.dtype(self.config.model.param_dtype))
-        streams = self.unlearning_streams(c.unlearn.rows)
-
-        largest = {what: max(s.largest[what] for s in streams.values()) for what in ("tokens", "patches")}
-
-        def shape(rows):
-            return memory.Shape(rows, images=1, **largest)
-
-        stages, eligible = {}, trees.split(self.model.abstract(), self.model.module.ELIGIBLE)[0]
-        spec = self.lora_of(c.unlearn)
-        for name in c.unlearn.methods if spec else ():
-            mask = methods.METHODS[name].mask
-            side = ".*" if mask is None or mask.side == "both" else self.model.module.SIDES[mask.side]
-            reached = trees.split(eligible, spec.targets)[0]
-            if not any(re.fullmatch(side, leaf) for leaf in trees.flatten(reached)):
-                raise InputError(
-                    f"expected config.unlearn.lora.targets that reach the side {name} masks ({mask.side}), found "
-                    f"{spec.targets!r} which does not; name leaves of that side, such as those of {side!r}"
-                )
-        if not c.vanilla.path:
-            rows, there = c.vanilla.rows.to_dict(), dataclasses.replace(ledger, mesh=self.training_mesh)
-            method = vanilla_method(rows)
-            stages["vanilla"] = there.training(method, shape(max(rows.values())), self.lora_of(c.vanilla))
-        table = {name: methods.METHODS[name] for name in c.unlearn.methods}
-        if scored := [method.mask for method in table.values() if method.mask]:
-            rows = c.saliency.rows if scored[0].unit == "example" else c.unlearn.rows
-            stages["saliency"] = ledger.saliency(scored, shape(rows), c.saliency.chunk, c.saliency.keep_scores)
-        for name, method in table.items():
-            stages[f"unlearn/{name}"] = ledger.training(method, shape(c.unlearn.rows), spec)
-        stages["evaluate"] = ledger.generation(shape(c.evaluate.rows), c.evaluate.new_tokens)
-        limit = int(c.memory.limit_gib * 2**30) or memory.capacity(self.mesh)
-        print(memory.table(stages, limit), flush=True)
-        kept = max(memory.checkpoint(needs) for needs in stages.values()) * self.mesh.size
-        model = trees.size(self.model.abstract()) * jnp.dtype(c.model.param_dtype).itemsize
-        print(f"  disk: about {memory.size(model)} a model; a checkpoint of one in training, {memory.size(kept)}, every "
-              f"{c.save_every} iterations and for a moment twice", flush=True)  # fmt: skip
-        data = self.mesh.shape["data"]
-        for what, rows in (("unlearn", c.unlearn.rows), ("evaluate", c.evaluate.rows)):
-            if rows % data:
-                print(
-                    f"  config.{what}.rows={rows} does not divide by config.mesh.data={data}: each device does every row"
-                )
-        if not c.memory.go_on:
-            memory.check(stages, limit, ADVICE)
 
     def examples(self, kind: str, keep: Callable[[str], bool]) -> list:
         return [e for p in self.benchmark.full if keep(p.id) for e in p.training if e.kind == kind]
@@ -265,7 +168,7 @@ class Run:
                 raise InputError(
                     f"expected config.unlearn.methods among {', '.join(methods.METHODS)}, found {name!r}; correct it"
                 )
-        self._check(names)
+        plans.check(self.config)
         # Masks of one unit stand together: its scores are taken once and dropped.
         wanted = {name: methods.METHODS[name].mask for name in names if methods.METHODS[name].mask}
         for name, mask in sorted(wanted.items(), key=lambda item: item[1].unit):
@@ -290,30 +193,6 @@ class Run:
         stages.remove(gate)
         stages.insert(next(i for i, s in enumerate(stages) if s.name == start) + 1, gate)
         return [*stages, Stage("report", {}, results, self.make_report)]
-
-    def _check(self, names: list[str]) -> None:
-        """Refuses, before anything is made, what would be refused after hours."""
-        c = self.config
-        coarse = c.model.param_dtype != "float32"
-        if coarse and not c.vanilla.path and not c.vanilla.lora.rank:
-            raise InputError(
-                f"expected config.model.param_dtype=float32 or a LoRA to train the vanilla model, found {c.model.param_dtype} "
-                "and no LoRA; set config.vanilla.lora.rank too, or give a model that needs no training in config.vanilla.path"
-            )
-        if coarse and not c.unlearn.lora.rank:
-            raise InputError(
-                f"expected config.model.param_dtype=float32 or a LoRA to unlearn with, found {c.model.param_dtype} and no "
-                "LoRA; set config.unlearn.lora.rank"
-            )
-        for name in names:
-            method = methods.METHODS[name]
-            if method.mask and method.mask.rule != "ratio" and not c.saliency.keep_scores:
-                raise InputError(
-                    f"expected the scores themselves for the mask of {name} (rule {method.mask.rule}), found "
-                    "config.saliency.keep_scores=False; set it to True"
-                )
-            if c.unlearn.lora.rank:
-                train.check_lora(method)
 
     def model_names(self) -> list[str]:
         gold = ["gold"] if self.config.gold and not self.config.vanilla.path else []
@@ -354,9 +233,9 @@ class Run:
             if rows[stream]
         }
         numbers = {key: c[key] for key in ("learning_rate", "schedule", "warmup", "clip")}
-        numbers |= {"lora": self.lora_of(c), "seed": self.config.seed}
+        numbers |= {"lora": plans.lora_of(c, self.model), "seed": self.config.seed}
         iterations = math.ceil(c.epochs * next(iter(streams.values())).steps)
-        plan = train.Plan(vanilla_method(rows), iterations, **numbers)
+        plan = train.Plan(plans.vanilla_method(rows), iterations, **numbers)
         params = self.load(self.base, self.training_mesh)
         return self.fit(name, plan, params, streams, None, self.workdir / name, self.training_mesh)
 
@@ -386,15 +265,15 @@ class Run:
         found, bar = [], Progress(f"difference of scores by {unit}", sum(walked.values()))
         for side, kept in preserve.items():
             leaves = rf"(?={self.model.module.SIDES[side]}\Z)(?:{self.model.module.ELIGIBLE})"
-            pair = passes["forget"].shown(bar), Pass.joined(kept).shown(bar)
+            pair = passes["forget"].shown(bar), loader.Pass.joined(kept).shown(bar)
             found.append(score(saliency.difference, *pair, leaves=leaves, tau=self.config.saliency.tau))
         bar.close()
         return trees.merge(*found)
 
-    def _scorer(self, unit: str) -> tuple[dict[str, "Pass"], Callable[..., Any]]:
+    def _scorer(self, unit: str) -> tuple[dict[str, loader.Pass], Callable[..., Any]]:
         c = self.config.saliency
         streams = self.unlearning_streams(c.rows if unit == "example" else self.config.unlearn.rows)
-        passes = {name: Pass((stream,), self.mesh) for name, stream in streams.items()}
+        passes = {name: loader.Pass((stream,), self.mesh) for name, stream in streams.items()}
         common = {"leaves": self.model.module.ELIGIBLE, "unit": unit, "chunk": c.chunk}
 
         def score(how, *batches, **options):
@@ -434,7 +313,7 @@ class Run:
         numbers = {key: c[key] for key in ("retain_rate", "schedule", "clip", "beta")}
         numbers |= {
             "learning_rate": c.learning_rate.get(name),
-            "lora": self.lora_of(c),
+            "lora": plans.lora_of(c, self.model),
             "seed": self.config.seed,
         } | rates
         if numbers["learning_rate"] is None:

@@ -71,7 +71,8 @@ class People(tfds.core.GeneratorBasedBuilder):
             images = {"image": io.BytesIO(row["image"]), "images": [io.BytesIO(image) for image in row["images"]]}
             task = row["Classification_Task"]
             choices = {key: [_numbered(choice) for choice in task[key]] for key in task}
-            answers = {key: [{"Photo": -1} | item for item in row[key]] for key in ("Mask_Task", "Generation_Task")}
+            tasks = {"Mask_Task", "Generation_Task"} & row.keys()
+            answers = {key: [{"Photo": -1} | item for item in row[key]] for key in tasks}
             yield row["ID"], row | images | answers | {"Classification_Task": choices}
 
 

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from PIL.Image import Image
 
-from mmu_jax import InputError
+from mmu_jax import InputError, sharding
 from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, text, vision
 
 
@@ -203,3 +204,33 @@ def padding_line(streams: dict[str, Stream]) -> str:
         shares = ", ".join(f"{100 * share:.0f} % of {what}" for what, share in stream.padding().items())
         parts.append(f"{name} {shares}")
     return f"    padding: {'; '.join(parts)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One pass over streams, on the devices a batch at a time; it may be walked again. ``bar.add()`` is called for each."""
+
+    streams: tuple[Stream, ...]
+    mesh: jax.sharding.Mesh
+    bar: Any = None
+
+    @classmethod
+    def joined(cls, passes: list["Pass"]) -> "Pass":
+        return cls(tuple(s for p in passes for s in p.streams), passes[0].mesh)
+
+    def shown(self, bar: Any) -> "Pass":
+        return dataclasses.replace(self, bar=bar)
+
+    def units(self, unit: str) -> float:
+        """Units of evidence: batches, or examples."""
+        return float(sum(len(s.examples) if unit == "example" else s.steps for s in self.streams))
+
+    def __len__(self) -> int:
+        return sum(stream.steps for stream in self.streams)
+
+    def __iter__(self) -> Iterator[dict]:
+        for stream in self.streams:
+            for batch in stream.epoch():
+                if self.bar is not None:
+                    self.bar.add()
+                yield sharding.put(batch, self.mesh)
