@@ -432,6 +432,7 @@ class Run:
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch, which nothing needs
     workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / config_name())
     try:
         run = Run(CONFIG.value, workdir)
