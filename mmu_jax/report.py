@@ -408,11 +408,11 @@ def sections(workdir: pathlib.Path, results: Results, benchmark: Benchmark) -> l
     """The report as (title, blocks); a block is a string, a table, or (figure name, figure)."""
     vanilla, metric, axes = results["vanilla"], headline(results), columns(results)
     control = cell(results, "vanilla", "unseen", "vqa", metric)
-    chance = "Chance in MCQ: "
-    chance += ", ".join(
-        f"{t} {100 * mcq['chance']:.0f}" for t, s, k, _ in axes if (mcq := cell(results, "vanilla", s, k, "mcq"))
-    )
-    chance += ". "
+    asked = {t: cell(results, "vanilla", s, k, "mcq") for t, s, k, _ in axes}
+    chances = {title: f"{100 * mcq['chance']:.0f}" for title, mcq in asked.items() if mcq}
+    alike = len(set(chances.values())) == 1
+    shown = next(iter(chances.values())) if alike else ", ".join(f"{t} {value}" for t, value in chances.items())
+    chance = f"Chance in MCQ: {shown}. " if chances else ""
     if control:
         mcq = cell(results, "vanilla", "unseen", "vqa", "mcq")
         chance += (

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_batch, torch_llava, torch_qwen
 from safetensors.numpy import load_file, save_file
 
-from mmu_jax import InputError, hf, models, sharding, trees
+from mmu_jax import InputError, hf, hub, models, sharding, trees
 
 
 def tensors(folder):
@@ -244,6 +244,31 @@ def test_weights_in_other_formats_are_left_behind(llava, tmp_path):
         (tmp_path / "in" / name).write_bytes(b"x")
     hf.save(hf.load(tmp_path / "in", model), model, tmp_path / "in", tmp_path / "out")
     assert {f.name for f in (tmp_path / "out").iterdir()} == {f.name for f in folder.iterdir()} | {"README.md"}
+
+
+def test_a_hub_snapshot_is_read_and_copied_as_files(llava, tmp_path, monkeypatch):
+    """A downloaded repository is a folder of links into a store of blobs; what is written from it is no link."""
+    folder, _, model = llava
+    cache = tmp_path / "cache" / "models--org--name"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot = cache / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        shutil.copyfile(file, cache / "blobs" / str(number))
+        (snapshot / file.name).symlink_to(cache / "blobs" / str(number))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    found = hub.fetch("org/name", "config.model.path")
+    assert found.resolve() == snapshot.resolve()
+    hf.save(hf.load(found, model), model, found, tmp_path / "out")
+    for file in folder.iterdir():
+        assert not (tmp_path / "out" / file.name).is_symlink()
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+    with pytest.raises(InputError, match="neither .* download it where there is a network"):
+        hub.fetch("org/other", "config.model.path")
+    with pytest.raises(InputError, match="a folder or a hub id"):
+        hub.fetch(tmp_path / "none", "config.model.path")
 
 
 def test_a_created_checkpoint_is_an_ordinary_one(tmp_path):
