@@ -18,7 +18,7 @@ def base() -> ConfigDict:
     """The published recipe (MMUnlearner's README: learning rate 1e-5, batch 4, one epoch) on one device."""
     config = ConfigDict()
     config.seed = 0
-    config.mesh = dict(data=1, model=1)  # data=-1 takes every device
+    config.mesh = dict(data=1, model=1)  # data=-1 takes every device, shared out evenly to `model`
 
     # `name` of a data set (mmu_jax.data.builders.DATASETS) and, for the published ones, the `source`: folder of a copy of
     # it, or its id on the hub. Or the `path` of a prepared TFDS directory with the same features.
@@ -84,14 +84,24 @@ def parse(argument: str | None, **defaults: str | int) -> ConfigDict:
     return ConfigDict(values)
 
 
+# What a LoRA adapts while unlearning, by the side of the mask: the linear layers of that side, as the published code does.
+_LANGUAGE = r"language_model/layers/.*_proj/weight"
+_VISION = r"(vision_tower|visual)/(encoder/layers|blocks)/.*(proj|fc1|fc2|qkv)/weight"
+_BRIDGE = r"multi_modal_projector/linear_\d/weight|visual/merger/mlp/\d/weight"
+TARGETS = {"both": f"{_LANGUAGE}|{_VISION}|{_BRIDGE}", "vision": f"{_VISION}|{_BRIDGE}", "language": _LANGUAGE}
+
+
 def published(config: ConfigDict, argument: str | None) -> ConfigDict:
     """The recipes of the two benchmarks: arguments ``benchmark``, ``split``, ``method``, ``side`` and ``lora``.
 
-    benchmark: ``faces`` (the embedded default: no download), ``mllmu`` or ``clear``. split: per cent of people to forget,
-    of mllmu 5, 10 or 15, of clear 1, 5 or 10. method: ``all`` or one of ``methods.METHODS``. side: of mmunlearner's mask,
-    ``both``, ``vision`` or ``language``. lora: rank for unlearning, 0 to train the params themselves.
+    benchmark: ``mllmu``, ``clear`` or ``faces`` (the embedded default: no data set to fetch). split: per cent of people to
+    forget, of mllmu 5, 10 or 15, of clear 5, 1 or 10. method: ``all`` or one of ``methods.METHODS``. side: of mmunlearner's
+    mask, ``both``, ``vision`` or ``language``. lora: rank for unlearning, 0 to train the params themselves.
+
+    Raises:
+      ValueError: an argument that is none of these.
     """
-    args = parse(argument, benchmark="faces", split=0, method="all", side="both", lora=0)
+    args = parse(argument, benchmark="mllmu", split=0, method="all", side="both", lora=16)
     names = {"both": "mmunlearner", "vision": "mmunlearner_vision", "language": "mmunlearner_language"}
     splits = {"faces": (10,), "mllmu": (5, 10, 15), "clear": (5, 1, 10)}
     if args.benchmark not in splits or args.side not in names:
@@ -104,12 +114,21 @@ def published(config: ConfigDict, argument: str | None) -> ConfigDict:
         raise ValueError(
             f"expected split among {', '.join(map(str, splits[args.benchmark]))}, found {share}; correct it"
         )
-    config.data.update(dict(forget=f"forget_{share}", retain=f"retain_{100 - share}"))
+    if args.lora < 0:
+        raise ValueError(f"expected a rank of at least 0 in lora, found {args.lora}; correct it")
+    if args.method.startswith("mmunlearner_official") and "lora=" not in (argument or ""):
+        args.lora = 0  # its mask is on the gradients of the params themselves
     wanted = ALL if args.method == "all" else (args.method,)
+    if args.method not in ("all", *config.unlearn.learning_rate):
+        raise ValueError(
+            f"expected method among all, {', '.join(config.unlearn.learning_rate)}, found {args.method!r}; correct it"
+        )
     if args.side != "both" and "mmunlearner" not in wanted:
         raise ValueError(
             f"expected a side with method=mmunlearner or all only, found side={args.side} with {args.method}"
         )
+    config.mesh.data = -1
+    config.data.update(dict(forget=f"forget_{share}", retain=f"retain_{100 - share}"))
     config.unlearn.methods = tuple(names[args.side] if name == "mmunlearner" else name for name in wanted)
     config.model.dtype = "bfloat16"
     # One signed accumulator decides masks of rule ratio; the ablations of the mask need the scores themselves.
@@ -132,12 +151,8 @@ def published(config: ConfigDict, argument: str | None) -> ConfigDict:
         config.evaluate.update(dict(headline="rouge_l", memorised=0.3, new_tokens=128, letters=False))
     else:  # nobody published a recipe for the faces; enough passes that a full-size model has seen every face often
         config.vanilla.update(dict(epochs=10.0, learning_rate=2e-5))
+        config.vanilla.lora.update(dict(rank=args.lora, alpha=float(args.lora or 16)))
     if args.lora:  # nothing but factors trains, the vanilla model's too, so the params may be held in bfloat16
         config.model.param_dtype = "bfloat16"
-        adapted = dict(rank=args.lora, alpha=float(args.lora))
-        if args.side == "vision":
-            adapted["targets"] = r"(vision_tower|visual/blocks)/.*(proj|fc1|fc2|qkv)/weight"
-        config.unlearn.lora.update(adapted)
-        if not config.vanilla.lora.rank:
-            config.vanilla.lora.update(dict(rank=args.lora, alpha=float(args.lora)))
+        config.unlearn.lora.update(dict(rank=args.lora, alpha=float(args.lora), targets=TARGETS[args.side]))
     return config

@@ -5,8 +5,10 @@ import re
 from typing import Any
 
 import jax.numpy as jnp
+from PIL import Image
 
-from mmu_jax import InputError, lora, memory, methods, models, train, trees
+from mmu_jax import InputError, hub, lora, memory, methods, models, trees
+from mmu_jax.data import builders, vision
 
 ADVICE = (
     "use LoRA (config.unlearn.lora.rank=16 and, for the vanilla model, config.vanilla.lora.rank=16, with "
@@ -30,28 +32,49 @@ def lora_of(section: Any, model: models.Model) -> lora.LoRA | None:
     return spec
 
 
-def check(c: Any) -> None:
-    """Refuses, before anything is made, what would be refused after hours."""
-    coarse = c.model.param_dtype != "float32"
-    if coarse and not c.vanilla.path and not c.vanilla.lora.rank:
+def preflight(run: Any, wanted: list[str]) -> None:
+    """What can be known of the ``wanted`` stages of a ``run.Run`` from small files, before anything is written.
+
+    Config and processor of the checkpoint are fetched and read, the data set is reached, and where weights would be fetched
+    the plan is made of the smallest batch there can be: what does not fit then never will.
+
+    Raises:
+      InputError: something is not there (all of it is named, with the folders to give), does not agree with itself, or
+        does not fit.
+    """
+    c, problems = run.config, []
+    path, key = run.starts_from
+    if needed := path and any(name != "report" for name in wanted):
+        try:
+            hub.fetch(path, key, patterns=hub.SMALL)
+        except InputError as error:
+            problems.append(str(error))
+    module = builders.DATASETS[c.data.name]
+    if "data" in wanted and not c.data.path and hasattr(module, "HUB"):
+        try:
+            hub.fetch(c.data.source or module.HUB, "config.data.source", kind="dataset", patterns=["README.md"])
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
         raise InputError(
-            f"expected config.model.param_dtype=float32 or a LoRA to train the vanilla model, found {c.model.param_dtype} "
-            "and no LoRA; set config.vanilla.lora.rank too, or give a model that needs no training in config.vanilla.path"
+            "; ".join(problems) + "; or run python -m experiments.run --config=configs/tiny.py, which needs no network"
         )
-    if coarse and not c.unlearn.lora.rank:
-        raise InputError(
-            f"expected config.model.param_dtype=float32 or a LoRA to unlearn with, found {c.model.param_dtype} and no "
-            "LoRA; set config.unlearn.lora.rank"
-        )
-    for name in c.unlearn.methods:
-        method = methods.METHODS[name]
-        if method.mask and method.mask.rule != "ratio" and not c.saliency.keep_scores:
-            raise InputError(
-                f"expected the scores themselves for the mask of {name} (rule {method.mask.rule}), found "
-                "config.saliency.keep_scores=False; set it to True"
-            )
-        if c.unlearn.lora.rank:
-            train.check_lora(method)
+    if needed:
+        run.processor  # noqa: B018  its reading is the check
+        for section in (c.unlearn, *([] if c.vanilla.path else [c.vanilla])):
+            lora_of(section, run.model)
+        if hub.is_id(path) and not c.memory.go_on:
+            stages, limit = needs(run, _least(run))
+            if max(sum(need.values()) for need in stages.values()) > limit:
+                print(memory.table(stages, limit), flush=True)
+                memory.check(stages, limit, ADVICE)
+
+
+def _least(run: Any) -> dict[str, int]:
+    """The smallest lengths of a batch that holds one photo and a word."""
+    photo = vision.pictures(run.processor, [Image.new("RGB", (64, 64))], run.config.data.max_pixels)[0]
+    tokens = vision.fit(photo.tokens + 1, run.sizes.tokens, "tokens")
+    return {"tokens": tokens, "patches": vision.fit(photo.length, run.sizes.patches, "patches") if photo.length else 0}
 
 
 def memory_plan(run: Any) -> None:
@@ -60,10 +83,24 @@ def memory_plan(run: Any) -> None:
     Raises:
       InputError: a stage does not fit, or LoRA would reach nothing of what a method masks.
     """
-    c, ledger = run.config, memory.Ledger(run.model, run.mesh, jnp.dtype(run.config.model.param_dtype))
-    streams = run.unlearning_streams(c.unlearn.rows)
+    c, streams = run.config, run.unlearning_streams(run.config.unlearn.rows)
+    stages, limit = needs(run, {what: max(s.largest[what] for s in streams.values()) for what in ("tokens", "patches")})
+    print(memory.table(stages, limit), flush=True)
+    kept = max(memory.checkpoint(needs) for needs in stages.values()) * run.mesh.size
+    model = trees.size(run.model.abstract()) * jnp.dtype(c.model.param_dtype).itemsize
+    print(f"  disk: about {memory.size(model)} a model; a checkpoint of one in training, {memory.size(kept)}, every "
+          f"{c.save_every} iterations and for a moment twice", flush=True)  # fmt: skip
+    data = run.mesh.shape["data"]
+    for what, rows in (("unlearn", c.unlearn.rows), ("evaluate", c.evaluate.rows)):
+        if rows % data:
+            print(f"  config.{what}.rows={rows} does not divide by {data} devices: each of them does every row")
+    if not c.memory.go_on:
+        memory.check(stages, limit, ADVICE)
 
-    largest = {what: max(s.largest[what] for s in streams.values()) for what in ("tokens", "patches")}
+
+def needs(run: Any, largest: dict[str, int]) -> tuple[dict[str, memory.Needs], int]:
+    """Stage -> bytes on a device, for batches of the ``largest`` lengths, and the bytes a device may hold."""
+    c, ledger = run.config, memory.Ledger(run.model, run.mesh, jnp.dtype(run.config.model.param_dtype))
 
     def shape(rows):
         return memory.Shape(rows, images=1, **largest)
@@ -91,14 +128,4 @@ def memory_plan(run: Any) -> None:
         stages[f"unlearn/{name}"] = ledger.training(method, shape(c.unlearn.rows), spec)
     stages["evaluate"] = ledger.generation(shape(c.evaluate.rows), c.evaluate.new_tokens)
     limit = int(c.memory.limit_gib * 2**30) or memory.capacity(run.mesh)
-    print(memory.table(stages, limit), flush=True)
-    kept = max(memory.checkpoint(needs) for needs in stages.values()) * run.mesh.size
-    model = trees.size(run.model.abstract()) * jnp.dtype(c.model.param_dtype).itemsize
-    print(f"  disk: about {memory.size(model)} a model; a checkpoint of one in training, {memory.size(kept)}, every "
-          f"{c.save_every} iterations and for a moment twice", flush=True)  # fmt: skip
-    data = run.mesh.shape["data"]
-    for what, rows in (("unlearn", c.unlearn.rows), ("evaluate", c.evaluate.rows)):
-        if rows % data:
-            print(f"  config.{what}.rows={rows} does not divide by config.mesh.data={data}: each device does every row")
-    if not c.memory.go_on:
-        memory.check(stages, limit, ADVICE)
+    return stages, limit

@@ -13,20 +13,19 @@ import math
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import app
 
-from experiments import plans
-from experiments.stages import Progress, Stage, Stages, provenance, write_json
+from experiments import command, plans, settings
+from experiments.stages import Progress, Stage, Stages, provenance
 from mmu_jax import (
     InputError,
+    adapters,
     checkpoint,
     evaluate,
     hf,
@@ -42,33 +41,39 @@ from mmu_jax import (
     trees,
 )
 from mmu_jax.data import IMAGE, TEXT, Benchmark, builders, loader, tiny
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; default runs/<config name>.")
-STAGES = flags.DEFINE_list("stages", [], "Only these stages, by name or by their part before the slash.")
+from mmu_jax.files import write_json
 
 CONTROLS = ("test", "unseen", "celebrity")  # splits with photos of their own, evaluated where they are there
 
 
 class Run:
-    """A config, a workdir, and what stages share, loaded when first needed."""
+    """A config, a workdir, and what stages share, loaded when first needed.
 
-    def __init__(self, config: Any, workdir: pathlib.Path):
-        self.config, self.workdir = config, workdir
+    Attributes:
+      given: the dotted keys of the config that a user gave, which something must read (``settings.judge``).
+    """
+
+    def __init__(self, config: Any, workdir: str | pathlib.Path, given: dict[str, Any] | None = None):
+        settings.judge(config, given or {})
+        self.config, self.workdir, self.given = config, pathlib.Path(workdir), given or {}
         self.mesh = sharding.make_mesh(**config.mesh)
         # A model made from nothing is small: it is trained on one device, so that every mesh unlearns the same bits.
         self.training_mesh = self.mesh if config.model.path else sharding.make_mesh(1)
-        self.stages = Stages(workdir, self._stages())
+        self.stages = Stages(self.workdir, self._stages())
         self.scored: tuple[str, Any] | None = None  # the unit scored last and its scores
         self.planned = False
 
     # ---- what stages share
 
     @functools.cached_property
-    def benchmark(self) -> Benchmark:
+    def data(self) -> pathlib.Path:
+        """The prepared TFDS directory."""
         c = self.config.data
-        where = c.path or builders.prepare(c.name, self.workdir / "data", c.source)
-        return builders.read(where, forget=c.forget, retain=c.retain)
+        return pathlib.Path(c.path) if c.path else builders.prepare(c.name, self.workdir / "data", c.source)
+
+    @functools.cached_property
+    def benchmark(self) -> Benchmark:
+        return builders.read(self.data, forget=self.config.data.forget, retain=self.config.data.retain)
 
     @functools.cached_property
     def base(self) -> pathlib.Path:
@@ -78,20 +83,45 @@ class Run:
     @functools.cached_property
     def vanilla(self) -> pathlib.Path:
         path = self.config.vanilla.path
-        return hub.fetch(path, "config.vanilla.path") if path else self.workdir / "vanilla"
+        return hub.fetch(path, "config.vanilla.path") if path and not self.adapter else self.workdir / "vanilla"
+
+    @functools.cached_property
+    def adapter(self) -> str:
+        """The base that ``config.vanilla.path`` is a LoRA adapter of, empty if it is a whole model, or none is given.
+
+        That of the command line, the one the adapter names, that of the config file: the first there is.
+        """
+        path = self.config.vanilla.path
+        folder = hub.fetch(path, "config.vanilla.path", patterns=hub.SMALL) if path else None
+        if folder is None or not adapters.is_adapter(folder):
+            return ""
+        return self.given.get("model.path") or adapters.base_of(folder) or self.config.model.path
 
     @property
     def source(self) -> pathlib.Path:
-        """The directory that every model of the run is a copy of, weights aside."""
+        """The directory that every model of the run is a copy of, but for what was trained."""
         return self.vanilla if self.config.vanilla.path else self.base
 
     @functools.cached_property
+    def card(self) -> pathlib.Path:
+        """Config and processor of :attr:`source`; of a repository on the hub no weight is fetched for them."""
+        path, key = self.starts_from
+        return hub.fetch(path, key, patterns=hub.SMALL) if path else self.workdir / "base"
+
+    @property
+    def starts_from(self) -> tuple[str, str]:
+        """The checkpoint that is read first and the key that names it; empty where one is made from nothing."""
+        if self.config.vanilla.path and not self.adapter:
+            return self.config.vanilla.path, "config.vanilla.path"
+        return self.adapter or self.config.model.path, "config.model.path"
+
+    @functools.cached_property
     def processor(self) -> Any:
-        return hf.read_processor(self.source)
+        return hf.read_processor(self.card)
 
     @functools.cached_property
     def model(self) -> models.Model:
-        return models.Model(hf.read_config(self.source), jnp.dtype(self.config.model.dtype))
+        return models.Model(hf.read_config(self.card), jnp.dtype(self.config.model.dtype))
 
     @functools.cached_property
     def albums(self) -> dict[str, loader.Album]:
@@ -107,12 +137,16 @@ class Run:
     def people(self) -> dict[str, int]:
         return {person.id: index for index, person in enumerate(self.benchmark.full)}
 
-    def load(self, path: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Any:
-        """The params of a directory, once the plan has said that they fit; one model is held at a time."""
-        self.__dict__.pop("vanilla_params", None)
+    def plan(self) -> None:
+        """Says, once, what the stages need, before a weight is fetched or read; refuses what cannot fit."""
         if not self.planned:
             self.planned = True
             plans.memory_plan(self)
+
+    def load(self, path: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Any:
+        """The params of a directory, once the plan has said that they fit; one model is held at a time."""
+        self.__dict__.pop("vanilla_params", None)
+        self.plan()
         return hf.load(path, self.model, mesh or self.mesh, jnp.dtype(self.config.model.param_dtype))
 
     @functools.cached_property
@@ -145,6 +179,18 @@ class Run:
 
     # ---- the stages
 
+    def go(self, only: tuple[str, ...] | list[str] = ()) -> None:
+        """Makes the stages that are not done, all or those named, once it is known that they can be made.
+
+        Raises:
+          InputError: what a stage needs is not there, does not fit, or is not what it says it is.
+        """
+        wanted = self.stages.wanted(list(only))
+        for line in settings.unused(self.config, self.given):
+            print(line, flush=True)
+        plans.preflight(self, wanted)
+        self.stages.go(list(only))
+
     def _stages(self) -> list[Stage]:
         c = self.config.to_dict()
         start = "data" if c["vanilla"]["path"] else "vanilla"
@@ -154,6 +200,9 @@ class Run:
         numbers |= {"max_pixels": c["data"]["max_pixels"]}
         if c["vanilla"]["path"]:
             stages = [Stage("data", {"data": data, "vanilla.path": c["vanilla"]["path"]}, (), self.make_data)]
+            if self.adapter:
+                start = "merge"
+                stages += [Stage("merge", {"base": self.adapter}, ("data",), self.make_merged)]
         else:
             made = {key: value for key, value in c["model"].items() if key not in ("dtype", "param_dtype")}
             common = {"vanilla": c["vanilla"], "seed": c["seed"], "numbers": numbers}
@@ -163,12 +212,6 @@ class Run:
             if c["gold"]:
                 stages += [Stage("gold", common, ("base",), functools.partial(self.make_trained, "gold"))]
         names = [*c["unlearn"]["methods"]]
-        for name in names:
-            if name not in methods.METHODS:
-                raise InputError(
-                    f"expected config.unlearn.methods among {', '.join(methods.METHODS)}, found {name!r}; correct it"
-                )
-        plans.check(self.config)
         # Masks of one unit stand together: its scores are taken once and dropped.
         wanted = {name: methods.METHODS[name].mask for name in names if methods.METHODS[name].mask}
         for name, mask in sorted(wanted.items(), key=lambda item: item[1].unit):
@@ -207,13 +250,26 @@ class Run:
         if not self.config.data.path:
             shutil.rmtree(self.workdir / "data", ignore_errors=True)  # begun and not ended, maybe from another source
         b = self.benchmark
-        for person in (*b.full, *b.test, *b.unseen, *b.celebrity):
-            loader.decode(person)  # a photo that does not decode is found here, not after hours of training
+        for line in builders.left_out(self.data):
+            print(f"  {line}", flush=True)
+        # What cannot be shown or asked is found here, not after hours of training.
+        everyone = (*b.full, *b.test, *b.unseen, *b.celebrity)
+        if self.config.model.path or self.config.vanilla.path:
+            loader.examine(self.processor, everyone, self.config.data.max_pixels, self.sizes)
+        for person in everyone:
+            loader.decode(person)
         return {name: len(getattr(b, name)) for name in ("full", "forget", "retain", *CONTROLS)}
+
+    def make_merged(self) -> None:
+        """The vanilla model, from an adapter and its base."""
+        self.plan()
+        adapter = hub.fetch(self.config.vanilla.path, "config.vanilla.path")
+        adapters.merge(adapter, hub.fetch(self.adapter, "config.model.path"), self.vanilla)
 
     def make_base(self) -> dict:
         c = self.config.model
         if c.path:
+            self.plan()
             model = models.Model(hf.read_config(self.base))
         else:
             vision, text = c.vision.to_dict(), c.text.to_dict()
@@ -431,40 +487,18 @@ class Run:
 
 def main(argv: list[str]) -> None:
     del argv
-    logging.set_verbosity(logging.WARNING)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch, which nothing needs
-    workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / config_name())
-    try:
-        run = Run(CONFIG.value, workdir)
-        run.stages.go(STAGES.value)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    if not STAGES.value or "report" in STAGES.value:
+    command.quiet()
+    command.spoken(study)
+
+
+def study() -> None:
+    """The run of the command line, and what it found."""
+    workdir, stages = command.workdir(), command.STAGES.value
+    Run(command.CONFIG.value, workdir, command.given()).go(stages)
+    if not stages or "report" in stages:
         print(report.summary(workdir))
         print(f"report: {workdir / 'report.html'}")
 
 
-def config_name() -> str:
-    """``configs/llava.py:benchmark=mllmu,split=5`` -> ``llava-benchmark-mllmu-split-5``."""
-    path, _, argument = flags.FLAGS["config"].config_filename.partition(":")
-    return "-".join([pathlib.Path(path).stem, *(part.replace("=", "-") for part in argument.split(",") if part)])
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Flags; a mistake is one line and exit code 2."""
-    try:
-        named = [a.removeprefix("--config=").split(":")[0] for a in argv if a.startswith("--config=")]
-        if named and not pathlib.Path(named[0]).exists():
-            raise flags.IllegalFlagValueError(f"expected a config file, found no {named[0]}; name one in configs/")
-        rest = flags.FLAGS(argv)
-        if CONFIG.value is None:
-            raise flags.IllegalFlagValueError("expected --config=configs/NAME.py, found none; name a config")
-    except (flags.Error, AttributeError, KeyError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    return rest
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=command.parse)

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import resource
@@ -23,6 +22,7 @@ import jax
 
 import mmu_jax
 from mmu_jax import InputError
+from mmu_jax.files import read_object, write_json
 
 
 class Progress:
@@ -61,33 +61,33 @@ class Progress:
             self.bar.close()
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, path)
-
-
-def read_json(path: pathlib.Path) -> Any:
-    return json.loads(path.read_text())
-
-
 def provenance() -> dict[str, Any]:
     """Versions, devices and git revision, written beside every result."""
     names = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "tensorflow-datasets", "numpy", "safetensors")
-    root = pathlib.Path(__file__).resolve().parent.parent
-    git = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
         "mmu_jax": mmu_jax.__version__,
-        "git": git or "not a git checkout",
+        "git": _revision(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
+        "versions": {name: _version(name) for name in names},
         "devices": sorted({f"{d.platform}:{d.device_kind}" for d in jax.devices()}),
         "device_count": jax.device_count(),
     }
+
+
+def _revision() -> str:
+    """The git revision of the code; a machine without git, or code outside a checkout, has none."""
+    root, git = pathlib.Path(__file__).resolve().parent.parent, shutil.which("git")
+    if git is None:
+        return "git is not installed"
+    said = subprocess.run([git, "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return said.stdout.strip() or "not a git checkout"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed by a package manager"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +122,30 @@ class Stages:
         return self.workdir / "stages" / f"{name}.json"
 
     def record(self, name: str) -> dict | None:
-        return read_json(self.path(name)) if self.path(name).exists() else None
+        """What is known of a stage, None if it was never begun.
+
+        Raises:
+          InputError: the file is damaged.
+        """
+        path = self.path(name)
+        if not path.exists():
+            return None
+        record = read_object(path, "the record of a stage (delete it, and the stage is made again)")
+        if lost := {"status", "fingerprint", "reads"} - record.keys():
+            raise InputError(
+                f"expected the record of a stage in {path}, found it without {', '.join(sorted(lost))}; delete it, and the "
+                "stage is made again"
+            )
+        return record
+
+    def done(self, name: str) -> bool:
+        record = self.record(name)
+        return record is not None and record["status"] == "done" and record["fingerprint"] == self.fingerprint(name)
 
     def check(self) -> None:
         """Refuses a workdir whose stages were made with another config, before anything is written."""
+        if self.workdir.exists() and not self.workdir.is_dir():
+            raise InputError(f"expected a directory in --workdir, found a file at {self.workdir}; name another place")
         for name, stage in self.table.items():
             record = self.record(name)
             if record is None or record["status"] != "done" or name == "report":
@@ -140,22 +160,31 @@ class Stages:
                 "give another --workdir, or the old config"
             )
 
-    def go(self, only: list[str]) -> None:
-        """Makes the stages that are not done: all, or those named in full or by the part before the slash."""
-        self.check()
+    def wanted(self, only: list[str]) -> list[str]:
+        """The stages that are not done: all, or those named in full or by the part before the slash.
+
+        Raises:
+          InputError: a name that is no stage; or the workdir is no place for these.
+        """
         unknown = [n for n in only if n not in self.table and n not in {s.split("/")[0] for s in self.table}]
         if unknown:
             raise InputError(
-                f"expected stages among {', '.join(self.table)}, found {', '.join(unknown)}; correct --stages"
+                f"expected stages among {', '.join(self.table)}, found {', '.join(map(repr, unknown))}; correct --stages"
             )
+        self.check()
+        chosen = [name for name in self.table if not only or name in only or name.split("/")[0] in only]
+        return [name for name in chosen if not self.done(name)]
+
+    def go(self, only: list[str]) -> None:
+        """Makes what is :meth:`wanted`."""
+        wanted = self.wanted(only)
         self._keep_compiled()
-        for name in self.table:
-            if not only or name in only or name.split("/")[0] in only:
-                self._make(name)
+        for name in wanted:
+            self._make(name)
 
     def _make(self, name: str) -> None:
         stage, record = self.table[name], self.record(name)
-        if record and record["status"] == "done" and record["fingerprint"] == self.fingerprint(name):
+        if self.done(name):
             return
         missing = [i for i in stage.inputs if (self.record(i) or {}).get("status") != "done"]
         if missing:

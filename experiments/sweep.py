@@ -14,13 +14,12 @@ methods of the sweep do best on average, each at its own best learning rate.
 
 import itertools
 import pathlib
-import sys
 
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
-from experiments import run, stages
-from mmu_jax import InputError, train
+from experiments import command, run
+from mmu_jax import InputError, files, train
 
 SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds to choose on.")
 RATES = flags.DEFINE_list("rates", ["3e-5", "1e-4", "2e-4", "3e-4", "5e-4", "8e-4"], "The grid, for every method.")
@@ -69,39 +68,49 @@ def choose(rows: list[dict]) -> tuple[float, dict[str, float]]:
     return chosen, {name: rate for name, (_, rate) in best[chosen].items()}
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    logging.set_verbosity(logging.WARNING)
-    workdir = pathlib.Path(run.WORKDIR.value or "runs/sweep")
-    kept, asked = workdir / "sweep.json", []
-    rows = stages.read_json(kept) if kept.exists() else []
+def numbers(values: list[str], flag: str, kind: type) -> list:
+    """The values of a list flag; InputError names what is no number."""
     try:
-        for seed in SEEDS.value:
-            config = run.CONFIG.value.copy_and_resolve_references()
-            with config.unlocked():
-                config.seed, config.gold = int(seed), False
-            runner = run.Run(config, workdir / f"seed{seed}")
-            runner.stages.go(["data", "base", "vanilla", "evaluate/vanilla", "saliency"])
-            retain_rates = [float(rate) for rate in RETAIN_RATES.value] or [config.unlearn.retain_rate]
-            grid = itertools.product(METHODS.value or config.unlearn.methods, retain_rates, map(float, RATES.value))
-            for name, retain_rate, rate in grid:
-                key = {"seed": int(seed), "method": name, "retain_rate": retain_rate, "learning_rate": rate}
-                row = next((row for row in rows if key.items() <= row.items()), None)
-                if row is None:
-                    row = key | {"axes": measure(runner, name, learning_rate=rate, retain_rate=retain_rate)}
-                    rows.append(row)
-                    stages.write_json(kept, rows)
-                asked.append(row)
-                shown = "  ".join(f"{axis} {100 * v:.0f}" for axis, v in row["axes"].items())
-                print(f"{name} at {rate:g}, retain rate {retain_rate:g}, seed {seed}: {shown}", flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return [kind(value) for value in values]
+    except ValueError as error:
+        raise InputError(f"expected numbers in --{flag}, found {','.join(values)!r} ({error}); correct it") from error
+
+
+def sweep() -> None:
+    """Measures what is not measured yet, then prints the rates chosen."""
+    command.quiet()
+    workdir, given = pathlib.Path(command.WORKDIR.value or "runs/sweep"), command.given()
+    seeds, rates = numbers(SEEDS.value, "seeds", int), numbers(RATES.value, "rates", float)
+    kept, asked = workdir / "sweep.json", []
+    rows = files.read_json(kept, "what a sweep has measured") if kept.exists() else []
+    for seed in seeds:
+        config = command.CONFIG.value.copy_and_resolve_references()
+        with config.unlocked():
+            config.seed, config.gold = seed, False
+        runner = run.Run(config, workdir / f"seed{seed}", given)
+        runner.go(["data", "base", "vanilla", "evaluate/vanilla", "saliency"])
+        retain_rates = numbers(RETAIN_RATES.value, "retain_rates", float) or [config.unlearn.retain_rate]
+        grid = itertools.product(METHODS.value or config.unlearn.methods, retain_rates, rates)
+        for name, retain_rate, rate in grid:
+            key = {"seed": seed, "method": name, "retain_rate": retain_rate, "learning_rate": rate}
+            row = next((row for row in rows if key.items() <= row.items()), None)
+            if row is None:
+                row = key | {"axes": measure(runner, name, learning_rate=rate, retain_rate=retain_rate)}
+                rows.append(row)
+                files.write_json(kept, rows)
+            asked.append(row)
+            shown = "  ".join(f"{axis} {100 * v:.0f}" for axis, v in row["axes"].items())
+            print(f"{name} at {rate:g}, retain rate {retain_rate:g}, seed {seed}: {shown}", flush=True)
     retain_rate, best = choose(asked)
     print(f"config.unlearn.retain_rate = {retain_rate:g}")
     for name, rate in best.items():
         print(f"config.unlearn.learning_rate.{name} = {rate:g}")
 
 
+def main(argv: list[str]) -> None:
+    del argv
+    command.spoken(sweep)
+
+
 if __name__ == "__main__":
-    app.run(main, flags_parser=run.parse)
+    app.run(main, flags_parser=command.parse)

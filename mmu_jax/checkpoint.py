@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mmu_jax import trees
+from mmu_jax import InputError, trees
 
 Tree = Any
 
@@ -18,6 +18,7 @@ class Checkpoints:
     """
 
     def __init__(self, path: str | pathlib.Path, keep: int = 1):
+        self.path = pathlib.Path(path)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(pathlib.Path(path).absolute(), options=options)
 
@@ -30,11 +31,31 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.StandardSave(_named(state)))
 
     def restore(self, step: int, like: Tree) -> Tree:
-        """The state of ``step`` with the structure, dtypes and shardings of ``like`` (arrays, or their shapes)."""
+        """The state of ``step`` with the structure, dtypes and shardings of ``like`` (arrays, or their shapes).
+
+        Raises:
+          InputError: its files are damaged, or it is the state of another model or method.
+        """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _named(like))
-        stored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        stored = self._read(step, abstract)
         names = [name.replace("/", ".") for name in trees.flatten(like)]
         return jax.tree.structure(like).unflatten([stored[name] for name in names])
+
+    def _read(self, step: int, abstract: Tree) -> Tree:
+        def refusal(error):
+            return InputError(
+                f"expected a complete checkpoint of this stage in {self.path / str(step)}, found one that cannot be read "
+                f"({' '.join(str(error).split())[:120]}); delete {self.path}, and the stage begins anew"
+            )
+
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except (ValueError, OSError) as error:  # metadata, manifest, tree or shapes; JSON's errors are ValueErrors
+            raise refusal(error) from error
+        except Exception as error:
+            if type(error) is not Exception:  # orbax has no class of its own for an array that cannot be read
+                raise
+            raise refusal(error) from error
 
     def close(self) -> None:
         self._manager.close()

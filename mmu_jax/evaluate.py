@@ -8,33 +8,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmu_jax import generate, losses, metrics, models, sharding
-from mmu_jax.data import IMAGE, TEXT, Choice, Person, loader, text
+from mmu_jax import InputError, generate, losses, metrics, models, sharding
+from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, loader, text
+from mmu_jax.questions import Prompts, check_prompts  # noqa: F401  what a caller needs to put questions
 
 Tree = Any
 TASKS = {"vqa": IMAGE, "qa": TEXT}
 Progress = Callable[[int], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Prompts:
-    """How questions are put; ``{question}`` and ``{options}`` are filled in.
-
-    The wording of cloze and letter is MLLMU-Bench's own (arXiv 2410.22108); the chat template of the processor goes around
-    it. ``generation`` asks about a photo, ``generation_text`` about a name.
-    """
-
-    generation: str = "{question}"
-    generation_text: str = "{question}"
-    cloze: str = "{question}\nPlease **ONLY** provide the correct answer that should replace the [Blank]."
-    letter: str = "{question}\n{options}\nJust give ONE letter representing the answer directly."
-    blank: str = "[Blank]"
-
-
 @partial(jax.jit, static_argnums=0)
 def answer_logps(model: models.Model, params: Tree, batch: dict) -> jax.Array:
-    """log p(answer | prompt) of every row, ``[B]``."""
+    """log p(answer | prompt) of every row, ``[B]``; not finite where a logit of the row is not (:func:`check_finite`)."""
     return losses.sequence_logps(model.forward(params, batch), batch["tokens"], batch["weights"])
+
+
+def check_finite(good: np.ndarray, whose: Callable[[int], str]) -> None:
+    """Raises InputError if one of ``good [N]`` (bool) is False, naming ``whose(i)`` the first is."""
+    broken = np.flatnonzero(~np.asarray(good))
+    if len(broken):
+        raise InputError(
+            f"expected finite numbers from the model, found NaN or infinity for {whose(int(broken[0]))} ({len(broken)} of "
+            f"{len(good)} rows); its weights are not finite or do not fit its config, or config.model.dtype is too coarse"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,22 +74,48 @@ class Examiner:
             batch["valid"][len(index) :] = False
             yield len(index), sharding.put(batch, self.mesh)
 
-    def answers(self, params: Tree, questions: Sequence[str], photos: np.ndarray | None, album: loader.Album | None):
-        """The greedy answer to every question; ``photos [N]`` are places in the album, None for text."""
+    def answers(
+        self,
+        params: Tree,
+        questions: Sequence[str],
+        photos: np.ndarray | None,
+        album: loader.Album | None,
+        whose: Sequence[str] = (),
+    ) -> list[str]:
+        """The greedy answer to every question; ``photos [N]`` are places in the album, None for text.
+
+        Raises:
+          InputError: logits that are not finite; the question, or what ``whose`` says of it, is named.
+        """
         if not questions:
             return []
         texts = text.encode_prompts(self.processor, list(questions), 0 if album is None else 1)
         found = []
         with jax.set_mesh(self.mesh):
             for n, batch in self._batches(texts, photos, album):
-                new = generate.generate(self.model, params, batch, new_tokens=self.new_tokens, stop=self.stop)
-                found += generate.texts(self.processor, new, self.stop)[:n]
+                new = np.asarray(
+                    generate.generate(self.model, params, batch, new_tokens=self.new_tokens, stop=self.stop)
+                )[:n]
+                start = len(found)
+                check_finite((new >= 0).all(axis=1), lambda i: (whose or questions)[start + i])  # noqa: B023
+                found += generate.texts(self.processor, new, self.stop)
         return found
 
     def option_logps(
-        self, params: Tree, choices: Sequence[Choice], photos: np.ndarray | None, album: loader.Album | None
+        self,
+        params: Tree,
+        choices: Sequence[Choice],
+        photos: np.ndarray | None,
+        album: loader.Album | None,
+        split: str = "",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probability and length in tokens of every option as the answer, both ``[N, O]``; -inf where there is none."""
+        """Log-probability and length in tokens of every option as the answer, both ``[N, O]``; -inf where there is none.
+
+        Options are in the order of ``Choice.options``.
+
+        Raises:
+          InputError: logits that are not finite; person and question are named.
+        """
         pairs = [(choice.question, option) for choice in choices for option in choice.options.values()]
         counts = np.array([len(choice.options) for choice in choices])
         texts = text.encode(self.processor, pairs, 0 if album is None else 1)
@@ -102,41 +124,39 @@ class Examiner:
         with jax.set_mesh(self.mesh):
             for n, batch in self._batches(texts, photos, album):
                 found.append(np.asarray(answer_logps(self.model, params, batch))[:n])
+        scored, asked = np.concatenate(found), np.repeat(np.arange(len(choices)), counts)
+        check_finite(np.isfinite(scored), lambda i: _whose(choices[asked[i]], split))
         there = np.arange(counts.max()) < counts[:, None]
         logps, lengths = np.full(there.shape, -np.inf), np.ones(there.shape)
-        logps[there], lengths[there] = np.concatenate(found), [row.sum() for row in texts.weights]
+        logps[there], lengths[there] = scored, [row.sum() for row in texts.weights]
         return logps, lengths
 
     def examine(
-        self, params: Tree, people: Sequence[Person], kind: str, album: loader.Album
+        self, params: Tree, people: Sequence[Person], kind: str, album: loader.Album, split: str = ""
     ) -> tuple[dict, list[dict]]:
-        """All metrics of one split and kind: ``metric -> summary``, and the answers one by one."""
+        """All metrics of one split and kind: ``metric -> summary``, and the answers one by one.
+
+        Choices of which only one option is there are no choices, and are left out.
+
+        Raises:
+          InputError: logits that are not finite, or a choice whose right letter is none of its options; the ``split``,
+            person and question are named.
+        """
         photos, album = album, album if kind == IMAGE else None
 
         def rows(items):
             return np.array([photos.of(item)[0] for item in items]) if kind == IMAGE else None
 
-        free = [item for person in people for item in person.generation if item.kind == kind]
-        blanks = [item for person in people for item in person.cloze if item.kind == kind]
-        prompt = self.prompts.generation if kind == IMAGE else self.prompts.generation_text
-        questions = [prompt.format(question=item.question) for item in free]
-        for item in blanks:
-            question = item.question.replace("__", self.prompts.blank)
-            questions.append(self.prompts.cloze.format(question=question))
-        said = self.answers(params, questions, rows(free + blanks), album)
-        answers = [
-            {
-                "person": i.person,
-                "photo": i.photo or 0,
-                "task": task,
-                "question": i.question,
-                "truth": i.answer,
-                "answer": s,
-            }
-            for (task, i), s in zip(
-                [("generation", i) for i in free] + [("cloze", i) for i in blanks], said, strict=True
-            )
-        ]
+        def ask(items, put):
+            return self.answers(params, list(map(put, items)), rows(items), album, [_whose(i, split) for i in items])
+
+        free, blanks, choices = (
+            [item for person in people for item in getattr(person, task) if item.kind == kind]
+            for task in ("generation", "cloze", "choices")
+        )
+        choices = [choice for choice in choices if len(choice.options) > 1]
+        right = np.array([_right(choice, split) for choice in choices], int)
+        free_said, blank_said = ask(free, self.prompts.free), ask(blanks, self.prompts.filled_blank)
         values, owners = {}, {}
 
         def add(items, **found):
@@ -144,20 +164,18 @@ class Examiner:
                 values[name], owners[name] = value, [item.person for item in items]
 
         if free:
-            pairs = [(s, item.answer) for s, item in zip(said, free, strict=False)]
+            pairs = [(s, item.answer) for s, item in zip(free_said, free, strict=True)]
             add(free, exact=[metrics.exact(*p) for p in pairs], rouge_l=[metrics.rouge_l(*p) for p in pairs])
         if blanks:
-            pairs = [(s, item.answer) for s, item in zip(said[len(free) :], blanks, strict=True)]
+            pairs = [(s, item.answer) for s, item in zip(blank_said, blanks, strict=True)]
             add(blanks, cloze=[metrics.cloze(*p) for p in pairs], cloze_exact=[metrics.exact(*p) for p in pairs])
-        choices = [choice for person in people for choice in person.choices if choice.kind == kind]
         if choices:
-            right = np.array([sorted(choice.options).index(choice.letter) for choice in choices])
-            add(choices, **metrics.choice(*self.option_logps(params, choices, rows(choices), album), right))
+            scored = self.option_logps(params, choices, rows(choices), album, split)
+            add(choices, **metrics.choice(*scored, right))
         if choices and self.letters:
-            said = self.answers(params, [self._letter_question(choice) for choice in choices], rows(choices), album)
-            pairs = list(zip(said, choices, strict=True))
-            strict = [float(metrics.strict_letter(s, sorted(c.options)) == c.letter) for s, c in pairs]
-            published = [float(metrics.published_letter(s) == c.letter) for s, c in pairs]
+            pairs = list(zip(ask(choices, self.prompts.asked_letter), choices, strict=True))
+            strict = [float(metrics.strict_letter(s, list(c.options)) == c.letter) for s, c in pairs]
+            published = [float(metrics.published_key(s, list(c.options)) == c.letter) for s, c in pairs]
             add(choices, letter=strict, letter_published=published)
         results = {
             name: metrics.summary(np.asarray(v), np.asarray(owners[name]), samples=self.samples, seed=self.seed)
@@ -165,13 +183,33 @@ class Examiner:
         }
         if choices:
             results["mcq"]["chance"] = float(np.mean([1 / len(choice.options) for choice in choices]))
+        answers = [
+            _answer(task, item, said)
+            for task, items, every in (("generation", free, free_said), ("cloze", blanks, blank_said))
+            for item, said in zip(items, every, strict=True)
+        ]
         if answers:
             results["distinct"] = {"mean": metrics.distinct([a["answer"] for a in answers]), "n": len(answers)}
         return results, answers
 
-    def _letter_question(self, choice: Choice) -> str:
-        options = "\n".join(f"{letter}: {option}" for letter, option in sorted(choice.options.items()))
-        return self.prompts.letter.format(question=choice.question, options=options)
+
+def _whose(item: Example | Choice, split: str) -> str:
+    return f"{item.question!r} of person {item.person}" + (f" in split {split}" if split else "")
+
+
+def _right(choice: Choice, split: str) -> int:
+    """The place of the right option."""
+    if choice.letter not in choice.options:
+        raise InputError(
+            f"expected the right letter among the options {', '.join(choice.options)}, found {choice.letter!r} for "
+            f"{_whose(choice, split)}; correct that choice"
+        )
+    return list(choice.options).index(choice.letter)
+
+
+def _answer(task: str, item: Example, said: str) -> dict:
+    about = {"person": item.person, "photo": item.photo or 0, "task": task}
+    return about | {"question": item.question, "truth": item.answer, "answer": said}
 
 
 def evaluate(
@@ -185,6 +223,8 @@ def evaluate(
     Args:
       splits: name -> people and the album that holds their photos.
       progress: called with 1 after every cell.
+    Raises:
+      InputError: what the model says is not finite; split, person and question are named.
     """
     results, answers = {}, {}
     for split, (people, album) in splits.items():
@@ -192,7 +232,7 @@ def evaluate(
         for task, kind in TASKS.items():
             # Nobody was ever told about the unseen: only their faces are a control.
             if split != "unseen" or task == "vqa":
-                results[split][task], answers[split][task] = examiner.examine(params, people, kind, album)
+                results[split][task], answers[split][task] = examiner.examine(params, people, kind, album, split)
             progress(1)
     return results, answers
 
@@ -226,3 +266,46 @@ def flags(
     if saved is not None and saved < 0.01:
         found.append("lost in rounding")
     return found
+
+
+def gate(results: dict, headline: str, memorised: float, *, trained: bool, prompts: Prompts) -> str | None:
+    """Why nothing should be unlearned from a vanilla model with these ``results``, and what to do; None if it knows them.
+
+    Args:
+      headline: the metric that must reach ``memorised`` (0 to 1) on photos of the people to forget.
+      trained: whether the model was fine-tuned here.
+      prompts: how it was asked.
+    """
+    forget, retain = (results[split]["vqa"] for split in ("forget", "retain"))
+    if headline not in forget:
+        there = ", ".join(name for name in forget if name != "distinct") or "none at all"
+        return (
+            f"expected the headline metric {headline} of the people to forget, found only {there}; set "
+            "config.evaluate.headline to one that the data set has items for"
+        )
+    known, kept = forget[headline]["mean"], retain.get(headline, {}).get("mean", 0.0)
+    if known >= memorised:
+        return None
+    advice, overlap = [], forget.get("rouge_l", {}).get("mean", 0.0)
+    sentences = "sentence" in prompts.generation or overlap >= max(0.3, 2 * known)
+    if headline in ("exact", "cloze_exact") and sentences:
+        advice.append(
+            f"{headline} wants the very words, and the model answers or is asked in sentences (ROUGE-L {100 * overlap:.0f} %): set "
+            "config.evaluate.headline=rouge_l, or ask for less in config.evaluate.prompts"
+        )
+    if trained:
+        advice.append("train it longer in another --workdir (config.vanilla.epochs)")
+    elif kept >= memorised:
+        advice.append(
+            f"it knows the people to keep ({100 * kept:.1f} %): config.data.forget is another split than it was taught, or "
+            "it has forgotten them already"
+        )
+    else:
+        advice.append(
+            f"it was not trained here and knows the people to keep no better ({100 * kept:.1f} %): give the model that was "
+            "taught this data set (config.vanilla.path), or the data set that it was taught (config.data)"
+        )
+    return (
+        f"expected a vanilla model that knows the people to forget ({headline} on their VQA of at least {100 * memorised:.1f} "
+        f"%), found {100 * known:.1f} %; {'; '.join(advice)}; or lower config.evaluate.memorised to go on all the same"
+    )

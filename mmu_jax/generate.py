@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import models
+from mmu_jax import InputError, models
 from mmu_jax.models.decoder import causal
 from mmu_jax.sharding import constrain
 
@@ -44,21 +44,25 @@ def _decode(model, params, batch, key, *, new_tokens, stop, temperature, top_p):
     position = jnp.broadcast_to(position, (*positions.shape[:-1], 1))
     pad = jnp.int32(stop[0])
 
+    def draw(logits, key):
+        finite = jnp.isfinite(logits).all(axis=-1)
+        return jnp.where(finite, _sample(logits, key, temperature, top_p), -1)
+
     def body(state):
         i, token, done, out, keys, position, cache, key = state
         key, use = jax.random.split(key)
         out = out.at[:, i].set(jnp.where(done, pad, token))
-        done = done | jnp.isin(token, jnp.asarray(stop, jnp.int32))
+        done = done | jnp.isin(token, jnp.asarray(stop, jnp.int32)) | (token < 0)
         keys = keys.at[:, t + i].set(True)
         mask = keys[:, None, None, :]
         logits, cache = model.step(params, token[:, None], position, mask, None, cache, t + i)
-        return i + 1, _sample(logits[:, 0], use, temperature, top_p), done, out, keys, position + 1, cache, key
+        return i + 1, draw(logits[:, 0], use), done, out, keys, position + 1, cache, key
 
     def go_on(state):
         return (state[0] < new_tokens) & ~jnp.all(state[2])
 
     key, use = jax.random.split(key)
-    token = _sample(first, use, temperature, top_p)
+    token = draw(first, use)
     out = jnp.full((b, new_tokens), pad)
     # Rows that only fill the batch have no prompt: they are done before they start.
     state = (jnp.int32(0), token, ~batch["valid"].any(axis=1), out, keys, position, cache, key)
@@ -79,7 +83,8 @@ def generate(
     """Continues prompts: ``tokens, valid, positions`` (and images) of a batch -> new tokens ``[B, new_tokens]``.
 
     Padding may be on either side. A row ends at its first ``stop`` token, after which it holds ``stop[0]``; the loop
-    ends when all rows have. One compilation per (B, T, new_tokens).
+    ends when all rows have. One compilation per (B, T, new_tokens). Where the logits of a row are not finite there is no
+    token to take: the row holds -1 there and ends.
 
     Args:
       stop: end-of-turn token ids, at least one.
@@ -91,9 +96,17 @@ def generate(
 
 
 def texts(processor: Any, tokens: jax.Array, stop: tuple[int, ...]) -> list[str]:
-    """New tokens ``[B,N]`` -> the answers, cut at the end of turn and stripped."""
-    rows = []
-    for row in np.asarray(tokens):
+    """New tokens ``[B,N]`` -> the answers, cut at the end of turn and stripped.
+
+    Raises:
+      InputError: a row in which the logits were not finite.
+    """
+    rows, tokens = [], np.asarray(tokens)
+    if (broken := np.flatnonzero((tokens < 0).any(axis=1))).size:
+        raise InputError(
+            f"expected finite logits, found NaN or infinity in row {broken[0]}; look for it in the weights"
+        )
+    for row in tokens:
         ends = np.flatnonzero(np.isin(row, stop))
         rows.append(row[: ends[0]] if len(ends) else row)
     return [text.strip() for text in processor.tokenizer.batch_decode(rows, skip_special_tokens=True)]

@@ -8,8 +8,7 @@ else is copied through, names, dtypes and file boundaries kept.
 
 import dataclasses
 import functools
-import json
-import os
+import logging
 import pathlib
 import re
 import shutil
@@ -20,142 +19,70 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mmu_jax import InputError, models, sharding, trees
+from mmu_jax.directory import INDEX, SINGLE, Path, Tensor, carried, complete, weights, write
+from mmu_jax.directory import tensors as _tensors
+from mmu_jax.directory import weights as files
+from mmu_jax.models import config as configs
+from mmu_jax.processors import Processor, read_processor, stop_tokens
+
+__all__ = [
+    "INDEX",
+    "SINGLE",
+    "Processor",
+    "create",
+    "files",
+    "hub_name",
+    "load",
+    "places",
+    "read_config",
+    "read_processor",
+    "rename",
+    "rewrite",
+    "save",
+    "stop_tokens",
+    "survey",
+]
 
 Tree = Any
-Path = str | pathlib.Path
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 STACK = re.compile(r"\.(layers|blocks)\.(\d+)\.")
 BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|position_ids)$")  # in old files; constants, copied through
-DTYPES = {
-    "F64": "f8",
-    "F32": "f4",
-    "F16": "f2",
-    "BF16": jnp.bfloat16,
-    "I64": "i8",
-    "I32": "i4",
-    "U8": "u1",
-    "BOOL": "?",
-}
-# Weights in other formats: the unlearned copy of a directory must not carry the model that still knows.
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz")
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """Where one tensor lies: its file, its name there, and its place in the file."""
-
-    file: pathlib.Path
-    key: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    offset: int
-
-    def map(self, mode: str = "r") -> np.memmap:
-        """The tensor in its file: pages come when they are touched and go with the array."""
-        return np.memmap(self.file, self.dtype, mode, self.offset, self.shape)
-
-
-def _tensors(file: pathlib.Path) -> list[Tensor]:
-    """The tensors of a safetensors file; the library checks that header and length agree."""
-    try:
-        with safe_open(str(file), framework="np"):
-            pass
-    except (SafetensorError, FileNotFoundError) as error:
-        raise InputError(
-            f"expected a complete safetensors file, found {file} which cannot be read ({error}); copy it again"
-        ) from error
-    with file.open("rb") as handle:
-        size = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(size))
-    odd = {key: at["dtype"] for key, at in header.items() if key != "__metadata__" and at["dtype"] not in DTYPES}
-    if odd:
-        key, dtype = next(iter(odd.items()))
-        raise InputError(
-            f"expected tensors of dtype {', '.join(DTYPES)} in {file}, found {len(odd)} others, {key} is {dtype}; give a "
-            "checkpoint that is not quantised"
-        )
-    return [
-        Tensor(file, key, tuple(at["shape"]), np.dtype(DTYPES[at["dtype"]]), 8 + size + at["data_offsets"][0])
-        for key, at in header.items()
-        if key != "__metadata__"
-    ]
-
-
-def files(path: Path) -> list[pathlib.Path]:
-    """The safetensors files of a checkpoint directory, single or sharded."""
-    path = pathlib.Path(path)
-    if (path / INDEX).exists():
-        index = json.loads((path / INDEX).read_text())
-        return [path / name for name in sorted(set(index["weight_map"].values()))]
-    if (path / SINGLE).exists():
-        return [path / SINGLE]
-    raise InputError(
-        f"expected {SINGLE} or {INDEX} in a checkpoint directory, found neither in {path}; give a directory saved by "
-        "transformers in safetensors format"
-    )
+HEAD, EMBED = "lm_head/weight", "language_model/embed_tokens/weight"
+log = logging.getLogger(__name__)
 
 
 def read_config(path: Path) -> Any:
-    """The ``transformers`` config of a checkpoint directory."""
-    from transformers import AutoConfig
-
-    if not (pathlib.Path(path) / "config.json").exists():
-        raise InputError(f"expected a checkpoint directory with config.json, found none in {path}; correct model.path")
-    return AutoConfig.from_pretrained(path)
-
-
-@dataclasses.dataclass(frozen=True)
-class Processor:
-    """Tokenizer, chat template and image processor of a checkpoint whose own processor also asks for video support."""
-
-    tokenizer: Any
-    image_processor: Any
-    image_token: str
-
-    def apply_chat_template(self, messages: list[dict], **options: Any) -> str:
-        return self.tokenizer.apply_chat_template(messages, **options)
-
-
-def read_processor(path: Path) -> Any:
-    """The processor (tokenizer, chat template, PIL image processor) of a checkpoint directory.
+    """The ``transformers`` config of a checkpoint directory, untied where its files hold a head of their own.
 
     Raises:
-      InputError: it has no chat template.
+      InputError: it is damaged, describes a model that our networks are not, or an adapter lies beside it.
     """
-    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
-
-    if not read_config(path).model_type.startswith("qwen2"):
-        processor, config = AutoProcessor.from_pretrained(path, backend="pil"), read_config(path)
-        template = processor.chat_template
-        if processor.patch_size is None:  # older files leave to the model's config how many tokens an image becomes
-            processor.patch_size = config.vision_config.patch_size
-            processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-            processor.num_additional_image_tokens = 1  # CLIP's class token
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        legacy = pathlib.Path(path) / "chat_template.json"
-        if not tokenizer.chat_template and legacy.exists():
-            tokenizer.chat_template = json.loads(legacy.read_text())["chat_template"]
-        template = tokenizer.chat_template
-        processor = Processor(tokenizer, AutoImageProcessor.from_pretrained(path, backend="pil"), "<|image_pad|>")
-    if not template:
-        raise InputError(
-            f"expected a chat template beside the tokenizer, found none in {path}; copy chat_template.jinja (or .json) there"
-        )
-    return processor
+    config = configs.read(path)
+    if not complete(path):
+        return config
+    found = weights(path)  # refuses what would change what the config means
+    if config.tie_word_embeddings:
+        table, _ = _catalogue(found, models.MODELS[config.model_type].HF_NAMES)
+        if not _tied(table):
+            config.tie_word_embeddings = False
+            log.warning(
+                "%s: lm_head is not the embedding although tie_word_embeddings is set; it is kept apart, as transformers does",
+                path,
+            )
+    return config
 
 
-def stop_tokens(path: Path, processor: Any) -> tuple[int, ...]:
-    """Token ids that end an answer: of the tokenizer, and of generation_config.json where there is one."""
-    stop, file = [processor.tokenizer.eos_token_id], pathlib.Path(path) / "generation_config.json"
-    if file.exists():
-        found = json.loads(file.read_text()).get("eos_token_id") or []
-        stop += found if isinstance(found, list) else [found]
-    return tuple(dict.fromkeys(stop))
+def _tied(table: dict[tuple[str, int | None], Tensor]) -> bool:
+    """Whether the head, if the files have one, is the embedding; compared in blocks of rows."""
+    head, embed = table.get((HEAD, None)), table.get((EMBED, None))
+    if head is None or embed is None:
+        return True
+    if (head.shape, head.dtype) != (embed.shape, embed.dtype):
+        return False
+    a, b, block = head.map(), embed.map(), 4096
+    return all(np.array_equal(a[i : i + block], b[i : i + block]) for i in range(0, len(a), block))
 
 
 def rename(key: str, names: list[tuple[str, str]]) -> tuple[str, int | None]:
@@ -171,10 +98,12 @@ def rename(key: str, names: list[tuple[str, str]]) -> tuple[str, int | None]:
     return STACK.sub(r".\1.", key).replace(".", "/"), row
 
 
-def _catalogue(path: Path, names: list[tuple[str, str]]) -> tuple[dict[tuple[str, int | None], Tensor], list[str]]:
-    """Every tensor of the directory by (leaf name, row), and the keys that say the same thing twice."""
+def _catalogue(
+    found: list[pathlib.Path], names: list[tuple[str, str]]
+) -> tuple[dict[tuple[str, int | None], Tensor], list[str]]:
+    """Every tensor of the files by (leaf name, row), and the keys that say the same thing twice."""
     table, twice = {}, []
-    for tensor in (tensor for file in files(path) for tensor in _tensors(file)):
+    for tensor in (tensor for file in found for tensor in _tensors(file)):
         place = rename(tensor.key, names)
         if place in table:
             twice.append(tensor.key)
@@ -187,11 +116,24 @@ def places(name: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]]:
     return [(name, row) for row in range(shape[0])] if trees.stacked(name) else [(name, None)]
 
 
-def _survey(path: Path, model: models.Model) -> dict[tuple[str, int | None], Tensor]:
-    """The catalogue, after the strict check: one error lists everything missing, misshapen, extra and doubled."""
+def survey(path: Path, model: models.Model) -> dict[tuple[str, int | None], Tensor]:
+    """Every tensor of the directory by (leaf name, row of the stacked leaf or None).
+
+    Raises:
+      InputError: a tensor is missing, misshapen, extra, there twice, or of a dtype that cannot be trained; one error lists
+        them all. Or the model is tied and the head is another than its embedding.
+    """
     abstract, module = trees.flatten(model.abstract()), model.module
-    table, twice = _catalogue(path, module.HF_NAMES)
-    faults, owned = [f"{key} is there twice" for key in twice], set()
+    table, twice = _catalogue(weights(path), module.HF_NAMES)
+    tied = model.config.tie_word_embeddings
+    if tied and not _tied(table):
+        raise InputError(
+            f"expected lm_head to be the embedding (tie_word_embeddings), found another in {path}, read after its config; start "
+            "again now that the weights are here, or set tie_word_embeddings to false in its config.json"
+        )
+    if tied and (EMBED, None) not in table and (HEAD, None) in table:
+        table[EMBED, None] = table.pop((HEAD, None))  # either name will do
+    faults, owned = [f"{key} is there twice" for key in twice], {(HEAD, None)} if tied else set()
     for name, leaf in abstract.items():
         for place in places(name, leaf.shape):
             owned.add(place)
@@ -201,6 +143,8 @@ def _survey(path: Path, model: models.Model) -> dict[tuple[str, int | None], Ten
                 faults.append(f"{label} is missing")
             elif table[place].shape != shape:
                 faults.append(f"{table[place].key} has shape {table[place].shape}, expected {shape}")
+            elif not jnp.issubdtype(table[place].dtype, jnp.floating):
+                faults.append(f"{table[place].key} is {table[place].dtype}, expected floating point")
     known = {rename(key, []) for key in module.unread(model.config)}
     for place, tensor in table.items():
         if place not in owned and place not in known and not BUFFERS.match(tensor.key):
@@ -232,9 +176,15 @@ def _place(tensor: Tensor, dtype: Any, where: NamedSharding) -> jax.Array:
         key = str(index)  # replicas ask again for the same slice
         if key not in read:
             read[key] = np.array(tensor.map()[index]).astype(dtype, copy=False)
+            _check_finite(read[key], f"{tensor.key} of {tensor.file}")
         return read[key]
 
     return jax.make_array_from_callback(tensor.shape, where, slices)
+
+
+def _check_finite(value: np.ndarray, where: str) -> None:
+    if not np.isfinite(value).all():
+        raise InputError(f"expected finite numbers, found NaN or infinity in {where}; give a checkpoint that is whole")
 
 
 def load(path: Path, model: models.Model, mesh: Mesh | None = None, dtype: Any = jnp.float32) -> Tree:
@@ -249,10 +199,10 @@ def load(path: Path, model: models.Model, mesh: Mesh | None = None, dtype: Any =
       mesh: where the params go, by the model's ``RULES``; default all on one device.
       dtype: of the params in memory; None keeps that of the files.
     Raises:
-      InputError: a tensor is missing, extra or misshapen (all are listed), or a file is damaged.
+      InputError: what :func:`survey` refuses, a file is damaged, or a weight is not finite.
     """
     mesh = mesh or sharding.make_mesh(1)
-    table = _survey(path, model)
+    table = survey(path, model)
     abstract = model.abstract()
 
     def leaf(name, shape, where):
@@ -270,62 +220,57 @@ def load(path: Path, model: models.Model, mesh: Mesh | None = None, dtype: Any =
     return trees.map_named(leaf, abstract, placed)
 
 
-def _write(out: Path, fill: Callable[[pathlib.Path], None]) -> None:
-    """Fills a directory beside ``out`` and renames it into place, so that ``out`` is whole or not there."""
-    out = pathlib.Path(out)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    fill(partial)
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def rewrite(
-    model: models.Model, source: Path, out: Path, change: Callable[[str, int | None, np.ndarray], Any]
+    model: models.Model,
+    source: Path,
+    out: Path,
+    change: Callable[[str, int | None, np.ndarray], Any],
+    unread: bool = False,
 ) -> dict[str, int]:
     """A copy of the checkpoint directory ``source`` in which the tensors of the model's tree are changed in place.
 
-    Names, dtypes, order and file boundaries stay, as do tensors we never read, the config, tokenizer and processor; weights
-    in other formats are left behind. The host holds one tensor at a time. ``out`` appears only when it is complete.
+    Names, dtypes, order and file boundaries stay, as do tensors we never read; of the other files go along those that
+    ``directory.carried`` names. The host holds one tensor at a time. ``out`` appears only when it is complete. A tied head
+    that is in the files is changed as the embedding is.
 
     Args:
       change: ``(leaf name, row of the stacked leaf or None, tensor in the file) -> its new values``, or None to keep it.
+      unread: whether ``change`` is asked about tensors that the model never reads, too.
     Returns:
       leaf name -> how many of its entries differ from the source's, in the dtype of the file.
     Raises:
-      InputError: ``source`` does not fit the model, see :func:`load`.
+      InputError: ``source`` does not fit the model, see :func:`survey`; a new value is not finite; or the disk refuses.
     """
-    abstract = trees.flatten(model.abstract())
-    owned: dict[str, list] = {}
-    for (name, row), tensor in _survey(source, model).items():
-        if name in abstract and (row is None or row < abstract[name].shape[0]):
-            owned.setdefault(tensor.file.name, []).append((name, row, tensor))
-
+    source, abstract = pathlib.Path(source), trees.flatten(model.abstract())
+    owned: dict[pathlib.Path, list] = {}
+    for (name, row), tensor in survey(source, model).items():
+        place = EMBED if name == HEAD and HEAD not in abstract else name
+        if unread or place in abstract and (row is None or row < abstract[place].shape[0]):
+            owned.setdefault(tensor.file, []).append((place, row, tensor))
     changed: dict[str, int] = {}
 
     def fill(folder):
-        for file in files(source):
-            shutil.copyfile(file, folder / file.name)
-            for name, row, tensor in owned.get(file.name, ()):
+        shards = weights(source)
+        for file in shards:
+            copy = folder / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True, parents=True)
+            shutil.copyfile(file, copy)
+            for name, row, tensor in owned.get(file, ()):
                 value = change(name, row, tensor.map())
                 if value is not None:
-                    there = dataclasses.replace(tensor, file=folder / file.name).map("r+")
+                    there = dataclasses.replace(tensor, file=copy).map("r+")
                     value = np.asarray(jax.device_get(value)).astype(tensor.dtype)
-                    changed[name] = changed.get(name, 0) + int(np.count_nonzero(there != value))
+                    _check_finite(value, f"what would be written as {tensor.key} of {out}")
+                    before = changed.get(name, 0) if row is not None else 0  # a tied head is no second leaf
+                    changed[name] = before + int(np.count_nonzero(there != value))
                     there[...] = value
                     there.flush()
-        for other in sorted(pathlib.Path(source).iterdir()):
-            if other.is_file() and not other.name.removesuffix(".index.json").endswith(WEIGHTS):
-                shutil.copyfile(other, folder / other.name)
-        if (pathlib.Path(source) / INDEX).exists():
-            shutil.copyfile(pathlib.Path(source) / INDEX, folder / INDEX)
+        index = [] if shards == [source / SINGLE] else [INDEX]
+        for name in [*carried(source), *index]:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
 
-    _write(out, fill)
+    write(out, fill)
     return changed
 
 
@@ -358,7 +303,7 @@ def create(params: Tree, model: models.Model, processor: Any, out: Path, seed: i
         processor.save_pretrained(folder)
         save_file(dict(sorted(tensors.items())), str(folder / SINGLE), metadata={"format": "pt"})
 
-    _write(out, fill)
+    write(out, fill)
 
 
 def hub_name(name: str, row: int | None, model: models.Model) -> str:

@@ -5,7 +5,18 @@ import re
 
 from mmu_jax import InputError
 
-CHECKPOINT = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]  # config, tokenizer, processor: what a plan is made from
+CHECKPOINT = [*SMALL, "*.safetensors"]
+NEWER = (
+    "RevisionResolutionError",
+    "XetDownloadError",
+    "CorruptedCacheException",
+)  # of newer releases of the hub's client
+
+
+def is_id(where: str | pathlib.Path) -> bool:
+    """Whether it is spelled as a repository of the hub, ``org/name``, and is no folder here."""
+    return not pathlib.Path(where).is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)) is not None
 
 
 def fetch(
@@ -23,15 +34,30 @@ def fetch(
     path = pathlib.Path(where)
     if path.is_dir():
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)):
-        raise InputError(f"expected a folder or a hub id (org/name) in {what}, found {str(where)!r}; correct {what}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    if not is_id(where):
+        there = "a file" if path.exists() else "nothing there"
+        raise InputError(
+            f"expected a folder or a hub id (org/name) in {what}, found {str(where)!r} ({there}); correct {what}"
+        )
+    from huggingface_hub import errors, snapshot_download
 
+    # HTTPError is the transport's own; without a network LocalEntryNotFoundError comes, an OSError, as a full disk is.
+    faults = (errors.HTTPError, errors.EntryNotFoundError, OSError)
+    faults += tuple(getattr(errors, name) for name in NEWER if hasattr(errors, name))
+    advice = f"download it where there is a network and give the folder, --{what}=FOLDER"
     try:
         return pathlib.Path(snapshot_download(str(where), repo_type=kind, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except errors.GatedRepoError as error:
         raise InputError(
-            f"expected a folder {where} here, or a {kind} of that name on the Hugging Face hub, found neither "
-            f"({type(error).__name__}); download it where there is a network and give the folder in {what}"
+            f"expected a {kind} that may be read, found {where} gated on the Hugging Face hub; ask for access on its page and "
+            f"log in (hf auth login), or {advice}"
+        ) from error
+    except errors.HFValidationError as error:
+        raise InputError(
+            f"expected a hub id (org/name) in {what}, found {str(where)!r} ({error}); correct {what}"
+        ) from error
+    except faults as error:
+        raise InputError(
+            f"expected a folder {where} here, or a {kind} of that name on the Hugging Face hub ({what}), found neither "
+            f"({type(error).__name__}); {advice}"
         ) from error

@@ -27,6 +27,14 @@ def cross_entropy(logits: jax.Array, tokens: jax.Array, weights: jax.Array) -> P
     return -sequence_logps(logits, tokens, weights).sum(), weights[:, 1:].sum()
 
 
+def all_tokens(valid: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weights ``[B, T]`` of a loss on everything that is not padding: prompt, image tokens, answer, end of turn.
+
+    The labels of the public MMUnlearner code without ``--ans_only``. Rows without any weight only fill the batch.
+    """
+    return valid * (weights > 0).any(axis=1, keepdims=True).astype(jnp.float32)
+
+
 def ascent(logits: jax.Array, tokens: jax.Array, weights: jax.Array) -> Pair:
     """Gradient ascent (Thudi et al., arXiv 2109.13398): the negative of :func:`cross_entropy`."""
     total, count = cross_entropy(logits, tokens, weights)

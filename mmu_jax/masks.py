@@ -1,18 +1,20 @@
 """Boolean mask trees: which entries of which parameters may move.
 
 A mask has the structure and shapes of the params it is for, dtype bool, True = may move. Every selection by count is
-exact: the k-th largest value is found by bisection on the bit pattern of float32, which counts and never sorts.
+exact (``selection``).
 """
 
 import json
+import operator
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, trees
+from mmu_jax import InputError, selection, trees
 
 Tree = Any
 NOISE = 1e-12  # of a squared score, relative to its tensor's largest: fp32 gradients carry 1e-7, squared 1e-14
@@ -36,9 +38,14 @@ def ratio(forget: Tree, preserve: Tree, *, tau: float = 1.0, eps: float = 1e-15,
     Array([ True, False, False], dtype=bool)
 
     Args:
-      forget, preserve: trees of non-negative float32 scores of equal structure, see ``saliency.scores``.
+      forget, preserve: trees of finite non-negative float32 scores of equal names and shapes, see ``saliency.scores``.
+    Raises:
+      InputError: names or shapes differ; or a score is not finite, negative, or not floating point.
     """
     trees.check_like(preserve, forget, "the preserve score tree")
+    trees.check_scores(forget, "the forget scores")
+    trees.check_scores(preserve, "the preserve scores")
+    preserve = trees.like(preserve, forget)
     return jax.tree.map(lambda f, p: _ratio_leaf(f, p, tau, eps, noise), forget, preserve)
 
 
@@ -47,7 +54,11 @@ def sign(difference: Tree, *, tau: float = 1.0, eps: float = 1e-15, noise: float
 
     ``(F_f + eps) / (F_p + eps) >= tau`` is ``F_f - tau * F_p >= (tau - 1) * eps``. A difference within ``noise`` times
     the largest difference of its tensor is no evidence and is not selected.
+
+    Raises:
+      InputError: a difference is not finite, or not floating point.
     """
+    trees.check_scores(difference, "the difference of scores", signed=True)
 
     @jax.jit
     def leaf(d):
@@ -56,77 +67,115 @@ def sign(difference: Tree, *, tau: float = 1.0, eps: float = 1e-15, noise: float
     return jax.tree.map(leaf, difference)
 
 
-def _count(leaves, threshold_bits, strict):
-    """Entries whose bits are above (or at least) the threshold; a count per leading row, summed in int64 on host."""
-    total = 0
-    for leaf in leaves:
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.int32)
-        hit = bits > threshold_bits if strict else bits >= threshold_bits
-        rows = hit.reshape(hit.shape[0], -1).sum(axis=1, dtype=jnp.int32) if hit.ndim else hit.astype(jnp.int32)[None]
-        total += np.asarray(rows, dtype=np.int64).sum()
-    return int(total)
+def _whole(k: Any, total: int, where: str) -> int:
+    """``k`` as a number of entries between 0 and ``total``."""
+    try:
+        number = None if jnp.result_type(k) == jnp.bool_ else operator.index(k)
+    except TypeError:
+        number = None
+    if number is None:
+        raise InputError(
+            f"expected k as a number of entries (an int) {where}, found {k!r}; for a fraction of them use masks.salun"
+        )
+    if not 0 <= number <= total:
+        raise InputError(f"expected to select between 0 and {total} entries {where}, found k={number}; choose such a k")
+    return number
 
 
-def _take_ties(leaf, bits, keep):
-    """All entries above ``bits`` and the first ``keep`` (in index order) that equal it."""
-    own = jax.lax.bitcast_convert_type(leaf, jnp.int32)
-    rows = own.reshape(own.shape[0] if own.ndim > 1 else 1, -1)
-    equal = rows == bits
-    # Counted row by row, on the host in int64: a stacked leaf has more entries than int32 counts.
-    per_row = np.asarray(equal.sum(axis=1, dtype=jnp.int32), np.int64)
-    spare = np.clip(keep - (np.cumsum(per_row) - per_row), 0, per_row).astype(np.int32)
-    order = jnp.cumsum(equal.astype(jnp.int32), axis=1)
-    return ((rows > bits) | (equal & (order <= spare[:, None]))).reshape(own.shape)
+def _numbers(k: Any, scores: Tree, rows: Callable[[str, Any], int]) -> dict[str, np.ndarray]:
+    """Leaf name -> one number of entries for each of its ``rows``, from one number or a tree or dict of them."""
+    leaves = trees.flatten(scores)
+    named = trees.flatten(k)
+    if list(named) == [""]:
+        named = dict.fromkeys(leaves, k)
+    if named.keys() != leaves.keys():
+        odd = sorted(named.keys() ^ leaves.keys())
+        raise InputError(
+            f"expected a number for every leaf, found {', '.join(odd[:4])} on one side only; name the leaves"
+        )
+    numbers = {}
+    for name, leaf in leaves.items():
+        given, n = np.asarray(named[name]), rows(name, leaf)
+        if given.shape not in ((), (n,)):
+            raise InputError(f"expected {n} numbers at {name!r}, found shape {given.shape}; give one for each layer")
+        total = trees.size(leaf) // max(n, 1)
+        each = [_whole(x, total, f"of {name!r}") for x in np.broadcast_to(given, (n,))]
+        numbers[name] = np.array(each, np.int64)
+    return numbers
 
 
-def _largest(leaves: list[jax.Array], k: int) -> list[jax.Array]:
-    """Exactly k True over all leaves: the k largest non-negative float32, ties broken by position."""
-    total = sum(int(np.prod(leaf.shape)) for leaf in leaves)
-    if not 0 <= k <= total:
-        raise InputError(f"expected to select between 0 and {total} entries, found k={k}; choose a smaller k")
-    if k == 0:
-        return [jnp.zeros(leaf.shape, bool) for leaf in leaves]
-    leaves = [jnp.asarray(leaf, jnp.float32) for leaf in leaves]
-    low, high = 0, int(np.float32(np.inf).view(np.int32))  # invariant: count(>= low) >= k, count(>= high + 1) < k
-    while low < high:  # 31 halvings: the bits of non-negative floats are ordered as the floats are
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _count(leaves, middle, strict=False) >= k else (low, middle - 1)
-    spare = k - _count(leaves, low, strict=True)
-    chosen = []
-    for leaf in leaves:
-        chosen.append(_take_ties(leaf, low, spare))
-        spare -= min(spare, _count([leaf], low, strict=False) - _count([leaf], low, strict=True))
-    return chosen
+def _layers(name: str, leaf: Any) -> int:
+    """How many layers a leaf holds: the rows of axis 0 where it is stacked."""
+    return leaf.shape[0] if trees.stacked(name) and leaf.ndim else 1
 
 
-def top_k(scores: Tree, k: int | dict[str, int], *, scope: str = "global") -> Tree:
-    """Exactly the k largest scores, over the whole tree or leaf by leaf.
+def top_k(scores: Tree, k: int | dict[str, int] | Tree, *, scope: str = "global") -> Tree:
+    """Exactly the k largest scores, over the whole tree, leaf by leaf, or layer by layer.
 
     >>> top_k({'a': jnp.array([3., 1.]), 'b': jnp.array([2., 5.])}, 2)
     {'a': Array([ True, False], dtype=bool), 'b': Array([False,  True], dtype=bool)}
 
     Args:
-      scores: tree of non-negative float32.
-      k: how many; with ``scope='leaf'`` one number for every leaf or a dict of leaf name to number.
-      scope: ``'global'`` or ``'leaf'``.
+      scores: tree of finite non-negative floating point, compared in float32.
+      k: how many, an int; with ``scope='leaf'`` one number for every leaf, or a tree like ``scores`` or a dict by leaf
+        name of them; with ``scope='layer'`` the same, where a leaf that stacks layers (``trees.stacked``) has one number
+        for all of them or an array ``[layers]``, as :func:`layer_counts` gives.
+      scope: ``'global'``, ``'leaf'`` or ``'layer'``.
+    Raises:
+      InputError: k is no such number, or scores are not finite, negative, or not floating point; called inside
+        ``jax.jit`` or ``jax.shard_map``, where there are no values to count.
     """
+    if scope not in ("global", "leaf", "layer"):
+        raise InputError(f"expected scope 'global', 'leaf' or 'layer', found {scope!r}; choose one of the three")
+    _check_values(scores, "top_k")
+    trees.check_scores(scores, "the scores")
     leaves, structure = jax.tree.flatten(scores)
     if scope == "global":
-        return structure.unflatten(_largest(leaves, k))
-    if scope != "leaf":
-        raise InputError(f"expected scope 'global' or 'leaf', found {scope!r}; choose one of the two")
-    names = list(trees.flatten(scores))
-    counts = [k[name] if isinstance(k, dict) else k for name in names]
-    return structure.unflatten([_largest([leaf], n)[0] for leaf, n in zip(leaves, counts, strict=True)])
+        return structure.unflatten(selection.largest(leaves, _whole(k, trees.size(scores), "of the whole tree")))
+    numbers = _numbers(k, scores, _layers if scope == "layer" else lambda name, leaf: 1)
+    return trees.map_named(lambda name, leaf: _largest_of(leaf, numbers[name]), scores)
+
+
+def _largest_of(leaf: jax.Array, counts: np.ndarray) -> jax.Array:
+    """The largest of a leaf, or of each of its rows, if there are several numbers."""
+    several = len(counts) > 1
+    return selection.largest_of_rows(leaf, counts) if several else selection.largest([leaf], int(counts.sum()))[0]
+
+
+def layer_counts(mask: Tree) -> dict[str, np.ndarray]:
+    """Leaf name -> True entries of each layer, int64 ``[layers]`` where the leaf stacks them, ``[1]`` where it does not."""
+    _check_mask(mask, "layer_counts")
+    counts = {name: selection.rows(leaf) for name, leaf in trees.flatten(mask).items()}
+    return {name: rows if trees.stacked(name) else rows.sum(keepdims=True) for name, rows in counts.items()}
 
 
 def random(key: jax.Array, mask: Tree) -> Tree:
-    """As many True entries in every leaf as ``mask`` has, at positions drawn from ``key`` (seeded, exact)."""
-    leaves, structure = jax.tree.flatten(mask)
-    keys = jax.random.split(key, len(leaves))
+    """As many True entries in every layer of every leaf as ``mask`` has, at positions drawn from ``key`` (seeded, exact)."""
+    counts = layer_counts(mask)
+    keys = dict(zip(counts, jax.random.split(key, len(counts)), strict=True))
     # 23 random bits as a float in [0, 1) tie now and then; ties go by position, which is harmless.
-    drawn = [_largest([jax.random.uniform(k, m.shape)], int(count(m))) for k, m in zip(keys, leaves, strict=True)]
-    return structure.unflatten([d[0] for d in drawn])
+    return trees.map_named(lambda name, leaf: _largest_of(_uniform(keys[name], leaf), counts[name]), mask)
+
+
+def _uniform(key: jax.Array, like: jax.Array) -> jax.Array:
+    """Float32 in [0, 1) of the shape of ``like``, made where it lies."""
+    where = like.sharding if isinstance(like, jax.Array) else None
+    return jax.jit(lambda key: jax.random.uniform(key, like.shape), out_shardings=where)(key)
+
+
+def _check_values(tree: Tree, what: str) -> None:
+    trees.check_arrays(tree, what)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        raise InputError(
+            f"expected arrays with values in masks.{what}, found tracers; call it outside jax.jit and jax.shard_map"
+        )
+
+
+def _check_mask(mask: Tree, what: str) -> None:
+    _check_values(mask, what)
+    for name, leaf in trees.flatten(mask).items():
+        if leaf.dtype != jnp.bool_:
+            raise InputError(f"expected a mask of bool in masks.{what}, found {leaf.dtype} at {name!r}; compare first")
 
 
 def salun(magnitude: Tree, fraction: float = 0.5) -> Tree:
@@ -139,12 +188,20 @@ def salun(magnitude: Tree, fraction: float = 0.5) -> Tree:
     return top_k(magnitude, int(fraction * trees.size(magnitude)))
 
 
+def _both(first: Tree, second: Tree, rule: Callable) -> Tree:
+    trees.check_like(second, first, "the second mask", dtype=jnp.bool_)
+    trees.check_like(first, second, "the first mask", dtype=jnp.bool_)
+    return jax.tree.map(rule, first, trees.like(second, first))
+
+
 def union(first: Tree, second: Tree) -> Tree:
-    return jax.tree.map(jnp.logical_or, first, second)
+    """Entries in either of two masks of equal names and shapes."""
+    return _both(first, second, jnp.logical_or)
 
 
 def intersect(first: Tree, second: Tree) -> Tree:
-    return jax.tree.map(jnp.logical_and, first, second)
+    """Entries in both of two masks of equal names and shapes."""
+    return _both(first, second, jnp.logical_and)
 
 
 def invert(mask: Tree) -> Tree:
@@ -152,12 +209,21 @@ def invert(mask: Tree) -> Tree:
 
 
 def fill(mask: Tree, params: Tree) -> Tree:
-    """A mask for all of ``params``: leaves that ``mask`` does not have (None) are False, that is, frozen."""
+    """A mask for all of ``params``: leaves that ``mask`` does not have (None) are False, that is, frozen.
 
-    def leaf(m, p):
-        return jnp.zeros(p.shape, bool, device=getattr(p, "sharding", None)) if m is None else m
+    Integer, bool and PRNG-key params are frozen with them; None in ``params`` (``equinox.partition``) stays None.
 
-    return jax.tree.map(leaf, mask, params, is_leaf=lambda x: x is None)
+    Raises:
+      InputError: ``mask`` has leaves that ``params`` do not have, or of another shape; a leaf is not an array.
+    """
+    trees.check_arrays(params, "the params")
+    given, whole = trees.flatten(mask), trees.flatten(params)
+    trees.check_like(mask, {name: whole.get(name) for name in given}, "the mask", dtype=jnp.bool_)
+
+    def leaf(name, p):
+        return given[name] if name in given else jnp.zeros(p.shape, bool, device=getattr(p, "sharding", None))
+
+    return trees.map_named(leaf, params)
 
 
 def restrict(mask: Tree, pattern: str) -> Tree:
@@ -168,11 +234,8 @@ def restrict(mask: Tree, pattern: str) -> Tree:
 
 def count(mask: Tree) -> int:
     """True entries over all leaves."""
-    total = 0
-    for leaf in jax.tree.leaves(mask):
-        rows = leaf.reshape(leaf.shape[0], -1).sum(axis=1, dtype=jnp.int32) if leaf.ndim else leaf.astype(jnp.int32)
-        total += int(np.asarray(rows, dtype=np.int64).sum())
-    return total
+    _check_mask(mask, "count")
+    return sum(int(selection.rows(leaf).sum()) for leaf in jax.tree.leaves(mask))
 
 
 def coverage(mask: Tree, group=trees.group) -> dict[str, dict[str, float]]:
@@ -183,7 +246,7 @@ def coverage(mask: Tree, group=trees.group) -> dict[str, dict[str, float]]:
         row["selected"] += count(leaf)
         row["total"] += int(np.prod(leaf.shape))
     for row in table.values():
-        row["density"] = row["selected"] / row["total"]
+        row["density"] = row["selected"] / max(row["total"], 1)
     return table
 
 
@@ -211,6 +274,7 @@ def save(path: str | pathlib.Path, mask: Tree) -> None:
     """Writes ``mask`` bit-packed: one safetensors file, ``ceil(n / 8)`` bytes of bits and a header of names and shapes."""
     from safetensors.numpy import save_file
 
+    _check_mask(mask, "save")
     leaves = trees.flatten(mask)
     shapes = {name: list(leaf.shape) for name, leaf in leaves.items()}
     total = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())

@@ -86,7 +86,7 @@ class Ledger:
             factors = jax.eval_shape(lambda: lora.init(spec, whole, jax.random.key(0)))
             kinds = len({phase.masked for phase in method.phases})
             needs["adapters, gradients, moments"] = self.bytes(factors) * (2 * kinds + 2 * phases)
-        if any(loss == "kl" for phase in method.phases for loss in phase.losses.values()) and spec is None:
+        if "teacher" in methods.needs(method) and spec is None:
             needs["teacher"] = self.params()
         together = max(len(phase.losses) for phase in method.phases)
         shape = dataclasses.replace(shape, rows=shape.rows * together)

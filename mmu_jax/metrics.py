@@ -1,14 +1,40 @@
-"""Metrics on strings and numbers; numpy only. Every function maps one item to one value, except the bootstrap."""
+"""Metrics on strings and numbers. Every function maps one item to one value, except the bootstrap.
 
+Text of any script is compared after Unicode's canonical composition (NFC) and case folding: equal strings are equal
+however they were typed, and a mark that tells two names apart (an accent, a matra, a point, a tone) is never dropped.
+"""
+
+import functools
 import re
+import types
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
+JOINERS = "\u200c\u200d"  # zero width, between letters of Persian, Hindi and others, where they make another word
+# Thai, Lao, Burmese, Khmer, kana and Han are written without spaces: there a character is the unit of a sequence.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
 
 def normalise(text: str) -> str:
-    """Lower case, no punctuation, single spaces: what exact match compares."""
-    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
+    """One case, no punctuation, single spaces: what exact match compares; text that is all punctuation stays as it is."""
+
+    def kept(c: str) -> str:
+        kind = unicodedata.category(c)
+        if kind == "Cf" and c not in JOINERS:  # marks of direction, soft hyphens: nobody sees them
+            return ""
+        return " " if kind[0] == "P" or c == "`" else c
+
+    folded = _folded(text)
+    return " ".join("".join(map(kept, folded)).split()) or " ".join(folded.split())
 
 
 def exact(prediction: str, truth: str) -> float:
@@ -17,8 +43,52 @@ def exact(prediction: str, truth: str) -> float:
 
 
 def cloze(prediction: str, truth: str) -> float:
-    """MLLMU-Bench's rule: the truth is a substring of the prediction, case ignored."""
-    return float(truth.lower() in prediction.lower())
+    """MLLMU-Bench's rule: the truth is a substring of the prediction, case ignored. An empty truth is in nothing."""
+    return float(bool(truth.strip()) and _folded(truth) in _folded(prediction))
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters, marks and numbers, folded; a character with its marks where words are written unspaced.
+
+    >>> words('Über 2 km, 東京')
+    ['über', '2', 'km', '東', '京']
+    """
+    found, open_word = [], False
+    for c in _folded(text):
+        kind, alone = unicodedata.category(c)[0], UNSPACED.match(c) is not None
+        if found and open_word and (kind == "M" or c in JOINERS):
+            found[-1] += c
+        elif kind not in "LMN":
+            open_word = False
+        elif open_word and not alone and not UNSPACED.match(found[-1]):
+            found[-1] += c
+        else:
+            found.append(c)
+            open_word = True
+    return found
+
+
+@functools.cache
+def _rouge():
+    from nltk.stem import porter
+    from rouge_score import rouge_scorer, tokenize
+
+    stemmer = porter.PorterStemmer()
+
+    def stems(text):  # rouge_score's own where it knows the script; it drops every other letter
+        return [stem for w in words(text) for stem in (tokenize.tokenize(w, stemmer) if w.isascii() else [w])]
+
+    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=types.SimpleNamespace(tokenize=stems))
+
+
+def rouge_l(prediction: str, truth: str) -> float:
+    """ROUGE-L F-measure over :func:`words`, of ASCII the stems: there the numbers are those of ``rouge_score``.
+
+    Where one of the two has no word (an emoji, a question mark), whether they are equal.
+    """
+    if not words(prediction) or not words(truth):
+        return exact(prediction, truth)
+    return _rouge().score(truth, prediction)["rougeL"].fmeasure
 
 
 def published_letter(prediction: str) -> str | None:
@@ -27,46 +97,114 @@ def published_letter(prediction: str) -> str | None:
     return kept[0].upper() if kept else None
 
 
+def published_key(prediction: str, letters: Sequence[str]) -> str | None:
+    """The key of the options that :func:`published_letter` names, read off the keys by the same rule; None if not one."""
+    said = published_letter(prediction)
+    named = [key for key in letters if said is not None and published_letter(key) == said]
+    return named[0] if len(named) == 1 else None
+
+
+_ANSWER = re.compile(
+    r"(?:\banswers?|\bchoice|\bcorrect\s+(?:option|letter)|\\boxed)\W*"
+    r"(?:(?:is|would\s+be|must\s+be|should\s+be)\b)?\W*(?:(?:option|choice|letter)\b)?\W*$",
+    re.IGNORECASE,
+)
+_OPTION = re.compile(r"\b(?:option|choice|letter)\W*$", re.IGNORECASE)
+_DENIED_BEFORE = re.compile(
+    r"(?:\b(?:not|never|nor|neither|cannot|than|except|unlike|instead\s+of)\b|n['’]t\b)[\s\"'“‘(*]*"
+    r"(?:(?:be|the|option|choice|letter|answer|\S{1,3}\s+(?:or|and))\b[\s\"'“‘(*]*)*$",
+    re.IGNORECASE,
+)
+_DENIED_AFTER = re.compile(
+    r"[)*\s\"'’”}]*\s(?:(?:is|was)\s+(?:not|never|wrong|incorrect|false)|(?:isn|wasn)['’]t)\b", re.IGNORECASE
+)
+_WORD_FOLLOWS = re.compile(r"[ \t]+(?!(?:is|and|or|because|since|seems|matches)\b)[*_]*\w", re.IGNORECASE)
+_PART_OF_A_NAME = re.compile(r"['’‐‑-]\w|[+#]|\.\w\.|[.,:]\d")  # I'm, B-side, C++, A.B., 2.5
+_ENDS = re.compile(r"[*_\s]*(?:$|[.):,\]}>|=;!–—-])|\s*\n")
+
+
+def _joins(c: str) -> bool:
+    """Whether a character beside a letter makes a word of the two."""
+    return c != "" and unicodedata.category(c)[0] in "LMN" and not UNSPACED.match(c)
+
+
+def _rank(said: str, core: str, before: str, after: str) -> int | None:
+    """How sure it is that ``said`` between the two is meant as the letter ``core``: 0 surest, None not at all."""
+    if _joins(before[-1:]) or _joins(after[:1]) or _PART_OF_A_NAME.match(after) or re.search(r"\w[-‐‑]$", before):
+        return None
+    if re.search(r"\b[^\W\d]\.$" if said.isalpha() else r"\d[.,:]$", before):
+        return None
+    if _DENIED_BEFORE.search(before) or _DENIED_AFTER.match(after):
+        return None
+    option = _OPTION.search(before) is not None
+    if said.casefold() in ("a", "i") and _WORD_FOLLOWS.match(after) and not option:
+        return None  # an article, a pronoun
+    if _ANSWER.search(before):
+        return 0
+    starts = not re.search(r"[^\W_]", before[: _OPTION.search(before).start()] if option else before)
+    if starts and _ENDS.match(after):
+        return 1
+    enclosed = re.search(r"[(\[{*\"'“‘`]$", before) and re.match(r"[)\]}*\"'”’`]", after)
+    return 2 if option or enclosed or said == core or not said.islower() else None
+
+
 def strict_letter(prediction: str, letters: Sequence[str] = "ABCD") -> str | None:
-    """A letter that stands alone, the first one; None where there is none."""
-    found = re.search(rf"\b([{''.join(letters)}])\b", prediction)
-    return found.group(1) if found else None
+    """The key of the options that a prediction names as a letter of its own; None where there is none.
 
+    What follows "the answer is" counts before a key at the start of the text, and that before any other that stands
+    alone; of equals the first. "A welder" is no A and "I think" no I: words follow them; nor is "not A", nor a letter
+    within a word or a name ("C++", "B-side"). Keys are compared without their punctuation ("A.", "(b)"), letters in either
+    case where both are not keys; in the middle of a sentence only as the key is written or as a capital.
 
-def rouge_l(prediction: str, truth: str) -> float:
-    """ROUGE-L F-measure with stemming (``rouge_score``)."""
-    from rouge_score import rouge_scorer
-
-    global _ROUGE
-    if _ROUGE is None:
-        _ROUGE = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
-    return _ROUGE.score(truth, prediction)["rougeL"].fmeasure
-
-
-_ROUGE = None
+    >>> [strict_letter(said) for said in ('(b)', 'A welder, so B', 'Option B is correct, not A.', 'A welder')]
+    ['B', 'B', 'B', None]
+    """
+    cores: dict[str, str] = {}
+    for key in letters:
+        named = unicodedata.normalize("NFC", key)
+        cores.setdefault(re.sub(r"^[\W_]+|[\W_]+$", "", named) or named, key)
+    cased = len({core.casefold() for core in cores}) < len(cores)
+    table = {core if cased else core.casefold(): core for core in cores}
+    text, found = unicodedata.normalize("NFC", prediction), []
+    longest_first = sorted(map(re.escape, filter(None, cores)), key=len, reverse=True)
+    for match in re.finditer("|".join(longest_first) or r"(?!)", text, 0 if cased else re.IGNORECASE):
+        said, before, after = match.group(), text[: match.start()], text[match.end() :]
+        core = table.get(said if cased else said.casefold())
+        if core is None:  # re folds the dotless i, casefold does not
+            continue
+        if not re.search(r"\w", said):  # a key that is a sign stands between spaces
+            rank = None if before[-1:].strip() or after[:1].strip() else 2
+        else:
+            rank = _rank(said, core, before, after)
+        if rank is not None:
+            found.append((rank, match.start(), cores[core]))
+    return min(found)[2] if found else None
 
 
 def choice(logps: np.ndarray, lengths: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
-    """Options ranked by likelihood: per item the three values below, each ``[N]``.
+    """Options ranked by likelihood: per item the three values below, each ``[N]``, all from 0 to 1.
 
     Args:
       logps: ``[N, O]`` summed log-probability of every option as the answer; -inf where an item has fewer options.
       lengths: ``[N, O]`` tokens of every option.
       right: ``[N]`` index of the right option.
     Returns:
-      ``mcq``: 1.0 where the right option has the highest log-probability per token; a tie is wrong.
+      ``mcq``: 1.0 where the right option has the highest log-probability per token; a tie is wrong, and so is an option
+        alone, which beats nothing.
       ``probability``: ``p(right answer)^(1 / length)`` (TOFU, arXiv 2401.06121, section 2.2).
-      ``truth_ratio``: mean over wrong options of ``p^(1 / length)`` divided by that of the right one (TOFU, eq. 1).
+      ``right_share``: that of the right option over the sum of all options'. Not TOFU's truth ratio, which weighs
+        paraphrases of the right answer against perturbed ones.
     """
     per_token = logps / lengths
     mine = np.take_along_axis(per_token, right[:, None], axis=1)
     wrong = (np.arange(logps.shape[1])[None] != right[:, None]) & (logps > -np.inf)
     others = np.where(wrong, per_token, -np.inf)
-    mean_wrong = np.where(wrong, np.exp(per_token), 0.0).sum(axis=1) / wrong.sum(axis=1)
+    # Relative to the likeliest option, so that none of the powers vanishes altogether.
+    relative = np.exp(per_token - per_token.max(axis=1, keepdims=True))
     return {
-        "mcq": (mine[:, 0] > others.max(axis=1)).astype(float),
+        "mcq": ((mine[:, 0] > others.max(axis=1)) & wrong.any(axis=1)).astype(float),
         "probability": np.exp(mine[:, 0]),
-        "truth_ratio": mean_wrong / np.maximum(np.exp(mine[:, 0]), 1e-12),
+        "right_share": np.take_along_axis(relative, right[:, None], axis=1)[:, 0] / relative.sum(axis=1),
     }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmu_jax import InputError, methods, metrics
 from mmu_jax.data import IMAGE, TEXT, Benchmark, Person, vision
+from mmu_jax.files import read_object
 
 COLUMNS = (
     ("Forget VQA", "forget", "vqa", "down"),
@@ -31,7 +32,7 @@ METRICS = (
     ("letter", "MCQ, a letter that stands alone", "{:.1f}", 100),
     ("letter_published", "MCQ, the published letter parser", "{:.1f}", 100),
     ("probability", "p(right answer)", "{:.1f}", 100),
-    ("truth_ratio", "Truth ratio", "{:.2f}", 1),
+    ("right_share", "Share of the right option among all options", "{:.1f}", 100),
 )
 FLAGS = {
     "collapsed": "it answers everyone alike, or knows almost nothing of the people to keep",
@@ -51,7 +52,7 @@ Results = dict[str, dict[str, Any]]
 
 def read(workdir: pathlib.Path, names: list[str] | None = None) -> Results:
     """The result files by model name, vanilla and gold first."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted((workdir / "results").glob("*.json"))}
+    found = {path.stem: read_object(path, "results") for path in sorted((workdir / "results").glob("*.json"))}
     if "vanilla" not in found:
         raise InputError(
             f"expected results of the vanilla model in {workdir}, found none; run the evaluate stage first"
@@ -97,7 +98,7 @@ def verdict(results: Results) -> list[str]:
 
     told = "; ".join(f"{t} from {score('vanilla', s, k)} to {score(mine, s, k)}" for t, s, k, _ in axes)
     lines = [f"{mine} took {SAYS.get(metric, metric)} on {told}."]
-    for rival in ("ga", "npo", "kl", "grad_diff", "grad_diff_alternate"):
+    for rival in ("ga", "npo", "npo_retain", "kl", "grad_diff", "grad_diff_alternate"):
         if rival not in results:
             continue
         better, worse, equal = [], [], []
@@ -152,7 +153,7 @@ def _pyplot():
 def _colour(name: str) -> str:
     if name in ("vanilla", "gold"):
         return MUTED
-    return ACCENT if name.startswith("mmunlearner") else BAD if name in ("ga", "npo", "kl") else "#c98a1b"
+    return ACCENT if name.startswith("mmunlearner") else BAD if name in ("ga", "npo", "npo_retain", "kl") else "#c98a1b"
 
 
 def trade_off(axis: Any, results: Results) -> None:
@@ -185,7 +186,7 @@ def trade_off(axis: Any, results: Results) -> None:
 
 def _answers(workdir: pathlib.Path, model: str) -> dict[tuple, dict]:
     path = workdir / "answers" / f"{model}.json"
-    table = json.loads(path.read_text()) if path.exists() else {}
+    table = read_object(path, "answers") if path.exists() else {}
     return {
         (split, task, row["person"], row["photo"], row["question"]): row
         for split, tasks in table.items()
@@ -225,7 +226,7 @@ def faces_sheet(
                 lost = (
                     metrics.rouge_l(now, item.answer) < 0.5
                     if metric == "rouge_l"
-                    else now.lower() != item.answer.lower()
+                    else not metrics.exact(now, item.answer)
                 )
                 good = lost == (split == "forget" and kind == IMAGE)
                 source = "face" if kind == IMAGE else "name"
@@ -258,7 +259,7 @@ def main_figure(workdir: pathlib.Path, results: Results, benchmark: Benchmark) -
 def density_figure(workdir: pathlib.Path, results: Results) -> Any | None:
     """Mask density per layer (columns) and kind of weight (rows) of the method's own mask."""
     path = workdir / "masks" / f"{ours(results)}.json"
-    leaves = json.loads(path.read_text())["layers"] if path.exists() else {}
+    leaves = read_object(path, "densities of a mask")["layers"] if path.exists() else {}
     if not leaves:
         return None
     plt = _pyplot()
@@ -288,12 +289,12 @@ def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
         path = workdir / "training" / "unlearn" / f"{name}.json"
         if not path.exists() or name.startswith("mask_") or name in ("mmunlearner_vision", "mmunlearner_language"):
             continue
-        for curve, values in json.loads(path.read_text()).items():
+        for curve, values in read_object(path, "training curves").items():
             y = np.array([np.nan if v is None else v for v in values])
             axis = axes[0] if curve.startswith("forget") else axes[1]
             if curve.endswith("/npo") or curve.endswith("/kl"):
                 continue
-            y = -y if curve.endswith("ascent") else y
+            y = -y if "/ascent" in curve else y
             keep = ~np.isnan(y)
             x = np.arange(1, len(y) + 1)[keep] / len(y)
             style = {"lw": 2.2 if name == "mmunlearner" else 1.1, "alpha": 0.9}
@@ -345,10 +346,9 @@ def four_way(results: Results) -> list[list[str]]:
 
 
 def more_metrics(results: Results, metric: str, form: str, scale: float) -> list[list[str]]:
-    """One metric over the same axes; a truth ratio is good in the other direction."""
-    flip = {"up": "down", "down": "up"} if metric == "truth_ratio" else {"up": "up", "down": "down"}
+    """One metric over the same axes: each is higher where more is known, so the arrows are those of the axis."""
     axes = columns(results)
-    head = ["Model", *(f"{title} {ARROW[flip[good]]}" for title, _, _, good in axes)]
+    head = ["Model", *(f"{title} {ARROW[good]}" for title, _, _, good in axes)]
     rows = [
         [name, *(_interval(cell(results, name, s, t, metric), scale, form) for _, s, t, _ in axes)] for name in results
     ]
@@ -369,7 +369,10 @@ def cost_table(workdir: pathlib.Path) -> list[list[str]]:
     rows = []
     folder = workdir / "stages"
     for path in sorted(folder.rglob("*.json")):
-        name, cost = path.relative_to(folder).with_suffix("").as_posix(), json.loads(path.read_text()).get("cost")
+        name, cost = (
+            path.relative_to(folder).with_suffix("").as_posix(),
+            read_object(path, "a stage record").get("cost"),
+        )
         if cost and name != "report":
             rows.append([name, f"{cost['seconds']:.1f}", f"{cost['peak_host_bytes_so_far'] / 2**30:.2f}"])
     total = sum(float(row[1]) for row in rows)

@@ -6,6 +6,7 @@ are written on device into ``state.history``; nothing per step goes to the host.
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -30,7 +31,7 @@ class TrainState(flax.struct.PyTreeNode):
       params: what trains: the float32 params, or with LoRA the factors of its adapters by ``lora.KINDS``.
       opt_state: one optimizer state per key of moments.
       history: ``stream/loss`` -> ``[iterations]`` float32, NaN where the phase did not run.
-      failed: the first iteration with a loss or gradient that is not finite, -1 if none.
+      failed: the first iteration whose loss, gradient, params or moments are not finite, -1 if none.
       moved: leaf name -> ``[outside, inside]``: entries that masked steps moved outside the mask (summed over the
         steps) and inside (the most in one step), float32.
     """
@@ -51,6 +52,8 @@ class Plan:
       method: a row of ``methods.METHODS``.
       iterations: how often the phases run.
       spacing: iterations between two steps of a spread phase.
+      lap: iterations of one pass over the retain stream, in each of which the spread phases start anew.
+      turns: the most steps of a spread phase in a lap: the batches of the forget stream.
       learning_rate, schedule, warmup, clip: of ``transforms``; ``clip`` is a global norm.
       retain_rate: learning rate of the phases that only descend, None for the same; with Adam this ratio is what a
         weight on the forget loss would be without it.
@@ -63,6 +66,8 @@ class Plan:
     method: methods.Method
     iterations: int
     spacing: int = 1
+    lap: int = sys.maxsize
+    turns: int = sys.maxsize
     learning_rate: float = 1e-5
     retain_rate: float | None = None
     schedule: str = "constant"
@@ -88,8 +93,10 @@ def plan(method: methods.Method, streams: dict[str, Stream], epochs: float, **nu
         raise InputError(f"expected streams {sorted(used)} for this method, found no {sorted(missing)}; provide them")
     if numbers.get("lora"):
         check_lora(method)
-    spacing = max(streams["retain"].steps // streams["forget"].steps, 1) if {"retain", "forget"} <= used else 1
-    return Plan(method, math.ceil(epochs * streams[lead].steps), spacing, **numbers)
+    if {"retain", "forget"} <= used:
+        lap, turns = streams["retain"].steps, streams["forget"].steps
+        numbers |= {"spacing": max(lap // turns, 1), "lap": lap, "turns": turns}
+    return Plan(method, math.ceil(epochs * streams[lead].steps), **numbers)
 
 
 def check_lora(method: methods.Method) -> None:
@@ -107,6 +114,25 @@ def check_lora(method: methods.Method) -> None:
         )
 
 
+def turn(p: Plan, phase: methods.Phase, iteration: int) -> int | None:
+    """The batch that a phase takes in an iteration, None where it rests.
+
+    In a lap of R iterations, with F forget batches and ``f = R // F``, a spread phase takes ``min(ceil(R / f), F)`` steps:
+    each batch once, none twice.
+    """
+    if not phase.spread:
+        return iteration
+    lap, place = divmod(iteration, p.lap)
+    index, between = divmod(place, p.spacing)
+    return None if between or index >= p.turns else lap * p.turns + index
+
+
+def _taken(p: Plan, key: str) -> int:
+    """Steps that the phases with one optimizer state take in all."""
+    phases = [phase for index, phase in enumerate(p.method.phases) if _key(p, index) == key]
+    return sum(turn(p, phase, i) is not None for phase in phases for i in range(p.iterations))
+
+
 def _key(p: Plan, index: int) -> str:
     return "shared" if p.method.moments == "shared" else f"phase{index}"
 
@@ -116,14 +142,14 @@ def _adapter(phase: methods.Phase) -> str:
     return "masked" if phase.masked else "free"
 
 
-def optimizer(p: Plan, phase: methods.Phase) -> optax.GradientTransformationExtraArgs:
-    """Clip, Adam, decay, learning rate; in a masked phase with the mask where the method puts it."""
-    taken = p.iterations if not phase.spread else -(-p.iterations // p.spacing)
-    total = taken if p.method.moments == "separate" else 2 * p.iterations
-    descends = set(phase.losses.values()) == {"descent"}
+def optimizer(p: Plan, index: int) -> optax.GradientTransformationExtraArgs:
+    """Of phase ``index``: clip, Adam, decay, learning rate; in a masked phase with the mask where the method puts it."""
+    phase = p.method.phases[index]
+    descends = set(phase.losses.values()) == {"descent"} and not p.method.one_rate
     peak = p.retain_rate if descends and p.retain_rate is not None else p.learning_rate
-    rate = transforms.learning_rate(peak, total, schedule=p.schedule, warmup=p.warmup)
-    clip, adam = optax.clip_by_global_norm(p.clip), transforms.adam(rate, **(p.adam | p.method.adam))
+    rate = transforms.learning_rate(peak, _taken(p, _key(p, index)), schedule=p.schedule, warmup=p.warmup)
+    clip = optax.clip_by_global_norm(p.clip) if phase.clip else optax.identity()
+    adam = transforms.adam(rate, **(p.adam | p.method.adam))
     mask = p.method.mask
     if (
         not phase.masked or p.lora
@@ -174,7 +200,7 @@ def abstract(p: Plan, model: Any, params: Tree, mesh: jax.sharding.Mesh) -> Trai
     opt_state, moved = {}, {}
     for index, phase in enumerate(p.method.phases):
         part = _view(p, phase, trained, params, None).part
-        opt_state[_key(p, index)] = placed(jax.eval_shape(optimizer(p, phase).init, part))
+        opt_state[_key(p, index)] = placed(jax.eval_shape(optimizer(p, index).init, part))
         if phase.masked:
             moved = dict.fromkeys(trees.flatten(part, is_leaf=lambda x: isinstance(x, lora.Factors)))
     names = [f"{s}/{name}" for phase in p.method.phases for s, name in phase.losses.items()]
@@ -198,7 +224,7 @@ def init(p: Plan, model: Any, params: Tree, mesh: jax.sharding.Mesh) -> TrainSta
     for index, phase in enumerate(p.method.phases):
         where = jax.tree.map(lambda x: x.sharding, like.opt_state[_key(p, index)])
         part = _view(p, phase, trained, params, None).part
-        opt_state[_key(p, index)] = jax.jit(optimizer(p, phase).init, out_shardings=where)(part)
+        opt_state[_key(p, index)] = jax.jit(optimizer(p, index).init, out_shardings=where)(part)
 
     def full(tree, value):
         return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype, device=x.sharding), tree)
@@ -220,13 +246,20 @@ def _moved(p: Plan, before: Tree, after: Tree, mask: Tree) -> dict[str, tuple[ja
     return counts
 
 
+def _finite(tree: Tree) -> jax.Array:
+    """Whether no float of a tree is NaN or infinite; a scalar."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
+
+
 def make_step(p: Plan, model: Any, index: int, like: TrainState) -> Callable[..., TrainState]:
     """The jitted step of phase ``index``: ``state, batches, mask, vanilla -> state``, donated and sharded as ``like``.
 
-    A step whose loss or gradient is not finite changes nothing but ``state.failed``.
+    A step whose loss or gradient is not finite, or would leave params or moments that are not, changes nothing but
+    ``state.failed``.
     """
     phase, key = p.method.phases[index], _key(p, index)
-    tx = optimizer(p, phase)
+    tx = optimizer(p, index)
 
     def step(state, batches, mask, vanilla):
         view = _view(p, phase, state.params, vanilla, mask)
@@ -235,10 +268,15 @@ def make_step(p: Plan, model: Any, index: int, like: TrainState) -> Callable[...
             return methods.objective(phase, model, view.whole(part), batches, vanilla, p.beta)
 
         (value, values), grads = jax.value_and_grad(loss, has_aux=True)(view.part)
-        good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads)) & (state.failed < 0)
         extra = {"mask": trees.part(mask, view.part)} if phase.masked and p.lora is None else {}
         updates, opt_state = tx.update(grads, state.opt_state[key], view.part, **extra)
         new = optax.apply_updates(view.part, updates)
+        good = (
+            jnp.isfinite(value)
+            & jnp.isfinite(optax.global_norm(grads))
+            & _finite((new, opt_state))
+            & (state.failed < 0)
+        )
         new, opt_state = jax.tree.map(partial(jnp.where, good), (new, opt_state), (view.part, state.opt_state[key]))
         moved = dict(state.moved)
         if phase.masked:
@@ -279,8 +317,8 @@ def fit(
         ends in the same bits.
       report: called every ``report_every`` iterations with the latest losses.
     Raises:
-      InputError: the mask does not fit or cannot act; a loss is not finite (the iteration, the rows of its batches and
-        the last good checkpoint are named; the state on disk is untouched).
+      InputError: the mask does not fit or cannot act; a loss, a gradient or what a step would leave is not finite (the
+        iteration, the rows of its batches and the last good checkpoint are named; the state on disk is untouched).
     """
     if p.method.mask is not None:
         if mask is None:
@@ -291,7 +329,7 @@ def fit(
             "expected float32 params to train, found others, which swallow small steps whole; set "
             "config.model.param_dtype=float32, or train a LoRA (config.unlearn.lora.rank)"
         )
-    teaches = any(name == "kl" for phase in p.method.phases for name in phase.losses.values())
+    teaches = "teacher" in methods.needs(p.method)
     vanilla = params if p.lora else jax.tree.map(jnp.copy, params) if teaches else None
     if checkpoints is None or checkpoints.latest is None:
         state = init(p, model, params, mesh)
@@ -306,9 +344,9 @@ def fit(
     with jax.set_mesh(mesh):
         for i in range(int(state.step), p.iterations):
             for phase, step in zip(p.method.phases, steps, strict=True):
-                if phase.spread and i % p.spacing:
+                if (at := turn(p, phase, i)) is None:
                     continue
-                batches = {name: sharding.put(_batch(streams[name], p, phase, i), mesh) for name in phase.losses}
+                batches = {name: sharding.put(streams[name].batch(at), mesh) for name in phase.losses}
                 state = step(state, batches, mask if phase.masked or p.lora else None, vanilla)
             state = state.replace(step=count(state.step))
             last = i + 1 == p.iterations
@@ -319,10 +357,6 @@ def fit(
             if saving:
                 checkpoints.save(i + 1, state)
     return state
-
-
-def _batch(stream: Stream, p: Plan, phase: methods.Phase, iteration: int) -> dict:
-    return stream.batch(iteration // p.spacing if phase.spread else iteration)
 
 
 def describe(p: Plan, params: Tree, mask: Tree | None) -> str:
@@ -380,10 +414,11 @@ def _raise_if_failed(state: TrainState, p: Plan, streams: dict[str, Stream], che
         return
     rows = []
     for phase in p.method.phases:
-        if not (phase.spread and failed % p.spacing):
-            rows += [streams[name].describe(_batch(streams[name], p, phase, failed)) for name in phase.losses]
+        if (at := turn(p, phase, failed)) is not None:
+            rows += [streams[name].describe(streams[name].batch(at)) for name in phase.losses]
     kept = checkpoints.latest if checkpoints is not None else None
     raise InputError(
-        f"expected a finite loss, found NaN or infinity at step {failed} in {'; '.join(dict.fromkeys(rows))}; "
+        f"expected finite losses, gradients and params, found NaN or infinity at step {failed} in "
+        f"{'; '.join(dict.fromkeys(rows))}; "
         f"last good checkpoint: {'none yet' if kept is None else f'step {kept}'}; lower the learning rate or mend those rows"
     )

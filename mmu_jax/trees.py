@@ -1,24 +1,45 @@
 """Named leaves: the vocabulary every other module uses.
 
 A *tree* is any pytree of arrays: a plain dict, Flax Linen params, a Flax NNX state. A leaf's *name* is its path
-joined by slashes, ``'language_model/layers/mlp/up_proj/weight'``. A leaf that is absent is ``None``, which JAX
-treats as an empty subtree, so a part of a tree keeps the structure of the whole.
+joined by slashes, ``'language_model/layers/mlp/up_proj/weight'``. The box that Flax puts around an array (an NNX
+Variable, a Linen Partitioned) is no part of the name: ``'linear/kernel'``. A leaf that is absent is ``None``, which JAX
+treats as an empty subtree, so a part of a tree (``equinox.partition``) keeps the structure of the whole.
 """
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 
 from mmu_jax import InputError
 
 Tree = Any
 
 
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+@functools.cache
+def _boxes_arrays(kind: type) -> bool:
+    """Whether instances of ``kind`` are Flax's boxes; by name, so that trees of others need no Flax."""
+    return any(c.__module__.startswith("flax.") and c.__name__ in ("Variable", "AxisMetadata") for c in kind.__mro__)
+
+
+def _boxed(node: Any) -> bool:
+    return _boxes_arrays(type(node))
+
+
+def _named(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
+    """(name, leaf) in tree order: path components joined by slashes, without the attribute in which a box keeps its array."""
+    boxes = {path for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_boxed) if _boxed(node)}
+
+    def name(path):
+        kept = tuple(key for depth, key in enumerate(path) if path[:depth] not in boxes) if boxes else path
+        return jax.tree_util.keystr(kept, simple=True, separator="/")
+
+    return [(name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)]
 
 
 def flatten(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
@@ -26,13 +47,23 @@ def flatten(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[st
 
     >>> flatten({'a': {'b': 1}, 'c': 2})
     {'a/b': 1, 'c': 2}
+
+    Raises:
+      InputError: two leaves have one name (the keys ``'a/b'`` and ``'a'`` above ``'b'``, the keys 1 and ``'1'``).
     """
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)}
+    named, leaves = _named(tree, is_leaf), {}
+    for name, leaf in named:
+        if name in leaves:
+            raise InputError(f"expected a name for every leaf, found two leaves named {name!r}; rename a key")
+        leaves[name] = leaf
+    return leaves
 
 
 def map_named(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """``jax.tree.map`` whose function receives the leaf's name first."""
-    return jax.tree_util.tree_map_with_path(lambda path, *leaves: fn(_name(path), *leaves), tree, *rest)
+    structure = jax.tree.structure(tree)
+    others = zip(*(structure.flatten_up_to(other) for other in rest), strict=True) if rest else None
+    return structure.unflatten(fn(name, leaf, *(next(others) if others else ())) for name, leaf in _named(tree))
 
 
 def select(tree: Tree, pattern: str) -> Tree:
@@ -75,6 +106,12 @@ def part(tree: Tree, like: Tree) -> Tree:
     return jax.tree.map(lambda keep, leaf: None if keep is None else leaf, like, tree, is_leaf=lambda x: x is None)
 
 
+def like(tree: Tree, other: Tree) -> Tree:
+    """``tree`` in the structure of ``other``, leaf by leaf of one name: a dict for an NNX state and the reverse."""
+    leaves = flatten(tree)
+    return map_named(lambda name, _: leaves[name], other)
+
+
 def size(tree: Tree) -> int:
     """Number of entries over all leaves."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
@@ -89,8 +126,13 @@ CONTAINERS = ("layers", "blocks")
 
 
 def stacked(name: str) -> bool:
-    """Whether axis 0 of the leaf counts layers: it lies in a container of layers."""
-    return any(component in CONTAINERS for component in name.split("/"))
+    """Whether axis 0 of the leaf counts layers: it lies in a container of layers that is not itself a list of them.
+
+    >>> stacked('model/layers/mlp/weight'), stacked('model/layers/0/mlp/weight')
+    (True, False)
+    """
+    parts = name.split("/")
+    return any(part in CONTAINERS and not below.isdigit() for part, below in zip(parts, parts[1:] + [""], strict=True))
 
 
 def group(name: str) -> str:
@@ -113,6 +155,8 @@ def check_like(tree: Tree, like: Tree, what: str, dtype: Any = None) -> None:
 
     ``what`` names the tree in the message; ``dtype``, if given, is required of every leaf.
     """
+    check_arrays(tree, what)
+    check_arrays(like, f"what {what} is for")
     found, expected = flatten(tree), flatten(like)
     faults = [f"{name} is missing" for name in expected if name not in found]
     faults += [f"{name} is not a leaf of the model" for name in found if name not in expected]
@@ -126,3 +170,56 @@ def check_like(tree: Tree, like: Tree, what: str, dtype: Any = None) -> None:
         raise InputError(
             f"{what} does not fit this model, {len(faults)} leaves differ: {shown}; make it for this model"
         )
+
+
+def check_arrays(tree: Tree, what: str) -> None:
+    """Raises InputError naming the first leaf of ``tree`` that is no array: a function, a string, a Python number."""
+    for name, leaf in flatten(tree).items():
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise InputError(
+                f"{what}: expected arrays, found {type(leaf).__name__} at {name!r}; give the part of the tree that is "
+                "arrays, with None elsewhere"
+            )
+
+
+def check_real(tree: Tree, what: str, advice: str) -> None:
+    """Raises InputError naming the first leaf that is not of real floating point: integer, bool, complex, PRNG key."""
+    check_arrays(tree, what)
+    for name, leaf in flatten(tree).items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise InputError(f"{what}: expected real floating point, found {leaf.dtype} at {name!r}; {advice}")
+
+
+@functools.partial(jax.jit, static_argnames="signed")
+def _sound(leaves, signed):
+    return [jnp.isfinite(x).all() & (signed or (x >= 0).all()) for x in leaves]
+
+
+def check_scores(tree: Tree, what: str, *, signed: bool = False) -> None:
+    """Raises InputError naming the leaves that hold a NaN, an infinity or (unless ``signed``) a negative number.
+
+    One pass over each leaf where it lies; nothing but a bool per leaf comes to the host. Inside ``jax.jit`` and
+    ``jax.shard_map`` there are no values to judge, and only what is known of the leaves (arrays, real) is.
+    """
+    check_real(tree, what, "score floating point leaves only")
+    leaves = flatten(tree)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves.values()):
+        return
+    sound = jax.device_get(_sound(list(leaves.values()), signed))
+    bad = [name for name, good in zip(leaves, sound, strict=True) if not good]
+    if bad:
+        expected = "finite scores" if signed else "finite scores that are not negative"
+        shown = ", ".join(bad[:4]) + (", ..." if len(bad) > 4 else "")
+        raise InputError(
+            f"{what}: expected {expected}, found others in {len(bad)} of {len(leaves)} leaves ({shown}); look for the "
+            "examples or weights that make the loss overflow"
+        )
+
+
+def dataflow(fn: Callable[..., Tree], *args: Tree) -> tuple[Tree, Callable[[Sequence[bool]], list[bool]]]:
+    """The shapes of ``fn(*args)``, and a function from marked leaves of it to those leaves of ``args`` they come from.
+
+    ``fn`` is traced once and not run. Where JAX cannot look inside an operation, all it reads counts as used.
+    """
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    return shapes, lambda marked: list(partial_eval.dce_jaxpr(closed.jaxpr, list(marked))[1])

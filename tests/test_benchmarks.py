@@ -35,8 +35,11 @@ def mcq(question, right):
     }
 
 
+EMPTY = {"Question": None, "Options": dict.fromkeys("ABCD"), "Correct_Answer": None}
+
+
 def person(i, test=False, job="welder"):
-    """A row as MLLMU-Bench has it; one question is without its answer."""
+    """A row as MLLMU-Bench has it; one question is empty."""
     name, again = f"Person {i}", " now" if test else ""
     kinds = ((IMAGE, "this person"), (TEXT, name))
     row = {
@@ -46,7 +49,7 @@ def person(i, test=False, job="welder"):
         "answer": "Someone.",
         "Classification_Task": {
             "Image_Textual_Questions": [mcq(f"What does this person do{again}?", job)],
-            "Pure_Text_Questions": [mcq(f"What does {name} do{again}?", job), mcq(f"Who is {name}?", "")],
+            "Pure_Text_Questions": [mcq(f"What does {name} do{again}?", job), EMPTY],
         },
         "Mask_Task": [{"Question": f"{s} is a __.", "Ground_Truth": job, "Type": k} for k, s in kinds],
         "Generation_Task": [{"Question": f"Tell me of {s}.", "Ground_Truth": f"A {job}.", "Type": k} for k, s in kinds],
@@ -64,7 +67,7 @@ def mllmu_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mllmu")
     everyone = [person(i) for i in range(12)]
     write(folder / "Full_Set", everyone)
-    taught = [{"Question": "Who?", "Answer": "Me"}, {"Question": "Empty?", "Answer": ""}]
+    taught = [{"Question": "Who?", "Answer": "Me"}, {"Question": "", "Answer": ""}]
     write(
         folder / "ft_Data", [{"ID": f"{i:04d}", "image": png(i), "metadata": json.dumps(taught)} for i in range(1, 12)]
     )
@@ -86,13 +89,29 @@ def test_mllmu_bench_is_read_from_its_folders(mllmu_folder, tmp_path):
     first, second = b.full[:2]
     assert [(e.question, e.answer) for e in first.training if e.kind == IMAGE] == [("Describe.", "Someone.")]
     assert [(e.question, e.answer) for e in second.training if e.kind == IMAGE] == [("Who?", "Me")]
-    # The text MCQs of everyone, with the right option as the answer; the one without an answer is left out.
+    # The text MCQs of everyone, with the right option as the answer; the empty one is left out.
     assert [(e.question, e.answer) for e in second.training if e.kind == TEXT] == [("What does Person 1 do?", "welder")]
     assert {e.person for p in b.full for e in p.training if e.kind == TEXT} == {f"{i:04d}" for i in range(12)}
     assert [c.kind for c in first.choices] == [IMAGE, TEXT] and first.choices[0].options["B"] == "welder"
     assert len(b.test[0].photos) == 2 and b.test[0].choices[0].question == "What does this person do now?"
     assert b.test[0].photos[0] == png(100)["bytes"] and b.full[0].photos[0] == png(0)["bytes"]
     assert b.full[3].name == "Person 3"
+
+
+def test_what_was_left_out_is_told(mllmu_folder, clear_folder, tmp_path):
+    built = builders.prepare("mllmu_bench", tmp_path, str(mllmu_folder))
+    assert builders.left_out(built)[:3] == [
+        "full: 12 of 36 multiple-choice items left out: empty (persons 0000, 0001, 0002, 0003, 0004, ...)",
+        "full: 1 of 12 people without questions in ft_Data, taught the question and answer of Full_Set (person 0000)",
+        "full: 11 of 35 training items left out: empty (persons 0001, 0002, 0003, 0004, 0005, ...)",
+    ]
+    (built / "left_out.json").unlink()  # prepared by a release that told nothing: it is prepared again
+    assert builders.left_out(built) == []
+    assert len(builders.left_out(builders.prepare("mllmu_bench", tmp_path, str(mllmu_folder)))) == 7
+    built = builders.prepare("clear", tmp_path, str(clear_folder))
+    assert builders.left_out(built) == [
+        "celebrity: 1 of 3 multiple-choice items left out: no photo (person real_world-0001)"
+    ]
 
 
 def author(i):

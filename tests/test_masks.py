@@ -57,7 +57,7 @@ def test_top_k_per_leaf_takes_a_number_for_each():
     with pytest.raises(InputError, match="between 0 and"):
         masks.top_k(scores(), 10_000)
     with pytest.raises(InputError, match="scope"):
-        masks.top_k(scores(), 1, scope="layer")
+        masks.top_k(scores(), 1, scope="row")
 
 
 def test_selection_by_count_is_the_same_sharded(mesh):

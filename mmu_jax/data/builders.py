@@ -1,19 +1,24 @@
 """TFDS builders: array_record files of encoded image bytes; TensorFlow is never imported."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 
 from mmu_jax import InputError, hub
-from mmu_jax.data import Benchmark, Person, check, clear, faces, mllmu, read_person
+from mmu_jax.data import Benchmark, Person, check, clear, faces, mllmu, parquet, read_person, remarks
+from mmu_jax.files import read_json, read_object, write_json
 
 # A module of rows in one schema (``read_person``) each: what splits it has, and their rows, read from a source folder.
+TOLD = "left_out.json"  # in the prepared directory
 DATASETS: dict[str, ModuleType] = {"embedded_faces": faces, "mllmu_bench": mllmu, "clear": clear}
 
 
@@ -57,6 +62,7 @@ class People(tfds.core.GeneratorBasedBuilder):
     def __init__(self, *, dataset: str, source: str = "", **options):
         self.name, self._rows = dataset, DATASETS[dataset]  # TFDS names the folder after the builder
         self._source = pathlib.Path(source)
+        self.told: list[dict] = []  # remarks on the rows of all splits
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -67,13 +73,24 @@ class People(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in self._rows.splits(self._source)}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
+        tally = remarks.Tally(split)
         for row in self._rows.rows(split, self._source):
+            tally.add(row)
+            row = {name: value for name, value in row.items() if name != "remarks"}
+            if "image" not in row:
+                continue  # nothing was left of it
             images = {"image": io.BytesIO(row["image"]), "images": [io.BytesIO(image) for image in row["images"]]}
             task = row["Classification_Task"]
             choices = {key: [_numbered(choice) for choice in task[key]] for key in task}
             tasks = {"Mask_Task", "Generation_Task"} & row.keys()
             answers = {key: [{"Photo": -1} | item for item in row[key]] for key in tasks}
             yield row["ID"], row | images | answers | {"Classification_Task": choices}
+        self.told += tally.told()
+        if not tally.totals["people"]:
+            raise InputError(
+                f"expected people in split {split!r} of {self._source}, found none; download the data set again, or remove "
+                "the folder of that split"
+            )
 
 
 def _numbered(choice: dict) -> dict:
@@ -85,45 +102,114 @@ def prepare(name: str, path: str | pathlib.Path, source: str = "") -> pathlib.Pa
 
     Args:
       source: folder with a copy of the published data set, or its id on the hub; nothing for the embedded one.
+    Raises:
+      InputError: there is no such data set, its files cannot be read or do not belong together, or there is no room.
     """
     if name not in DATASETS:
         raise InputError(f"expected config.data.name in {sorted(DATASETS)}, found {name!r}; choose one of them")
     tfds.disable_progress_bar()
     built = pathlib.Path(path) / name / str(People.VERSION)
-    if (built / "dataset_info.json").exists():
+    if all((built / file).exists() for file in ("dataset_info.json", TOLD)):
         return built
     folder, module = "", DATASETS[name]
     if hasattr(module, "HUB"):
         patterns = [f"{config}/*.parquet" for config in module.FETCHED]
         folder = hub.fetch(source or module.HUB, "config.data.source", kind="dataset", patterns=patterns)
-    if not module.splits(pathlib.Path(folder)):
+    if "full" not in (there := module.splits(pathlib.Path(folder))):
         raise InputError(
-            f"expected a copy of the data set {name} in {folder}, a folder of Parquet files for every config, found none "
-            "of them; download the whole data set and give its folder in config.data.source"
+            f"expected a copy of the data set {name} in {folder}, a folder of Parquet files for every config, found "
+            f"{'only those of ' + ', '.join(there) if there else 'none of them'}; download the whole data set and give its "
+            "folder in config.data.source"
         )
-    builder = People(dataset=name, source=str(folder), data_dir=str(path), file_format="array_record")
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces a download; there is none
-        builder.download_and_prepare()
+    try:
+        shutil.rmtree(built, ignore_errors=True)  # half built, or by a release that told nothing
+        builder = People(dataset=name, source=str(folder), data_dir=str(path), file_format="array_record")
+        with contextlib.redirect_stdout(io.StringIO()):  # it announces a download; there is none
+            builder.download_and_prepare()
+    except OSError as error:
+        raise InputError(
+            f"expected room and permission to prepare the data set in {path}, found {_brief(error)}; free or change it"
+        ) from error
+    write_json(built / TOLD, builder.told)
     return built
 
 
-def _people(builder: tfds.core.DatasetBuilder, split: str) -> tuple[Person, ...]:
+def left_out(path: str | pathlib.Path) -> list[str]:
+    """What :func:`prepare` left out of a directory and why, a line each; empty for one prepared by others.
+
+    Raises:
+      InputError: the file that says so is damaged.
+    """
+    file = pathlib.Path(path) / TOLD
+    if not file.exists():
+        return []
+    told = read_json(file, "what was left out of the data set")
+    if not isinstance(told, list) or not all(isinstance(r, dict) and r.keys() >= set(remarks.KEYS) for r in told):
+        raise InputError(
+            f"expected a list of remarks in {file}, found something else; delete the folder, it is made again"
+        )
+    return [remarks.line(remark) for remark in told]
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _open(path: pathlib.Path) -> tfds.core.DatasetBuilder:
+    """The builder of a prepared directory.
+
+    Raises:
+      InputError: there is none, it is damaged, or its files are of another format.
+    """
+    if not (path / "dataset_info.json").exists():
+        raise InputError(
+            f"expected a prepared TFDS directory, found no dataset_info.json in {path}; correct config.data.path"
+        )
+    info = read_object(path / "dataset_info.json", "the description of a TFDS directory")
+    features = read_object(path / "features.json", "the features of a TFDS directory")
+    try:
+        return tfds.builder_from_directory(str(path))
+    except (json_format.ParseError, ValueError, TypeError, OSError) as error:
+        raise InputError(
+            f"expected a prepared TFDS directory in {path}, found one that tfds does not read ({_brief(error)}; version "
+            f"{info.get('version')}, features {features.get('pythonClassName')}); prepare or copy it again"
+        ) from error
+
+
+def _rows(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict]:
+    """The rows of a split or of a part of one, images as encoded bytes."""
     try:
         size = builder.info.splits[split].num_examples
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, NotImplementedError) as error:
         raise InputError(
             f"expected one of the splits {', '.join(sorted(builder.info.splits))}, or a part of one as in 'full[:5]', "
-            f"found {split!r}; correct config.data"
+            f"found {split!r} ({_brief(error).split('/splits ')[-1]}); correct config.data"
         ) from error
+    if size < 0:
+        raise InputError(f"expected a part of a split as in 'full[:5]', found {split!r}, which ends before it begins")
     if size == 0:
-        return ()
+        return
     keep = {
         name: EncodedImages() if isinstance(feature, tfds.features.Sequence) else tfds.decode.SkipDecoding()
         for name, feature in builder.info.features.items()
         if name in ("image", "images")
     }
-    source = builder.as_data_source(split=split, decoders=keep)
-    return tuple(sorted((read_person(row, split) for row in source), key=lambda person: person.id))
+    try:
+        source = builder.as_data_source(split=split, decoders=keep)
+        for index in range(len(source)):
+            yield source[index]
+    except (RuntimeError, ValueError, OSError) as error:  # the array_record reader knows RuntimeError alone
+        where = builder.data_path
+        pointers = [file.name for file in where.glob("*.array_record*") if parquet.is_pointer(pathlib.Path(file))]
+        why = f"{pointers[0]} is a pointer of git-lfs; run 'git lfs pull' there" if pointers else None
+        raise InputError(
+            f"expected the files of split {split!r} in {where} whole, found that "
+            f"{why or f'they cannot be read ({_brief(error)}); prepare or copy it again'}"
+        ) from error
+
+
+def _people(builder: tfds.core.DatasetBuilder, split: str) -> tuple[Person, ...]:
+    return tuple(sorted((read_person(row, split) for row in _rows(builder, split)), key=lambda person: person.id))
 
 
 def read(path: str | pathlib.Path, *, forget: str, retain: str) -> Benchmark:
@@ -132,27 +218,23 @@ def read(path: str | pathlib.Path, *, forget: str, retain: str) -> Benchmark:
     The ``test`` split is filtered to the people to forget, as the benchmark prescribes.
 
     Raises:
-      InputError: there is no data set, a split or column is absent, forget or retain is empty, or a person is in both.
+      InputError: there is no data set or it is damaged, a split or column is absent, or its people do not belong together
+        (:func:`mmu_jax.data.check`).
     """
-    if not (pathlib.Path(path) / "dataset_info.json").exists():
-        raise InputError(
-            f"expected a prepared TFDS directory, found no dataset_info.json in {path}; correct config.data.path"
-        )
-    builder = tfds.builder_from_directory(str(path))
-    forgotten = _people(builder, forget)
-    ids = {person.id for person in forgotten}
+    builder = _open(pathlib.Path(path))
     there = set(builder.info.splits)
 
     def optional(split):
         return _people(builder, split) if split in there else ()
 
     benchmark = Benchmark(
-        full=_people(builder, "full"),
-        forget=forgotten,
+        forget=_people(builder, forget),
         retain=_people(builder, retain),
-        test=tuple(person for person in optional("test") if person.id in ids),
+        full=_people(builder, "full"),
+        test=optional("test"),
         unseen=optional("unseen"),
         celebrity=optional("celebrity"),
     )
     check(benchmark)
-    return benchmark
+    ids = set(benchmark.forget_ids)
+    return dataclasses.replace(benchmark, test=tuple(person for person in benchmark.test if person.id in ids))

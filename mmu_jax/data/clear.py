@@ -5,13 +5,18 @@ its own photo. TOFU's questions come twenty to an author and name nobody by colu
 name it says most often. Face recognition is a choice among the names of ``*_perturbed``.
 """
 
+import collections
 import functools
 import json
 import pathlib
-from collections.abc import Iterator
+import re
+import string
+import unicodedata
+from collections.abc import Iterable, Iterator
 
 from mmu_jax import InputError
-from mmu_jax.data import IMAGE, TEXT, parquet
+from mmu_jax.data import IMAGE, TEXT, cells, parquet
+from mmu_jax.data.remarks import NO_OPTION, NO_PHOTO, Remarks, lacking
 
 HUB = "therem/CLEAR"
 CAPTION = (  # the benchmark's own wording
@@ -44,77 +49,136 @@ def splits(source: pathlib.Path) -> list[str]:
 
 
 def rows(split: str, source: pathlib.Path) -> Iterator[dict]:
-    """Rows of a split in the schema of ``mmu_jax.data.read_person``, a row an author."""
+    """Rows of a split in the schema of ``mmu_jax.data.read_person``, a row an author, with the ``remarks`` that ``builders`` counts.
+
+    Raises:
+      InputError: an author, a caption or a block of questions is not joined to the others; a cell has no reading.
+    """
     if split == "celebrity":
         yield from _real(source)
         return
     folder, authors, asked = FOLDERS[split], _authors(source), _asked(source)
-    mine: dict[str, dict[str, list]] = {}
-    for row in parquet.read(source, folder, ("caption", "name")):
-        mine.setdefault(row["name"], {"captions": [], "names": []})["captions"].append(row["caption"])
+    mine: dict[str, list[int]] = {}
+    for name, place, _ in _placed(source, folder):
+        mine.setdefault(name, []).append(place)
+    faces: dict[str, list[tuple[int, list[str]]]] = {}
     if split != "full":
-        for row in parquet.read(source, _perturbed(split), ("caption", "name", "perturbed_names")):
-            if row["name"] in mine:
-                mine[row["name"]]["names"].append(row)
-    for name, found in mine.items():
-        captions = {caption: index for index, (caption, _) in enumerate(authors.get(name, ()))}
-        lost = [c for c in (*found["captions"], *(row["caption"] for row in found["names"])) if c not in captions]
-        if lost:
+        for name, place, row in _placed(source, _perturbed(split), ("perturbed_names",)):
+            faces.setdefault(name, []).append((place, _names(row["perturbed_names"], f"perturbed_names of {name}")))
+        if split.startswith("forget") and (strange := sorted(faces.keys() - mine.keys())):
             raise InputError(
-                f"expected every caption of {name} in {folder} and {_perturbed(split)} to stand in full, found {len(lost)} "
-                f"that do not, {lost[0][:60]!r}; download the data set again"
+                f"expected the authors of {_perturbed(split)} in {folder}, found no {', '.join(strange[:5])} there; "
+                "download the data set again"
             )
-        shown = [
-            {"Question": CAPTION[captions[c] % len(CAPTION)], "Photo": captions[c], "c": c} for c in found["captions"]
-        ]
-        spoken = [{"Question": q, "Answer": a, "Type": TEXT} for q, a in asked.get(name, [])]
-        training = [{"Question": i["Question"], "Answer": i["c"], "Type": IMAGE, "Photo": i["Photo"]} for i in shown]
-        photos = [photo for _, photo in authors[name]]
+    for name, places in mine.items():
+        photos = authors[name]
+        remarks: Remarks = []
+        shown = [(CAPTION[place % len(CAPTION)], photos[place][0], {"Type": IMAGE, "Photo": place}) for place in places]
+        spoken = [(question, answer, {"Type": TEXT}) for question, answer in asked[name]]
+        task = "training" if split == "full" else "generation"
+        items = list(_filled(shown + spoken, task, remarks))
+        faced = [_choice(RECOGNISE, name, wrong, place) for place, wrong in faces.get(name, ())]
         yield {
             "ID": name,
-            "image": photos[0],
-            "images": photos[1:] if split == "full" else [],
+            "image": photos[0][1],
+            "images": [photo for _, photo in photos[1:]] if split == "full" else [],
             "biography": json.dumps({"Name": name}),
-            "metadata": json.dumps(training + spoken if split == "full" else []),
-            "Classification_Task": {
-                "Image_Textual_Questions": [
-                    _choice(RECOGNISE, name, row["perturbed_names"], captions[row["caption"]]) for row in found["names"]
-                ],
-                "Pure_Text_Questions": [],
-            },
+            "metadata": json.dumps(
+                [{"Question": q, "Answer": a, **kind} for q, a, kind in items] if split == "full" else []
+            ),
+            "Classification_Task": {"Image_Textual_Questions": faced, "Pure_Text_Questions": []},
             "Mask_Task": [],
-            "Generation_Task": [
-                {"Question": i["Question"], "Ground_Truth": i["c"], "Type": IMAGE, "Photo": i["Photo"]} for i in shown
-            ]
-            + [{"Question": i["Question"], "Ground_Truth": i["Answer"], "Type": TEXT} for i in spoken],
+            "Generation_Task": [{"Question": q, "Ground_Truth": a, **kind} for q, a, kind in items],
+            "remarks": remarks,
         }
+
+
+def _filled(items: list[tuple[str, str, dict]], task: str, remarks: Remarks) -> Iterator[tuple[str, str, dict]]:
+    """The items with a question and an answer; a remark for each of the others."""
+    for item in items:
+        if item[0] and item[1]:
+            yield item
+        else:
+            remarks.append((task, lacking(*item[:2])))
 
 
 def _perturbed(split: str) -> str:
     return f"{FOLDERS[split]}_perturbed" if split.startswith("forget") else "retain_perturbed"
 
 
-@functools.lru_cache(maxsize=1)
+def _said(row: dict, column: str, index: int, folder: str) -> str:
+    return cells.text(row[column], f"column {column} of row {index} of {folder}").strip()
+
+
+def _named(row: dict, index: int, folder: str) -> str:
+    if name := unicodedata.normalize("NFC", _said(row, "name", index, folder)):
+        return name
+    raise InputError(
+        f"expected a name in every row of {folder}, found none in row {index}; download the data set again"
+    )
+
+
 def _authors(source: pathlib.Path) -> dict[str, list[tuple[str, bytes]]]:
     """Author -> (caption, photo) in the order of the full set."""
+    return _authors_of(source, parquet.stamp(source, "full"))
+
+
+@functools.lru_cache(maxsize=1)
+def _authors_of(source: pathlib.Path, stamp: tuple) -> dict[str, list[tuple[str, bytes]]]:
     found: dict[str, list[tuple[str, bytes]]] = {}
-    for row in parquet.read(source, "full", ("image", "caption", "name")):
-        found.setdefault(row["name"], []).append((row["caption"], parquet.image(row["image"])))
+    for index, row in enumerate(parquet.read(source, "full", ("image", "caption", "name"))):
+        name = _named(row, index, "full")
+        photos = cells.images(row["image"], f"{name} in row {index} of full")
+        if len(photos) != 1:
+            raise InputError(
+                f"expected a photo in every row of full, found {len(photos)} in row {index} ({name}); "
+                "download the data set again"
+            )
+        found.setdefault(name, []).append((_said(row, "caption", index, "full"), photos[0]))
     return found
 
 
-@functools.lru_cache(maxsize=1)
+def _placed(source: pathlib.Path, folder: str, columns: tuple[str, ...] = ()) -> Iterator[tuple[str, int, dict]]:
+    """Author, place among the author's photos, and row, for every row of a folder of captions.
+
+    A row belongs to the photo with its caption; where several have it to the one of its bytes, else to the next in order.
+
+    Raises:
+      InputError: the full set has no such author, or the author no photo with that caption.
+    """
+    authors, turns = _authors(source), collections.Counter()
+    twins = any(len({caption for caption, _ in photos}) < len(photos) for photos in authors.values())
+    image = ("image",) if twins else ()  # else there is no need to read a gigabyte of them
+    for index, row in enumerate(parquet.read(source, folder, ("caption", "name", *columns), image)):
+        name, caption = _named(row, index, folder), _said(row, "caption", index, folder)
+        photos = authors.get(name, [])
+        places = [place for place, (said, _) in enumerate(photos) if said == caption]
+        if not places:
+            raise InputError(
+                f"expected every caption of {name} in {folder} to stand in full, found 1 that does not, "
+                f"{caption[:60]!r}; download the data set again"
+            )
+        if len(places) > 1:
+            mine = cells.images(row.get("image"), f"{name} in row {index} of {folder}")
+            places = [place for place in places if [photos[place][1]] == mine] or places
+        turn = turns[name, *places]
+        turns[name, *places] += 1
+        yield name, places[turn % len(places)], row
+
+
 def _asked(source: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
     """Author -> TOFU's questions and answers.
 
     Raises:
-      InputError: they are not twenty to an author, or a block names no author of the photos, or two name the same.
+      InputError: they are not twenty to an author; a block names no author of the photos, or two as often, or the author of
+        another block; an author has no block.
     """
-    pairs = [
-        (row["question"], row["answer"])
-        for row in parquet.read(source, "full+tofu", ("caption", "question", "answer"))
-        if row["question"] and not row["caption"]
-    ]
+    authors = _authors(source)
+    pairs = []
+    for index, row in enumerate(parquet.read(source, "full+tofu", ("caption", "question", "answer"))):
+        caption, question, answer = (_said(row, c, index, "full+tofu") for c in ("caption", "question", "answer"))
+        if (question or answer) and not caption:
+            pairs.append((question, answer))
     blocks = [pairs[start : start + BLOCK] for start in range(0, len(pairs), BLOCK)]
     if not blocks or len(blocks[-1]) < BLOCK:
         raise InputError(
@@ -122,22 +186,48 @@ def _asked(source: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
         )
     found: dict[str, list[tuple[str, str]]] = {}
     for block in blocks:
-        text = " ".join(part for pair in block for part in pair)
-        said = {name: text.count(name) for name in _authors(source)}
-        name = max(said, key=said.get)
-        if not said[name] or name in found:
+        named = _most_named(" ".join(part for pair in block for part in pair), authors)
+        if len(named) != 1 or named[0] in found:
             raise InputError(
                 f"expected a block of {BLOCK} text questions of full+tofu to name one author of full whom no other block "
-                f"names, found {name if said[name] else 'nobody'} in that of {block[0][0][:60]!r}; download the data set again"
+                f"names, found {' and '.join(named) or 'nobody'} in that of {block[0][0][:60]!r}; download the data set again"
             )
-        found[name] = block
+        found[named[0]] = block
+    if silent := sorted(authors.keys() - found.keys()):
+        raise InputError(
+            f"expected {BLOCK} text questions in full+tofu for every author of full, found none for {', '.join(silent[:5])}; "
+            "download the data set again"
+        )
     return found
+
+
+def _most_named(text: str, authors: Iterable[str]) -> list[str]:
+    """The authors whose whole names stand most often in a text; a name within another's is the other's."""
+    longest_first = sorted(authors, key=len, reverse=True)
+    names = re.compile(rf"(?<![^\W_]|-)(?:{'|'.join(map(re.escape, longest_first))})(?!-?[^\W_])")
+    counts = collections.Counter(names.findall(unicodedata.normalize("NFC", text)))
+    return sorted(name for name, count in counts.items() if count == max(counts.values()))
+
+
+def _names(cell: object, place: str) -> list[str]:
+    """A list of names, or one; null is none."""
+    try:
+        found = cells.parsed(cell)
+    except ValueError:
+        found = cell  # a name, not a list of them written out
+    listed = found if isinstance(found, list) else [] if found is None else [cell]
+    return [name for name in (cells.text(item, place).strip() for item in listed) if name]
 
 
 def _choice(question: str, right: str, wrong: list[str], photo: int = -1) -> dict:
     """Options in alphabetical order, so that the right one stands anywhere but by no chance."""
     options = sorted({right, *wrong})
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]
+    if len(options) > len(string.ascii_uppercase):
+        raise InputError(
+            f"expected at most {len(string.ascii_uppercase)} names to choose from, found {len(options)} for {right}; "
+            "download the data set again"
+        )
+    letters = string.ascii_uppercase[: len(options)]
     table = dict(zip(letters, options, strict=True))
     return {"Question": question, "Options": table, "Correct_Answer": letters[options.index(right)], "Photo": photo}
 
@@ -145,18 +235,21 @@ def _choice(question: str, right: str, wrong: list[str], photo: int = -1) -> dic
 def _real(source: pathlib.Path) -> Iterator[dict]:
     for folder in sorted(set(REAL) & parquet.configs(source)):
         for index, row in enumerate(parquet.read(source, folder, ("answer", "options"), ("image", "question"))):
-            photo = parquet.image(row.get("image"))
-            if photo is None:
+            person, place = f"{folder}-{index:04d}", f"row {index} of {folder}"
+            photos, answer = cells.images(row.get("image"), place), _said(row, "answer", index, folder)
+            if not photos or not answer:
+                yield {"ID": person, "remarks": [("multiple-choice", NO_OPTION if photos else NO_PHOTO)]}
                 continue
-            question = row.get("question") or RECOGNISE
+            question = cells.text(row.get("question"), f"question of {place}") or RECOGNISE
+            options = _names(row["options"], f"options of {place}")
             yield {
-                "ID": f"{folder}-{index:04d}",
-                "image": photo,
+                "ID": person,
+                "image": photos[0],
                 "images": [],
-                "biography": json.dumps({"Name": row["answer"]}),
+                "biography": json.dumps({"Name": answer}),
                 "metadata": "[]",
                 "Classification_Task": {
-                    "Image_Textual_Questions": [_choice(question, row["answer"], row["options"])],
+                    "Image_Textual_Questions": [_choice(question, answer, options)],
                     "Pure_Text_Questions": [],
                 },
                 "Mask_Task": [],

@@ -1,7 +1,7 @@
 """Streams: ``batch(step)`` is a pure function of (seed, step), so a run resumes from one integer."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,12 @@ def decode(person: Person) -> list[Image]:
     Raises:
       InputError: one does not decode; photo and person are named.
     """
-    return [vision.decode(photo, f"photo {i} of person {person.id}") for i, photo in enumerate(person.photos)]
+    return [vision.decode(photo, where) for photo, where in _photos(person)]
+
+
+def _photos(person: Person) -> list[tuple[bytes, str]]:
+    """The encoded photos of a person, each with what it is called in messages."""
+    return [(photo, f"photo {i} of person {person.id}") for i, photo in enumerate(person.photos)]
 
 
 def album(processor: Any, people: tuple[Person, ...], max_pixels: int = 0, keep: int = 2048) -> Album:
@@ -39,10 +44,10 @@ def album(processor: Any, people: tuple[Person, ...], max_pixels: int = 0, keep:
     photos, encoded = {}, []
     for person in people:
         photos[person.id] = list(range(len(encoded), len(encoded) + len(person.photos)))
-        encoded += [(photo, f"photo {i} of person {person.id}") for i, photo in enumerate(person.photos)]
+        encoded += _photos(person)
 
     def make(part):
-        return vision.pictures(processor, [vision.decode(*photo) for photo in part], max_pixels)
+        return vision.pictures(processor, [vision.decode(*photo) for photo in part], max_pixels, [n for _, n in part])
 
     pictures = []
     for start in range(0, len(encoded), 256):
@@ -67,6 +72,29 @@ class Sizes:
         """The token and image arrays of the rows ``index``."""
         images = vision.arrays(pictures, self.patches) if any(pictures) else {}
         return rows.batch(index, pictures, self.tokens) | images
+
+
+def examine(processor: Any, people: Iterable[Person], max_pixels: int = 0, sizes: Sizes = Sizes()) -> None:
+    """Decodes every photo and reads every text once, so that what cannot be shown or asked is found before training.
+
+    Raises:
+      InputError: a photo does not decode, has a shape that the processor refuses or does not fit ``max_pixels`` and
+        ``sizes``; a text is refused by :func:`text.check`. Photo and person are named.
+    """
+    for person in people:
+        for photo, where in _photos(person):
+            found = vision.measure(processor, vision.decode(photo, where).size, max_pixels, where)
+            for what, length in (("patches", found.patches), ("tokens", found.tokens)):
+                vision.fit(length, getattr(sizes, what), what, whose=f" for {where}")
+        text.check(processor, _texts(person))
+
+
+def _texts(person: Person) -> Iterator[tuple[str, str]]:
+    """Everything that is asked of a person and answered, each with where it stands."""
+    for task in ("training", "choices", "cloze", "generation"):
+        for item in getattr(person, task):
+            answers = item.options.values() if isinstance(item, Choice) else (item.answer,)
+            yield from ((f"the {task} of person {person.id}", words) for words in (item.question, *answers))
 
 
 def sizes_for(sizes: Sizes, rows: text.Rows, pictures: list[vision.Picture]) -> Sizes:
@@ -182,7 +210,7 @@ def stream(
     """Encodes examples of one kind into a Stream; ``photos`` for image examples, None for text.
 
     Raises:
-      InputError: no example, or examples of the other kind.
+      InputError: no example, examples of the other kind, or a text that is refused or fits no size; its person is named.
     """
     if not examples:
         raise InputError(
@@ -191,7 +219,17 @@ def stream(
     kinds = {example.kind for example in examples}
     if kinds != {IMAGE if photos else TEXT}:
         raise InputError(f"expected only {IMAGE if photos else TEXT} rows in stream {name!r}, found {sorted(kinds)}")
-    texts = text.encode(processor, [(e.question, e.answer) for e in examples], 1 if photos else 0)
+    whose = [f" of person {e.person}" for e in examples]
+    said = (
+        (f"the text{owner}", words)
+        for e, owner in zip(examples, whose, strict=True)
+        for words in (e.question, e.answer)
+    )
+    text.check(processor, said)
+    texts = text.encode(processor, [(e.question, e.answer) for e in examples], 1 if photos else 0, whose)
+    for example, owner, length in zip(examples, whose, texts.lengths(0), strict=True):
+        shown = max(photos.pictures[i].tokens for i in photos.of(example)) - 1 if photos else 0
+        vision.fit(int(length) + shown, sizes.tokens, "tokens", whose=owner)
     sizes = sizes_for(sizes, texts, photos.pictures if photos else [])
     columns = {"person": np.array([people[e.person] for e in examples], np.int32)}
     return Stream(name, tuple(examples), texts, photos, rows, seed, sizes, columns)

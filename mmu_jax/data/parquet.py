@@ -1,6 +1,7 @@
 """Published benchmarks as they lie on the Hugging Face hub: a folder of Parquet files for every config."""
 
 import pathlib
+import re
 from collections.abc import Iterator
 
 from mmu_jax import InputError
@@ -17,28 +18,62 @@ def read(source: pathlib.Path, config: str, columns: tuple[str, ...], optional: 
     """The rows of a config, as Python values, a few at a time: ``columns``, and those of ``optional`` that are there.
 
     Raises:
-      InputError: there is no such folder, or it lacks one of ``columns``.
+      InputError: there is no such folder, it lacks a file or one of ``columns``, or a file cannot be read.
     """
-    import pyarrow.parquet as pq
+    for path in _files(source, config):
+        yield from _rows(path, columns, optional)
 
-    files = sorted((source / config).rglob("*.parquet"))
+
+def stamp(source: pathlib.Path, config: str) -> tuple:
+    """What changes when the files of a config do."""
+    stats = [(path.name, path.stat()) for path in _files(source, config)]
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+
+
+def _files(source: pathlib.Path, config: str) -> list[pathlib.Path]:
+    found = sorted((source / config).rglob("*.parquet"))
+    files = [path for path in found if not path.is_dir() and not path.name.startswith(".")]
     if not files:
         raise InputError(
             f"expected Parquet files in {source / config}, found none; download the whole data set there "
             f"(it has {', '.join(sorted(configs(source))) or 'no folder with Parquet files'})"
         )
-    for path in files:
-        file = pq.ParquetFile(path)
-        missing = [name for name in columns if name not in file.schema_arrow.names]
-        if missing:
-            raise InputError(
-                f"expected columns {', '.join(columns)} in {path}, found no {', '.join(missing)}; download the data set again"
-            )
-        wanted = [*columns, *(name for name in optional if name in file.schema_arrow.names)]
-        for part in file.iter_batches(batch_size=32, columns=wanted):
-            yield from part.to_pylist()
+    promised = max((int(said[1]) for path in files if (said := re.search(r"-of-0*(\d+)", path.stem))), default=1)
+    if len(files) < promised:
+        raise InputError(
+            f"expected {promised} Parquet files in {source / config}, as {files[0].name} says, found {len(files)}; "
+            "download the whole data set there"
+        )
+    return files
 
 
-def image(value: dict | bytes | None) -> bytes | None:
-    """The encoded bytes of an image column."""
-    return value["bytes"] if isinstance(value, dict) else value
+def _rows(path: pathlib.Path, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[dict]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # What is wrong with a file shows when it is opened or only when a part of it is read.
+    try:
+        with pq.ParquetFile(path) as file:
+            there = file.schema_arrow.names
+            if missing := [name for name in columns if name not in there]:
+                raise InputError(
+                    f"expected columns {', '.join(columns)} in {path}, found no {', '.join(missing)}; "
+                    "download the data set again"
+                )
+            wanted = [*columns, *(name for name in optional if name in there)]
+            for part in file.iter_batches(batch_size=32, columns=wanted):
+                yield from part.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        why = f"it cannot be read ({' '.join(str(error).split())[:200]}); download it again"
+        if is_pointer(path):
+            why = "it is a pointer of git-lfs; run 'git lfs pull' there"
+        raise InputError(f"expected a Parquet file at {path}, found that {why}") from error
+
+
+def is_pointer(path: pathlib.Path) -> bool:
+    """Whether git-lfs left the note in place of the file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(30).startswith(b"version https://git-lfs")
+    except OSError:
+        return False

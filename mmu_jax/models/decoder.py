@@ -12,6 +12,7 @@ from mmu_jax.models.layers import Embed, Linear, RMSNorm, activation, attention,
 from mmu_jax.sharding import constrain
 
 Cache = dict[str, jax.Array]
+SECTIONS = [16, 24, 24]  # of M-RoPE where a config has none
 
 
 def inverse_frequencies(config: Any) -> np.ndarray:
@@ -49,7 +50,7 @@ def angles(config: Any, positions: jax.Array) -> jax.Array:
     """
     inv_freq = jnp.asarray(inverse_frequencies(config))
     if positions.ndim == 3:
-        sections = config.rope_parameters["mrope_section"]
+        sections = config.rope_parameters.get("mrope_section", SECTIONS)
         axis = np.repeat(np.arange(len(sections)) % 3, sections)
         positions = positions[:, axis].swapaxes(1, 2)
     else:
@@ -61,7 +62,7 @@ def biases(config: Any) -> tuple[bool, bool]:
     """Whether q, k, v have a bias, and whether o has."""
     if config.model_type.startswith("qwen2"):
         return True, False
-    both = getattr(config, "attention_bias", False)
+    both = config.model_type == "llama" and config.attention_bias
     return both, both
 
 
@@ -102,7 +103,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        c, bias = self.config, getattr(self.config, "mlp_bias", False)
+        c = self.config
+        bias = c.model_type == "llama" and c.mlp_bias
         gate = activation(c.hidden_act)(Linear(c.intermediate_size, bias, self.dtype, name="gate_proj")(x))
         up = Linear(c.intermediate_size, bias, self.dtype, name="up_proj")(x)
         return Linear(x.shape[-1], bias, self.dtype, name="down_proj")(gate * up)
@@ -148,8 +150,6 @@ class LanguageModel(nn.Module):
 
     def setup(self):
         c = self.config
-        if getattr(c, "use_sliding_window", False):
-            raise InputError("expected full attention, found use_sliding_window; this model is not supported")
         self.embed_tokens = Embed(c.vocab_size, c.hidden_size, self.dtype)
         self.decoder = Decoder(c, self.dtype)
         nn.share_scope(self, self.decoder)

@@ -1,0 +1,149 @@
+"""The command line: flags, the config file they name, and every mistake in them as one line."""
+
+import errno
+import importlib.util
+import inspect
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mmu_jax import InputError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; default runs/<config name>.")
+STAGES = flags.DEFINE_list("stages", [], "Only these stages, by name or by their part before the slash.")
+
+# What a file system says when it will not: no room, no right, no such place.
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
+REFUSALS |= {errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EMFILE, errno.EEXIST}
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Flags; a mistake is one line and exit code 2."""
+    return spoken(_parse, argv)
+
+
+def spoken(program: Callable[..., Any], *args: Any) -> Any:
+    """``program(*args)``; what a user can mend is printed as one line on stderr, and the process ends with exit code 2.
+
+    An interrupt ends it with 130. Everything else is a fault of ours and keeps its traceback.
+    """
+    try:
+        return program(*args)
+    except InputError as error:
+        message, code = f"error: {' '.join(str(error).split())}", 2
+    except OSError as error:
+        if error.errno not in REFUSALS or error.filename is None:
+            raise
+        message = f"error: expected a file system that lets us write and read {error.filename}, found {error.strerror}"
+        message, code = f"{message}; free or change that place, or give another --workdir", 2
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        found = str(error).splitlines()[0]
+        message = "error: expected batches that fit into the memory of the devices, found that they do not"
+        message, code = f"{message} ({found}); lower the rows of this stage, or use more devices (config.mesh)", 2
+    except KeyboardInterrupt:
+        message, code = "stopped; the same command goes on from here", 130
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    named = _named(argv)
+    if named is None:
+        raise InputError("expected --config=configs/NAME.py, found none; name a config")
+    load(named)
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).split())) from error
+    except (AttributeError, KeyError, IndexError, TypeError) as error:  # of ml_collections, for a key that is not there
+        raise InputError(
+            f"expected --config.KEY=VALUE for keys that {named} has, found another ({' '.join(str(error).split())}); correct it"
+        ) from error
+
+
+def _named(argv: list[str]) -> str | None:
+    """The value of the last ``--config``, spelled in any way absl reads; None where there is none."""
+    found = None
+    for index, word in enumerate(argv[1:], 1):
+        flag, equals, value = word.partition("=")
+        if word == "--":
+            break
+        if flag in ("--config", "-config"):
+            found = value if equals else "".join(argv[index + 1 : index + 2])
+    return found
+
+
+def load(named: str) -> ConfigDict:
+    """The config of ``FILE`` or ``FILE:ARGUMENT``.
+
+    Raises:
+      InputError: there is no such file, it is no Python, it has no ``get_config`` that takes what is given, or that
+        function refuses its argument: a ``ValueError`` of its own is shown as its sentence. Its other exceptions pass.
+    """
+    path, colon, argument = named.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"expected a config file, found no {path or 'name'}; name one in configs/")
+    spec = importlib.util.spec_from_file_location("config_to_judge", path)
+    if spec is None:
+        raise InputError(f"expected a config file in Python, found {path}; name one whose name ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise InputError(f"expected Python in {path}, found none that can be read ({error}); correct it") from error
+    except ModuleNotFoundError as error:
+        if error.name in sys.modules or (error.name or "").split(".")[0] == "mmu_jax":
+            raise
+        raise InputError(f"expected the modules that {path} imports, found no {error.name}; install it") from error
+    make = getattr(module, "get_config", None)
+    if not callable(make):
+        raise InputError(f"expected a function get_config in {path}, found none; write one that returns a ConfigDict")
+    given = (argument,) if colon else ()
+    try:
+        inspect.signature(make).bind(*given)
+    except TypeError as error:
+        found = f"{argument!r} after the colon" if colon else "no argument after the colon"
+        raise InputError(
+            f"expected what get_config of {path} takes, found {found} ({error}); correct --config"
+        ) from error
+    try:
+        config = make(*given)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"expected get_config of {path} to return a ConfigDict, found {type(config).__name__}; correct it"
+        )
+    return config
+
+
+def config_name() -> str:
+    """``configs/llava.py:benchmark=mllmu,split=5`` -> ``llava-benchmark-mllmu-split-5``."""
+    path, _, argument = flags.FLAGS["config"].config_filename.partition(":")
+    return "-".join([pathlib.Path(path).stem, *(part.replace("=", "-") for part in argument.split(",") if part)])
+
+
+def workdir() -> pathlib.Path:
+    return pathlib.Path(WORKDIR.value or pathlib.Path("runs") / config_name())
+
+
+def given() -> dict[str, Any]:
+    """The keys of the config that stand on the command line, dotted, and their values."""
+    return dict(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def quiet() -> None:
+    """Other libraries' advice: transformers says to install torch, which nothing here needs."""
+    from absl import logging
+
+    logging.set_verbosity(logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -1,0 +1,301 @@
+"""All of a config judged before anything is made: types, ranges, names, and keys that nothing would read.
+
+A rule is ``(pattern of dotted keys, what holds, what was expected)``. Every key is judged by every rule whose pattern
+matches it, and all that is wrong is said at once.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from configs import common
+from mmu_jax import InputError, adapters, evaluate, methods, train
+from mmu_jax.data import builders
+
+HEADLINES = ("exact", "rouge_l", "cloze", "cloze_exact", "mcq", "letter", "letter_published", "probability")
+DTYPES = ("float32", "bfloat16", "float16")
+SCHEDULES = ("constant", "linear", "cosine")
+OPEN = (r"model\.(vision|text)\..*", r"unlearn\.learning_rate\..*")  # keys whose names a config chooses
+
+
+def _whole(value: Any, least: int, most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _compiles(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(re.compile(value)) and value != ""
+    except re.error:
+        return False
+
+
+def _lengths(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(_whole(v, 1) for v in value)
+
+
+def _one_of(values: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: isinstance(v, str) and v in values, f"one of {', '.join(values)}"
+
+
+COUNT = (lambda v: _whole(v, 1), "a whole number of at least 1")
+COUNT_OR_NONE = (lambda v: _whole(v, 0), "a whole number of at least 0")
+POSITIVE = (lambda v: _number(v) and v > 0, "a finite number above 0")
+NOT_NEGATIVE = (lambda v: _number(v) and v >= 0, "a finite number of at least 0")
+SHARE = (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1")
+SWITCH = (lambda v: isinstance(v, bool), "True or False")
+TEXT = (lambda v: isinstance(v, str), "a text")
+NAME = (lambda v: isinstance(v, str) and v.strip() != "", "a text that is not empty")
+PATTERN = (_compiles, "a regular expression that compiles and is not empty")
+LENGTHS = (_lengths, "lengths of at least 1, as in (64, 128)")
+
+RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
+    (r"seed", (lambda v: _whole(v, 0, 2**32 - 1), "a whole number from 0 to 2**32 - 1")),
+    (r"mesh\.data", (lambda v: v == -1 or _whole(v, 1), "a whole number of at least 1, or -1 for every device")),
+    (r"mesh\.model", COUNT),
+    (r"data\.(source|path)|model\.path|vanilla\.path", TEXT),
+    (r"data\.(forget|retain)|evaluate\.prompts\.blank", NAME),
+    (r"data\.name", _one_of(tuple(sorted(builders.DATASETS)))),
+    (r"data\.(tokens|patches)", LENGTHS),
+    (r"data\.max_pixels|vanilla\.rows\..*|.*lora\.rank", COUNT_OR_NONE),
+    (r"model\.(dtype|param_dtype)", _one_of(DTYPES)),
+    (r"memory\.limit_gib|saliency\.(eps|noise)", NOT_NEGATIVE),
+    (r"memory\.go_on|gold|saliency\.keep_scores|evaluate\.letters", SWITCH),
+    (r".*\.epochs|.*\.learning_rate(\..*)?|.*\.retain_rate|.*\.clip|.*\.beta|.*lora\.alpha|saliency\.tau", POSITIVE),
+    (r".*\.schedule", _one_of(SCHEDULES)),
+    (r"vanilla\.warmup|evaluate\.memorised", SHARE),
+    (r".*lora\.targets", PATTERN),
+    (r".*\.rows|saliency\.chunk|evaluate\.(new_tokens|samples)|save_every", COUNT),
+    (r"evaluate\.headline", _one_of(HEADLINES)),
+    (r"evaluate\.prompts\..*", TEXT),
+)
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested dict by dotted key; an empty dict is a value."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def judge(config: Any, given: dict[str, Any]) -> None:
+    """Refuses a config that cannot work, before anything is made.
+
+    Args:
+      given: the dotted keys that stand on the command line.
+    Raises:
+      InputError: every problem there is, in one line.
+    """
+    values = flat(config.to_dict())
+    problems = [*_keys(values), *_values(values)]
+    if not problems:  # what is below reads the keys together
+        problems = [*_methods(config), *_networks(config), *_together(config), *_unread(config, given)]
+    if problems:
+        raise InputError(
+            "; ".join(problems) + ("" if len(problems) == 1 else f" ({len(problems)} problems in the config)")
+        )
+
+
+def _keys(values: dict[str, Any]) -> list[str]:
+    """Keys that are not those of ``configs.common.base``."""
+    known = set(flat(common.base().to_dict()))
+    chosen = [key for key in values if any(re.fullmatch(pattern, key) for pattern in OPEN)]
+    groups = {re.sub(r"\.[^.]*$", "", key) for key in chosen}
+    missing = [
+        k for k in sorted(known - values.keys()) if k not in groups and not any(re.fullmatch(p, k) for p in OPEN)
+    ]
+    extra = [k for k in values if k not in known and k not in chosen]
+    return [f"expected config.{key}, found none; start from configs/common.py" for key in missing] + [
+        f"expected keys of configs/common.py, found config.{key}; remove it" for key in extra
+    ]
+
+
+def _values(values: dict[str, Any]) -> list[str]:
+    problems = []
+    for key, value in values.items():
+        for pattern, (holds, expected) in RULES:
+            if re.fullmatch(pattern, key) and not holds(value):
+                problems.append(f"expected {expected} in config.{key}, found {value!r}; correct it")
+                break
+    return problems
+
+
+def _methods(c: Any) -> list[str]:
+    names, problems = c.unlearn.methods, []
+    if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
+        return [
+            f"expected names of methods in config.unlearn.methods, as in ('ga',), found {names!r}; name at least one"
+        ]
+    if unknown := [name for name in names if name not in methods.METHODS]:
+        problems.append(
+            f"expected config.unlearn.methods among {', '.join(methods.METHODS)}, found {', '.join(unknown)}; correct it"
+        )
+    if twice := sorted({name for name in names if list(names).count(name) > 1}):
+        problems.append(
+            f"expected every method once in config.unlearn.methods, found {', '.join(twice)} twice; remove one"
+        )
+    for name in names:
+        if name in methods.METHODS and c.unlearn.learning_rate.get(name) is None:
+            problems.append(f"expected config.unlearn.learning_rate.{name}, found none; set it")
+    strangers = [name for name in c.unlearn.learning_rate if name not in methods.METHODS]
+    problems += [f"expected methods in config.unlearn.learning_rate, found {name!r}; remove it" for name in strangers]
+    return problems
+
+
+def _networks(c: Any) -> list[str]:
+    """Sizes of a model made from nothing, which must fit one another."""
+    if c.model.path or c.vanilla.path:
+        return []
+    vision, text = c.model.vision.to_dict(), c.model.text.to_dict()
+    if not vision or not text:
+        return [
+            "expected a model to start from, found config.model.path empty and no sizes in config.model.vision and "
+            "config.model.text; give a directory or hub id in config.model.path, or run configs/tiny.py"
+        ]
+    wanted = {
+        "vision": (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "image_size",
+            "patch_size",
+        ),
+        "text": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    }
+    problems = []
+    for part, names in wanted.items():
+        sizes = {"vision": vision, "text": text}[part]
+        every = {name: sizes.get(name) for name in names} | sizes
+        problems += [
+            f"expected a whole number of at least 1 in config.model.{part}.{name}, found {value!r}; correct it"
+            for name, value in every.items()
+            if name in (*names, "num_key_value_heads", "projection_dim") and not _whole(value, 1)
+        ]
+    if problems:
+        return problems
+    heads, groups = text["num_attention_heads"], text.get("num_key_value_heads", text["num_attention_heads"])
+    divisions = (
+        ("vision.hidden_size", vision["hidden_size"], "vision.num_attention_heads", vision["num_attention_heads"]),
+        ("text.hidden_size", text["hidden_size"], "text.num_attention_heads (twice)", 2 * heads),
+        ("text.num_attention_heads", heads, "text.num_key_value_heads", groups),
+        ("vision.image_size", vision["image_size"], "vision.patch_size", vision["patch_size"]),
+    )
+    problems = [
+        f"expected config.model.{a} to divide by config.model.{b}, found {x} and {y}; change one"
+        for a, x, b, y in divisions
+        if x % y
+    ]
+    if vision["num_hidden_layers"] < 2:
+        problems.append(
+            "expected at least 2 in config.model.vision.num_hidden_layers (the last is never read), found 1; raise it"
+        )
+    return problems
+
+
+def _devices() -> int:
+    try:
+        return jax.device_count()
+    except RuntimeError as error:  # JAX's own, when the platform that was asked for is not there
+        raise InputError(
+            f"expected devices that JAX can use, found none ({str(error).splitlines()[0]}); install jax[cuda] or jax[tpu], "
+            "or set JAX_PLATFORMS=cpu"
+        ) from error
+
+
+def _together(c: Any) -> list[str]:
+    """Keys that must fit one another and the machine."""
+    problems = evaluate.check_prompts(c.evaluate.prompts.to_dict())
+    there, data, split = _devices(), c.mesh.data, c.mesh.model
+    if (max(data, 1) * split) > there:
+        problems.append(
+            f"expected a mesh of at most {there} devices, found config.mesh.data={data} x config.mesh.model={split}; set "
+            "both to what the machine has"
+        )
+    if c.data.forget == c.data.retain:
+        problems.append(
+            f"expected two splits in config.data.forget and .retain, found {c.data.forget!r} in both; correct one"
+        )
+    if not c.vanilla.path and not any(c.vanilla.rows.values()):
+        problems.append("expected rows in config.vanilla.rows.vqa or .text, found 0 in both; set one")
+    if not c.evaluate.letters and c.evaluate.headline.startswith("letter"):
+        problems.append("expected config.evaluate.letters=True for the headline letter, found False; set it")
+    coarse = c.model.param_dtype != "float32"
+    if coarse and not c.vanilla.path and not c.vanilla.lora.rank:
+        problems.append(
+            f"expected config.model.param_dtype=float32 or a LoRA to train the vanilla model, found {c.model.param_dtype} "
+            "and no LoRA; set config.vanilla.lora.rank too, or give a model that needs no training in config.vanilla.path"
+        )
+    if coarse and not c.unlearn.lora.rank:
+        problems.append(
+            f"expected config.model.param_dtype=float32 or a LoRA to unlearn with, found {c.model.param_dtype} and no "
+            "LoRA; set config.unlearn.lora.rank"
+        )
+    for name in c.unlearn.methods:
+        method = methods.METHODS[name]
+        if method.mask and method.mask.rule != "ratio" and not c.saliency.keep_scores:
+            problems.append(
+                f"expected the scores themselves for the mask of {name} (rule {method.mask.rule}), found "
+                "config.saliency.keep_scores=False; set it to True"
+            )
+        if c.unlearn.lora.rank:
+            try:
+                train.check_lora(method)
+            except InputError as error:
+                problems.append(f"{name}: {error}")
+    return problems
+
+
+def _unread(c: Any, given: dict[str, Any]) -> list[str]:
+    """What a user brings on the command line and nothing would look at: a source, a directory, the sizes of a model."""
+    why = {
+        r"data\.source": c.data.path
+        and "config.data.path is a prepared data set"
+        or not hasattr(builders.DATASETS[c.data.name], "HUB")
+        and f"the data set is {c.data.name}, which needs none: set config.data.name (or benchmark=mllmu after the config's colon)",
+        r"data\.name": c.data.path and "config.data.path is a prepared data set",
+        r"model\.path": c.vanilla.path
+        and not adapters.is_adapter(c.vanilla.path)
+        and "config.vanilla.path is the model that is unlearned",
+        r"model\.(vision|text)\..*": c.model.path and "config.model.path has sizes of its own",
+        r"gold": c.vanilla.path
+        and given.get("gold")
+        and "nothing is trained from config.model.path beside config.vanilla.path",
+    }
+    return [
+        f"expected every key that is given to be read, found config.{key}={value!r}, which nothing reads ({reason}); remove one"
+        for key, value in given.items()
+        for pattern, reason in why.items()
+        if reason and value not in ("", None) and re.fullmatch(pattern, key)
+    ]
+
+
+def unused(c: Any, given: dict[str, Any]) -> list[str]:
+    """Lines about given numbers of steps that will not be taken; they harm nothing, and a user should know."""
+    kinds = [methods.METHODS[name] for name in c.unlearn.methods]
+    lossy = {loss for method in kinds for phase in method.phases for loss in phase.losses.values()}
+    why = {
+        r"vanilla\.(?!path).*": c.vanilla.path and "nothing is trained before unlearning",
+        r"model\.(vision|text)\..*": c.vanilla.path and "config.vanilla.path has sizes of its own",
+        r"saliency\..*": not any(m.mask for m in kinds) and "no method has a mask",
+        r"unlearn\.beta": not any("npo" in loss for loss in lossy) and "no method is of the NPO family",
+        r"evaluate\.prompts\.letter": not c.evaluate.letters and "letters are not asked for",
+        r".*lora\.(alpha|targets)": not (c.unlearn.lora.rank or c.vanilla.lora.rank) and "no LoRA is trained",
+    }
+    why |= {
+        rf"unlearn\.learning_rate\.{name}": "the method is not run"
+        for name in c.unlearn.learning_rate
+        if name not in c.unlearn.methods
+    }
+    return [
+        f"config.{key} is not read: {reason}"
+        for key in given
+        for pattern, reason in why.items()
+        if reason and re.fullmatch(pattern, key)
+    ]

@@ -1,0 +1,301 @@
+"""Cells of a table in every form in which data sets are written, as Python values.
+
+A list of structs may be stored as a struct of lists (``datasets.Sequence``), as JSON or as what Python prints; a number may
+stand for a text and a text for a number; any of them may be null. What has no one reading is refused. ``place`` names the
+cell in messages, as in ``'Mask_Task of person 0012 in Full_Set'``.
+"""
+
+import ast
+import json
+import math
+import re
+import string
+import unicodedata
+from typing import Any
+
+import numpy as np
+
+from mmu_jax import InputError
+
+_LABEL = re.compile(r"(?:option|choice)?[\s_]*[(\[]?([A-Za-z])[)\].:]*", re.IGNORECASE)  # 'a', 'A.', '(A)', 'Option A'
+_NUMBER = re.compile(r"[(\[]?(\d+)[)\].:]*")
+_LABELLED = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+\s*|\s+[-\u2013]\s+)(\S.*)", re.DOTALL)  # 'B. text', 'b) text'
+
+
+def plain(value: Any) -> Any:
+    """NumPy's and Arrow's spellings of Python's values; None for the NaN that pandas writes where nothing is."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, list) and value and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+        return dict(value)  # a map
+    if isinstance(value, tuple):
+        return list(value)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def text(value: Any, place: str) -> str:
+    """The text of a cell, a number as one says it (1987.0 is '1987'); '' where it is null or blank.
+
+    Raises:
+      InputError: it is a list or an object, or no Unicode text.
+    """
+    value = plain(value)
+    if isinstance(value, list) and len(value) == 1:
+        value = plain(value[0])
+    if value is None:
+        return ""
+    if isinstance(value, list | dict):
+        kind = "an object" if isinstance(value, dict) else f"a list of {len(value)}"
+        raise InputError(f"expected one text in {place}, found {kind}, {_shown(value)}; mend that row")
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
+    try:
+        found = value.decode() if isinstance(value, bytes) else str(value)
+        found.encode()
+    except UnicodeError as error:
+        raise InputError(f"expected Unicode text in {place}, found {_shown(value)} ({error}); mend that row") from error
+    return found if found.strip() else ""
+
+
+def identity(value: Any, place: str) -> str:
+    """Who a row is about: 7, 7.0, '7' and b'7' are one person, '0007' is another.
+
+    Raises:
+      InputError: there is none.
+    """
+    found = text(value, f"the ID of {place}").strip()
+    if not found:
+        raise InputError(f"expected an ID in {place}, found none; fill it in or remove the row")
+    return found
+
+
+def parsed(cell: Any) -> Any:
+    """The value of a cell that may be JSON or a Python literal; None where it is blank.
+
+    Raises:
+      ValueError: it is text that is neither.
+    """
+    value = plain(cell)
+    for _ in range(2):  # JSON of a JSON text is common too
+        value = value.decode() if isinstance(value, bytes) else value
+        if isinstance(value, str):
+            value = _literal(value) if value.strip() else None
+    return plain(value)
+
+
+def _literal(said: str) -> Any:
+    try:
+        return json.loads(said)
+    except (json.JSONDecodeError, RecursionError) as error:
+        try:
+            return ast.literal_eval(said.strip())
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            raise ValueError(str(error)) from error
+
+
+def read(cell: Any, place: str) -> Any:
+    """As :func:`parsed`; InputError where there is no reading."""
+    try:
+        return parsed(cell)
+    except ValueError as error:
+        raise InputError(f"expected JSON in {place}, found {_shown(cell)} ({error}); mend that row") from error
+
+
+def table(cell: Any, place: str) -> dict[str, Any]:
+    """An object: a struct, JSON, a Python literal; empty where the cell is null.
+
+    Raises:
+      InputError: it is something else.
+    """
+    found = read(cell, place)
+    if isinstance(found, list) and len(found) == 1:
+        found = read(found[0], place)
+    if not isinstance(found, dict | None):
+        raise InputError(f"expected an object in {place}, found {_shown(found)}; mend that row")
+    return found or {}
+
+
+def records(cell: Any, place: str) -> list[dict[str, Any]]:
+    """A list of items, each with a ``Question``; a null item is ``{}``.
+
+    Read from a list of structs, a struct of lists, one struct, JSON or a Python literal of any of them.
+
+    Raises:
+      InputError: it is something else, or items have no key ``Question``.
+    """
+    found = read(cell, place)
+    if isinstance(found, dict):
+        found = [found] if _is_one(found) else _struct_of_lists(found, place)
+    if not isinstance(found, list | None):
+        raise InputError(f"expected a list of objects in {place}, found {_shown(found)}; mend that row")
+    items = [read(item, place) for item in found or ()]
+    for item in items:
+        if not isinstance(item, dict | None):
+            raise InputError(f"expected objects in the list of {place}, found {_shown(item)}; mend that row")
+        if item and "Question" not in item:
+            raise InputError(
+                f"expected a Question in every item of {place}, found only {', '.join(map(repr, item))}; rename the keys"
+            )
+    return [item or {} for item in items]
+
+
+def _is_one(struct: dict) -> bool:
+    return any(plain(field) is not None and not isinstance(plain(field), list | dict) for field in struct.values())
+
+
+def _struct_of_lists(struct: Any, place: str) -> list | None:
+    """The items of a struct of lists, structs in it included; None where all of it is null."""
+    struct = plain(struct)
+    if not isinstance(struct, dict):
+        if isinstance(struct, list | None):
+            return struct
+        raise InputError(f"expected a list in every field of {place}, found {_shown(struct)}; mend that row")
+    columns = {name: _struct_of_lists(field, place) for name, field in struct.items()}
+    lengths = {len(column) for column in columns.values() if column is not None}
+    if len(lengths) > 1:
+        found = ", ".join(f"{len(column or ())} of {name}" for name, column in columns.items())
+        raise InputError(f"expected lists of one length in {place}, found {found}; mend that row")
+    if not lengths:
+        return None
+    return [{name: column and column[i] for name, column in columns.items()} for i in range(lengths.pop())]
+
+
+def photo(cell: Any, place: str) -> int | None:
+    """The place of a photo among those of its person; None where it is null or -1: any will do.
+
+    Raises:
+      InputError: it is no such number.
+    """
+    said = text(cell, place)
+    if said in ("", "-1"):
+        return None
+    if not re.fullmatch(r"\d{1,9}", said):
+        raise InputError(f"expected the place of a photo (0, 1, ...) in Photo of {place}, found {said[:60]!r}; mend it")
+    return int(said)
+
+
+def images(cell: Any, place: str) -> list[bytes]:
+    """The encoded bytes of one image or of several: structs of bytes and path, bare bytes, lists of numbers, arrays.
+
+    Raises:
+      InputError: there is a path and no bytes, or something that is no encoded image.
+    """
+    found = plain(cell)
+    if isinstance(found, dict) and any(_is_several(field) for field in found.values()):
+        found = _struct_of_lists(found, place)
+    several = _is_several(found)
+    return [_image(item, place) for item in (found if several else [] if found is None else [found])]
+
+
+def _is_several(cell: Any) -> bool:
+    """Whether it is a list, and not of numbers, which are the bytes of one image."""
+    found = plain(cell)
+    return isinstance(found, list) and not (found and isinstance(plain(found[0]), int | float))
+
+
+def _image(cell: Any, place: str) -> bytes:
+    found, path = plain(cell), None
+    if isinstance(found, dict):
+        found, path = plain(found.get("bytes")), found.get("path")
+    try:
+        encoded = bytes(found) if isinstance(found, list) else found
+    except (ValueError, TypeError):
+        encoded = None
+    if isinstance(encoded, bytes) and encoded:
+        return encoded
+    shown = f"only the path {_shown(path)}" if path else _shown(found) if found else "none"
+    raise InputError(
+        f"expected the encoded bytes of every photo of {place}, found {shown}; write the image files into the table, as "
+        "push_to_hub of datasets does, or download the data set again"
+    )
+
+
+def choice(options: Any, answer: Any, place: str) -> tuple[dict[str, str], str]:
+    """The options of a question by letter, in their order and without blank ones, and the letter of the right one.
+
+    Options are a struct, a list or JSON of either. Keys that spell a letter (``a``, ``1``, ``A.``, ``(A)``) become that
+    capital; others stay. The answer is a key in any of these spellings, ``B. text``, the text of an option, or its index,
+    counted from 0 where the options have no numbers of their own. It is '' where the answer, or the option, is blank.
+
+    Raises:
+      InputError: the answer is none of the options, or two; or two keys spell one letter.
+    """
+    spelled, numbered = _options(options, place)
+    keys = _letters([key for key, _ in spelled])
+    if len(set(keys)) < len(keys):
+        found = ", ".join(repr(key) for key, _ in spelled)
+        raise InputError(f"expected a letter of its own for every option of {place}, found {found}; mend that question")
+    texts = dict(zip(keys, (option for _, option in spelled), strict=True))
+    there = {key: option for key, option in texts.items() if option}
+    said = text(answer, f"Correct_Answer of {place}").strip()
+    if not said or not there:
+        return there, ""
+    numbers = {_number(key) if numbered else i: keys[i] for i, (key, _) in enumerate(spelled)}
+    right = _right(said, texts, numbers, numbered)
+    if len(right) != 1:
+        listed = ", ".join(f"{key} ({option[:40]!r})" for key, option in texts.items())
+        raise InputError(
+            f"expected one of the options {listed} as Correct_Answer of {place}, found {said[:60]!r}, which is "
+            f"{'more than one' if right else 'none'} of them; mend that question"
+        )
+    return there, right[0] if right[0] in there else ""
+
+
+def _options(cell: Any, place: str) -> tuple[list[tuple[str, str]], bool]:
+    """Key and text of every option as they stand, and whether the keys are numbers of the data's own."""
+    found = read(cell, f"Options of {place}")
+    if isinstance(found, list):  # by place, or with their letters in their texts
+        said = [text(option, f"Options of {place}").strip() for option in found]
+        labels = [_LABELLED.fullmatch(option) for option in said]
+        if labels and all(labels) and [m[1].upper() for m in labels] == list(string.ascii_uppercase[: len(labels)]):
+            return [(match[1], match[2]) for match in labels], False
+        return [(str(i), option) for i, option in enumerate(said)], False
+    if not isinstance(found, dict | None):
+        raise InputError(
+            f"expected options by letter, or a list, in {place}, found {_shown(found)}; mend that question"
+        )
+    table = [(str(key).strip(), text(option, f"option {key} of {place}")) for key, option in (found or {}).items()]
+    return table, all(_NUMBER.fullmatch(key) for key, _ in table)
+
+
+def _letters(keys: list[str]) -> list[str]:
+    """Capitals for the keys that spell a letter; for numbers too where they count from 0 or 1."""
+    numbers = [_number(key) for key in keys]
+    if keys and None not in numbers and (first := min(numbers)) in (0, 1) and max(numbers) - first < 26:
+        return [string.ascii_uppercase[number - first] for number in numbers]
+    return [match[1].upper() if (match := _LABEL.fullmatch(key)) else key for key in keys]
+
+
+def _number(said: str) -> int | None:
+    match = _NUMBER.fullmatch(said)
+    return int(match[1]) if match else None
+
+
+def _right(said: str, texts: dict[str, str], numbers: dict[int, str], numbered: bool) -> list[str]:
+    """The letters that an answer may mean; a key comes before all else, as the benchmark writes it."""
+    label, number = _LABEL.fullmatch(said), numbers.get(_number(said))
+    key = label[1].upper() if label else next((k for k in texts if k.casefold() == said.casefold()), said)
+    if key in texts:
+        return [key]
+    if numbered and number is not None:
+        return [number]
+    same = [key for key, option in texts.items() if option and _same(option, said)]
+    if number is not None and number not in same:
+        same.append(number)
+    match = _LABELLED.fullmatch(said)
+    if not same and match and match[1].upper() in texts and _same(texts[match[1].upper()], match[2]):
+        return [match[1].upper()]
+    return same
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two texts differ in case, spacing, Unicode form and a full stop at most."""
+    one, other = (" ".join(unicodedata.normalize("NFKC", t).casefold().split()).rstrip(" .") for t in (one, other))
+    return one == other
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value[:60] if isinstance(value, str | bytes | list) else value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -1,0 +1,177 @@
+"""The config of a checkpoint directory, and whether our networks compute what it means to ``transformers``.
+
+Many decoders and towers fit by name and shape and compute something else: what is not known to be right is refused.
+"""
+
+import pathlib
+from typing import Any
+
+from mmu_jax import InputError
+from mmu_jax.files import read_object
+from mmu_jax.models import decoder, llava
+from mmu_jax.models.layers import ACTIVATIONS
+
+# model_type -> the text and vision models whose arithmetic is ours.
+TEXTS = {
+    "llava": ("llama", "mistral", "qwen2"),
+    "qwen2_vl": ("qwen2_vl_text",),
+    "qwen2_5_vl": ("qwen2_5_vl_text",),
+}
+TOWERS = {"llava": "clip_vision_model", "qwen2_vl": "qwen2_vl_vision", "qwen2_5_vl": "qwen2_5_vl_vision"}
+# rope_type -> the positive numbers that it needs.
+ROPES = {
+    "default": ("rope_theta",),
+    "linear": ("rope_theta", "factor"),
+    "llama3": ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+SIZES += ("patch_size", "image_size", "temporal_patch_size", "spatial_merge_size", "window_size", "embed_dim")
+SIZES += ("out_hidden_size", "mlp_ratio")
+DEPTHS = ("num_hidden_layers", "depth")
+LARGEST, DEEPEST = 2**24, 2**12
+BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError)
+
+
+class Translated:
+    """What ``transformers`` and ``tokenizers`` raise on files that are not what they should be, as one line.
+
+    Only their code may run inside. The Rust side of ``tokenizers`` raises ``Exception`` itself, which no class of ours or
+    of Python's is.
+    """
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        from huggingface_hub.errors import StrictDataclassError
+
+        if kind is Exception or isinstance(error, (*BROKEN, StrictDataclassError)):
+            said = " ".join(str(error).split())[:300]
+            raise InputError(f"expected {self.what}, found one that cannot be read ({said}); copy it again") from error
+
+
+def read(path: str | pathlib.Path) -> Any:
+    """The ``transformers`` config of a checkpoint directory; no code of the directory is ever run.
+
+    Raises:
+      InputError: there is none, it is damaged, or it describes a model that our networks are not.
+    """
+    file = pathlib.Path(path) / "config.json"
+    if not file.exists():
+        raise InputError(f"expected a checkpoint directory with config.json, found none in {path}; correct model.path")
+    raw = read_object(file, "the config of a model")
+    if raw.get("model_type") not in list(TEXTS):
+        raise InputError(
+            f"expected a model_type in {sorted(TEXTS)}, found {raw.get('model_type')!r} in {file}; this model is not "
+            "supported"
+        )
+    from transformers import AutoConfig
+
+    with Translated(f"the config of a {raw['model_type']} in {file}"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if found := unknown(config):
+        raise InputError(
+            f"expected a {config.model_type} whose arithmetic is known, found {'; '.join(found)} in {file}; this model is not "
+            "supported"
+        )
+    return config
+
+
+def unknown(config: Any) -> list[str]:
+    """What in a config our networks do not compute, as ``'text_config.hidden_act=relu2'``; all of it."""
+    found = [f"{key}={getattr(config, key)!r:.60}" for key in ("quantization_config", "transformers_weights")
+             if getattr(config, key, None)]  # fmt: skip
+    parts = {"text_config": config.text_config, "vision_config": config.vision_config}
+    allowed = {"text_config": TEXTS[config.model_type], "vision_config": (TOWERS[config.model_type],)}
+    for name, part in parts.items():
+        if part.model_type not in allowed[name]:
+            found.append(f"{name}.model_type={part.model_type} (known: {', '.join(allowed[name])})")
+    if found:
+        return found
+    for name, part in parts.items():
+        for key in SIZES + DEPTHS:
+            value, most = getattr(part, key, 1), DEEPEST if key in DEPTHS else LARGEST
+            if not (isinstance(value, int) and 1 <= value <= most or key == "head_dim" and value is None):
+                found.append(f"{name}.{key}={value!r}")
+        if part.hidden_act not in ACTIVATIONS:
+            found.append(f"{name}.hidden_act={part.hidden_act} (known: {', '.join(sorted(ACTIVATIONS))})")
+    if found:
+        return found
+    found = [f"text_config.{fault}" for fault in _text(config.text_config)]
+    if not 0 <= config.image_token_id < config.text_config.vocab_size:
+        found.append(f"image_token_id={config.image_token_id} of vocab_size={config.text_config.vocab_size}")
+    check = _clip if config.model_type == "llava" else _qwen
+    return found + list(check(config))
+
+
+def _text(c: Any) -> list[str]:
+    heads, groups, rope = c.num_attention_heads, c.num_key_value_heads, c.rope_parameters or {}
+    head, found = decoder.head_size(c), []
+    if c.hidden_size % heads or heads % groups or head % 2:
+        found.append(f"num_attention_heads={heads} of {head} with num_key_value_heads={groups}")
+    if rope.get("rope_type") not in list(ROPES):
+        found.append(f"rope_parameters.rope_type={rope.get('rope_type')} (known: {', '.join(ROPES)})")
+    else:
+        numbers = {key: rope.get(key) for key in ROPES[rope["rope_type"]]}
+        found += [f"rope_parameters.{k}={v!r}" for k, v in numbers.items() if not _positive(v)]
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        found.append(f"rope_parameters.partial_rotary_factor={rope['partial_rotary_factor']}")
+    if any(kind != "full_attention" for kind in getattr(c, "layer_types", None) or ()):
+        found.append(f"layer_types with sliding_attention (use_sliding_window, sliding_window={c.sliding_window})")
+    elif c.model_type == "mistral" and c.sliding_window is not None:
+        found.append(f"sliding_window={c.sliding_window}")
+    if c.model_type.endswith("_text"):
+        sections = rope.get("mrope_section", decoder.SECTIONS)
+        if head != c.hidden_size // heads:
+            found.append(f"head_dim={head} with hidden_size={c.hidden_size} and num_attention_heads={heads}")
+        if not isinstance(sections, list) or len(sections) != 3 or sum(map(_count, sections)) != head // 2:
+            found.append(f"rope_parameters.mrope_section={sections} for heads of {head}")
+    return found
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < float("inf")
+
+
+def _count(value: Any) -> int:
+    """A section of M-RoPE, or what no sum of sections reaches."""
+    return value if isinstance(value, int) and value >= 0 else LARGEST
+
+
+def _clip(config: Any) -> list[str]:
+    c, found = config.vision_config, []
+    if c.image_size % c.patch_size:
+        found.append(f"vision_config.image_size={c.image_size} in patches of patch_size={c.patch_size}")
+    if c.num_channels != 3:
+        found.append(f"vision_config.num_channels={c.num_channels}")
+    if c.hidden_size % c.num_attention_heads:
+        found.append(f"vision_config.hidden_size={c.hidden_size} with num_attention_heads={c.num_attention_heads}")
+    if config.projector_hidden_act not in ACTIVATIONS:
+        found.append(f"projector_hidden_act={config.projector_hidden_act}")
+    llava.depth(config)
+    return found
+
+
+def _qwen(config: Any) -> list[str]:
+    c, found = config.vision_config, []
+    windows = config.model_type == "qwen2_5_vl"
+    width, out = (c.hidden_size, c.out_hidden_size) if windows else (c.embed_dim, c.hidden_size)
+    if c.in_channels != 3:
+        found.append(f"vision_config.in_channels={c.in_channels}")
+    if width % (4 * c.num_heads):
+        found.append(f"vision_config of width {width} with num_heads={c.num_heads}")
+    if out != config.text_config.hidden_size:
+        found.append(
+            f"vision_config that gives width {out} to text_config.hidden_size={config.text_config.hidden_size}"
+        )
+    rope = {"rope_type": "axial", "rope_theta": 10000.0} | (c.rope_parameters or {})
+    if rope["rope_type"] != "axial" or rope["rope_theta"] != 10000.0:
+        found.append(f"vision_config.rope_parameters={c.rope_parameters}")
+    if windows and not all(isinstance(i, int) for i in c.fullatt_block_indexes):
+        found.append(f"vision_config.fullatt_block_indexes={c.fullatt_block_indexes}")
+    if windows and c.window_size < c.patch_size * c.spatial_merge_size:
+        found.append(f"vision_config.window_size={c.window_size} with patch_size={c.patch_size}")
+    return found

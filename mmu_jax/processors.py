@@ -1,0 +1,183 @@
+"""The processor of a checkpoint directory: tokenizer, chat template and image processor, in agreement with its config."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from mmu_jax import InputError
+from mmu_jax.data import text
+from mmu_jax.directory import Path
+from mmu_jax.files import read_object
+from mmu_jax.models import config as configs
+
+TOKENIZER, GENERATION = "tokenizer_config.json", "generation_config.json"
+# What is read with the processor; a file that is no JSON is named before a library stumbles over it.
+FILES = (
+    "tokenizer.json",
+    TOKENIZER,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template.json",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """Tokenizer, chat template and image processor of a checkpoint whose own processor also asks for video support."""
+
+    tokenizer: Any
+    image_processor: Any
+    image_token: str
+
+    def apply_chat_template(self, messages: list[dict], **options: Any) -> str:
+        return self.tokenizer.apply_chat_template(messages, **options)
+
+
+def read_processor(path: Path) -> Any:
+    """The processor (tokenizer, chat template, PIL image processor) of a checkpoint directory.
+
+    The template is the processor's own before the tokenizer's, of named ones the ``default``. Padding means nothing, so a
+    pad token that is absent, or beyond the embedding, is replaced.
+
+    Raises:
+      InputError: a file is damaged; config and processor do not agree; a token is beyond the embedding; or there is no
+        chat template that takes a picture.
+    """
+    path = pathlib.Path(path)
+    config = configs.read(path)
+    for name in FILES:
+        if (path / name).exists():
+            read_object(path / name, "a file of the processor")
+    processor = (_llava if config.model_type == "llava" else _qwen)(path, config)
+    _check_vocabulary(processor.tokenizer, config, path)
+    _check_image_token(processor, config, path)
+    agreements = _of_llava if config.model_type == "llava" else _of_qwen
+    if odd := [pair for pair in agreements(processor, config) if pair[1] != pair[3]]:
+        said = "; ".join(
+            f"{ours}={a!r} of the processor and {theirs}={b!r} of config.json" for ours, a, theirs, b in odd
+        )
+        raise InputError(
+            f"expected a processor that agrees with the config, found {said} in {path}; copy both from one checkpoint"
+        )
+    _check_template(processor, path)
+    return processor
+
+
+def _options(path: pathlib.Path) -> dict[str, Any]:
+    return {"pretrained_model_name_or_path": str(path), "trust_remote_code": False}
+
+
+def _llava(path: pathlib.Path, config: Any) -> Any:
+    from transformers import AutoProcessor
+
+    with configs.Translated(f"tokenizer and processor in {path}"):
+        processor = AutoProcessor.from_pretrained(**_options(path), backend="pil")
+    for part in ("tokenizer", "image_processor"):
+        if getattr(processor, part, None) is None:
+            raise InputError(
+                f"expected a processor with tokenizer and image processor in {path}, found a {type(processor).__name__}; copy "
+                "processor_config.json and preprocessor_config.json there"
+            )
+    if processor.patch_size is None:  # older files leave to the model's config how many tokens an image becomes
+        processor.patch_size = config.vision_config.patch_size
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+        processor.num_additional_image_tokens = 1  # CLIP's class token
+    processor.chat_template = _default(processor.chat_template or processor.tokenizer.chat_template, path)
+    return processor
+
+
+def _qwen(path: pathlib.Path, config: Any) -> Processor:
+    from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
+
+    with configs.Translated(f"tokenizer and image processor in {path}"):
+        tokenizer = AutoTokenizer.from_pretrained(**_options(path))
+        images = AutoImageProcessor.from_pretrained(**_options(path), backend="pil")
+        own = ProcessorMixin.get_processor_dict(str(path))[0].get("chat_template")
+    tokenizer.chat_template = _default(own or tokenizer.chat_template, path)
+    return Processor(tokenizer, images, getattr(tokenizer, "image_token", "<|image_pad|>"))
+
+
+def _default(template: Any, path: pathlib.Path) -> str:
+    """The template that is used where none is named."""
+    found = template.get("default") if isinstance(template, dict) else template
+    if not found or not isinstance(found, str):
+        named = f"only {', '.join(map(str, template))}" if isinstance(template, dict) else "none"
+        raise InputError(
+            f"expected a chat template beside the tokenizer, found {named} in {path}; copy chat_template.jinja (or .json) there"
+        )
+    return found
+
+
+def _check_vocabulary(tokenizer: Any, config: Any, path: pathlib.Path) -> None:
+    """Refuses tokens that have no row in the embedding; of a pad token among them another takes the place."""
+    rows = config.text_config.vocab_size
+    beyond = {token: id for token, id in tokenizer.get_vocab().items() if id >= rows}
+    pad = tokenizer.pad_token
+    if others := sorted(set(beyond) - {pad}, key=beyond.get):
+        raise InputError(
+            f"expected tokens below text_config.vocab_size={rows} of config.json, found {len(others)} beyond in the tokenizer of "
+            f"{path}: {', '.join(f'{token!r} is {beyond[token]}' for token in others[:4])}{', ...' if len(others) > 4 else ''}; "
+            "remove them there or resize the embedding"
+        )
+    if pad is None or pad in beyond:
+        end = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0) if end is None or end in beyond else end
+
+
+def _check_image_token(processor: Any, config: Any, path: pathlib.Path) -> None:
+    token, vocabulary = processor.image_token, processor.tokenizer.get_vocab()
+    if vocabulary.get(token) != config.image_token_id:
+        found = f"{token!r} is {vocabulary[token]}" if token in vocabulary else f"{token!r} is no token"
+        raise InputError(
+            f"expected the image token of config.json, image_token_id={config.image_token_id}, in the tokenizer, found that "
+            f"{found} in {path}; no picture would be seen: copy config and tokenizer from one checkpoint"
+        )
+
+
+def _of_llava(processor: Any, config: Any) -> list[tuple]:
+    """(key of the processor, its value, key of the config, its value): what must be equal."""
+    c, images = config.vision_config, processor.image_processor
+    side, strategy = c.image_size, "vision_feature_select_strategy"
+    box = images.crop_size if images.do_center_crop else images.size
+    made = tuple((box or {}).get(edge) for edge in ("height", "width"))
+    return [
+        ("patch_size", processor.patch_size, "vision_config.patch_size", c.patch_size),
+        (strategy, processor.vision_feature_select_strategy, strategy, config.vision_feature_select_strategy),
+        ("num_additional_image_tokens", processor.num_additional_image_tokens, "the class tokens of vision_config", 1),
+        ("crop_size (or size)", made, "vision_config.image_size", (side, side)),
+    ]
+
+
+def _of_qwen(processor: Processor, config: Any) -> list[tuple]:
+    c, images = config.vision_config, processor.image_processor
+    pairs = (("patch_size",) * 2, ("temporal_patch_size",) * 2, ("merge_size", "spatial_merge_size"))
+    return [(a, getattr(images, a, None), f"vision_config.{b}", getattr(c, b)) for a, b in pairs]
+
+
+def _check_template(processor: Any, path: pathlib.Path) -> None:
+    """Renders a question about a picture, and one about none, as training and evaluation do."""
+    try:
+        for images in (1, 0):
+            text.encode(processor, [("Who is this?", "Ada Becker")], images)
+            text.encode_prompts(processor, ["Who is this?"], images)
+    except InputError as error:
+        raise InputError(f"{error} ({path})") from error
+
+
+def stop_tokens(path: Path, processor: Any) -> tuple[int, ...]:
+    """Token ids that end an answer: what training teaches to end a turn, and the ends of tokenizer and generation config.
+
+    Raises:
+      InputError: generation_config.json is damaged, or nothing ends a turn.
+    """
+    file, end = pathlib.Path(path) / GENERATION, processor.tokenizer.eos_token_id
+    stop = [*text.end_of_turn(processor), *([] if end is None else [end])]
+    if file.exists():
+        found = read_object(file, "the generation config of a model").get("eos_token_id")
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(type(token) is int and token >= 0 for token in ids):
+            raise InputError(f"expected token ids for eos_token_id in {file}, found {found!r}; correct it")
+        stop += ids
+    return tuple(dict.fromkeys(stop))

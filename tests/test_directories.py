@@ -1,0 +1,326 @@
+"""A directory means what it means to transformers: which files, which head, which processor; and what a copy may carry."""
+
+import io
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import CHATML, TEXT, VISION, torch_llava, torch_qwen
+from safetensors.numpy import load_file, save_file
+
+from mmu_jax import InputError, directory, hf, models, trees
+from mmu_jax.data import text, tiny
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 146946961\n"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Family -> a directory with weights, config, tokenizer and processor."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("llava", "qwen2_vl")}
+    processor = tiny.processor()
+    model = models.Model(tiny.config(processor.tokenizer, vision=VISION, text=TEXT))
+    hf.create(model.init(0), model, processor, folders["llava"] / "m")
+    torch_qwen(folders["qwen2_vl"])
+    return {"llava": folders["llava"] / "m", "qwen2_vl": folders["qwen2_vl"]}
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return lambda family="llava": shutil.copytree(whole[family], tmp_path / "copy")
+
+
+def edit(folder, name, change):
+    value = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    (folder / name).write_text(json.dumps(change(value) or value))
+
+
+def put(name, *keys, to):
+    """Edits one key of a JSON file of a folder, ``put('config.json', 'text_config', 'hidden_act', to='relu2')``."""
+
+    def change(value):
+        inner = value
+        for key in keys[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[keys[-1]] = to
+
+    return lambda folder: edit(folder, name, change)
+
+
+def retensor(folder, change):
+    save_file(change(load_file(folder / hf.SINGLE)), folder / hf.SINGLE, metadata={"format": "pt"})
+
+
+def load(folder):
+    model = models.Model(hf.read_config(folder))
+    return hf.load(folder, model), model
+
+
+# ---- which files
+
+
+def test_a_single_file_comes_before_an_old_index(tmp_path):
+    torch_llava(tmp_path / "old", seed=1, shard="40KB")
+    torch_llava(tmp_path / "new", seed=2)
+    shutil.copyfile(tmp_path / "new" / hf.SINGLE, tmp_path / "old" / hf.SINGLE)
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "old")[0], load(tmp_path / "new")[0])
+    params, model = load(tmp_path / "old")
+    hf.save(params, model, tmp_path / "old", tmp_path / "out")
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {f.name for f in (tmp_path / "new").iterdir()}
+
+
+INDICES = {
+    "no JSON": ("{", "not JSON"),
+    "a pointer": (POINTER, "git lfs pull"),
+    "a list": ("[]", "a JSON object, found list"),
+    "no map": ("{}", "expected a weight_map"),
+    "an empty map": ('{"weight_map": {}}', "expected a weight_map"),
+    "numbers": ('{"weight_map": {"a": 1}}', "expected a weight_map"),
+    "the folder above": ('{"weight_map": {"a": "../m.safetensors"}}', "inside the folder, found '../m.safetensors'"),
+    "elsewhere": ('{"weight_map": {"a": "/tmp/m.safetensors"}}', "inside the folder, found '/tmp/m.safetensors'"),
+    "a detour": ('{"weight_map": {"a": "x/../../m.safetensors"}}', "inside the folder"),
+    "backslashes": (r'{"weight_map": {"a": "..\\m.safetensors"}}', "inside the folder"),
+    "a pickle": ('{"weight_map": {"a": "pytorch_model.bin"}}', "inside the folder, found 'pytorch_model.bin'"),
+    "two of a name": ('{"weight_map": {"a": "x/m.safetensors", "b": "y/m.safetensors"}}', "several called m.safetensors"),
+    "missing": ('{"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}', "2 missing: m-1.safetensors, m-2"),
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_an_index_that_leads_astray(tmp_path, name):
+    content, said = INDICES[name]
+    (tmp_path / hf.INDEX).write_text(content)
+    with pytest.raises(InputError, match=said) as error:
+        hf.files(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_shards_in_a_folder_of_their_own_stay_there(tmp_path):
+    torch_llava(tmp_path / "in", shard="40KB")
+    (tmp_path / "in" / "weights").mkdir()
+    for file in hf.files(tmp_path / "in"):
+        file.rename(tmp_path / "in" / "weights" / file.name)
+    within = {"weight_map": lambda v: v.update(weight_map={k: f"weights/{f}" for k, f in v["weight_map"].items()})}
+    edit(tmp_path / "in", hf.INDEX, within["weight_map"])
+    params, model = load(tmp_path / "in")
+    hf.save(params, model, tmp_path / "in", tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, params, load(tmp_path / "out")[0])
+    assert not [f for f in (tmp_path / "out").iterdir() if f.suffix == ".safetensors"]
+
+
+STRANGERS = """model.safetensors.bak model.SAFETENSORS model-old.safetensors model.fp16.safetensors consolidated.safetensors
+pytorch_model.bin pytorch_model.bin.index.json training_args.bin optimizer.pt scheduler.pt rng_state.pth model.ckpt tf_model.h5
+flax_model.msgpack model.gguf model.gguf.part1 ggml-model-q4 model.onnx model.tflite weights.npy weights.npz model.pkl model.pickle
+weights.tar weights.tar.gz model.zip model.7z LICENSE.pt train.json data.jsonl faces.parquet photo.png answers.txt run.log
+modeling_llava.py trainer_state.json adapter_model.safetensors .env config.json.bak tokenizer.json.old events.tfevents""".split()
+WELCOME = """README.md LICENSE LICENSE.txt LICENSE-APACHE NOTICE USE_POLICY.md generation_config.json merges.txt vocab.json vocab.txt
+special_tokens_map.json added_tokens.json preprocessor_config.json video_preprocessor_config.json""".split()
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_copy_carries_what_is_named_and_nothing_else(copy, tmp_path, family):
+    assert len(STRANGERS) > 30
+    folder, weights = copy(family), (tmp_path / "copy" / hf.SINGLE).read_bytes()
+    native = {str(f.relative_to(folder)) for f in folder.rglob("*")}
+    for name in STRANGERS:
+        (folder / name).write_bytes(weights)
+    for name in WELCOME:
+        if name not in native:
+            (folder / name).write_text("{}")
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    (folder / "spiece.model").write_bytes(weights)
+    (folder / "COPYING").write_bytes(weights)
+    (folder / "checkpoint-10").mkdir()
+    (folder / "checkpoint-10" / "model.safetensors").write_bytes(weights)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    (folder / "additional_chat_templates" / "rag.safetensors").write_bytes(weights)
+    (folder / "additional_chat_templates" / "bad.jinja").write_bytes(weights)
+    (folder / "sentencepiece.model").symlink_to(folder / hf.SINGLE)
+    (folder / "NOTICE.txt").symlink_to(folder / "pytorch_model.bin")
+    (folder / "USE_POLICY").symlink_to(tmp_path / "nowhere")
+    table = load_file(folder / hf.SINGLE)
+    model = models.Model(hf.read_config(folder))
+    hf.rewrite(model, folder, tmp_path / "out", lambda name, row, tensor: tensor + 1)
+    found = {str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*")}
+    assert found == native | set(WELCOME) | {
+        "tokenizer.model",
+        "additional_chat_templates",
+        "additional_chat_templates/rag.jinja",
+    }
+    after = load_file(tmp_path / "out" / hf.SINGLE)
+    assert after.keys() == table.keys() and not any(f.is_symlink() for f in (tmp_path / "out").rglob("*"))
+
+
+def test_a_linked_folder_of_templates_and_a_file_beyond_all_size_stay_behind(copy, tmp_path, monkeypatch):
+    folder = copy()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "other.jinja").write_text("{{ messages }}")
+    (folder / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
+    (folder / "vocab.json").write_text("x" * 1000)
+    monkeypatch.setattr(directory, "LARGEST", 999_999)
+    assert "vocab.json" in map(str, directory.carried(folder))
+    monkeypatch.setattr(directory, "LARGEST", 999)
+    names = set(map(str, directory.carried(folder)))
+    assert not names & {"vocab.json", "additional_chat_templates/other.jinja"}
+
+
+# ---- which weights
+
+
+def first(table, end="q_proj.weight"):
+    return next(key for key in sorted(table) if key.endswith(end))
+
+
+def spoiled(value):
+    def change(table):
+        key = first(table)
+        flat = table[key].copy()
+        flat.flat[7] = value
+        return table | {key: flat}
+
+    return change
+
+
+WEIGHTS = {
+    "NaN": (spoiled(np.nan), "NaN or infinity in .*q_proj.weight of .*model.safetensors"),
+    "infinity": (spoiled(-np.inf), "NaN or infinity in .*q_proj.weight"),
+    "half a NaN": (lambda t: {k: v.astype(np.float16) for k, v in spoiled(np.nan)(t).items()}, "NaN or infinity"),
+    "integers": (lambda t: t | {first(t): t[first(t)].astype(np.int32)}, "q_proj.weight is int32, expected floating"),
+    "booleans": (lambda t: t | {first(t): t[first(t)] > 0}, "q_proj.weight is bool, expected floating"),
+    "bytes": (lambda t: t | {first(t): t[first(t)].astype(np.uint8)}, "q_proj.weight is uint8, expected floating"),
+    "trainer's count": (lambda t: t | {"step": np.array(7)}, "step is not a tensor of this model"),
+    "an empty one": (lambda t: t | {first(t): np.zeros(0, np.float32)}, r"q_proj.weight has shape \(0,\)"),
+    "PEFT's prefix": (lambda t: {f"base_model.model.{k}": v for k, v in t.items()}, "faults"),
+    "DDP's prefix": (lambda t: {f"module.{k}": v for k, v in t.items()}, "faults"),
+    "a factor": (lambda t: t | {first(t).replace("weight", "lora_A.weight"): np.zeros((2, 2))}, "lora_A.weight is not"),
+}
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_that_are_none(copy, family, name):
+    change, said = WEIGHTS[name]
+    folder = copy(family)
+    retensor(folder, change)
+    with pytest.raises(InputError, match=said) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+def raw(header, body=b"\0" * 8):
+    text = header.encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+ONE = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+FILES = {
+    "a pointer": (POINTER.encode(), "git lfs pull"),
+    "nothing": (b"", "complete safetensors file"),
+    "words": (b"hello", "complete safetensors file"),
+    "a name twice": (raw("{%s, %s}" % (ONE, ONE.replace("0, 4", "4, 8"))), "a twice in|complete safetensors file"),
+    "float8": (raw(ONE.join("{}").replace("F32", "F8_E4M3").replace("4]", "1]"), b"\0"), "a is F8_E4M3"),
+    "a foreign dtype": (raw(ONE.join("{}").replace("F32", "Q4")), "complete safetensors file"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_weights_that_is_none(tmp_path, name):
+    content, said = FILES[name]
+    (tmp_path / hf.SINGLE).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        hf._tensors(tmp_path / hf.SINGLE)
+
+
+def test_a_tensor_in_two_shards_is_named(tmp_path):
+    torch_llava(tmp_path, shard="40KB")
+    one, two = hf.files(tmp_path)[:2]
+    save_file(load_file(two) | {first(load_file(one), ""): np.zeros(1, np.float32)}, two, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"{first(load_file(one), '')} is there twice"):
+        load(tmp_path)
+
+
+def test_what_is_not_finite_is_not_written(whole, tmp_path):
+    model = models.Model(hf.read_config(whole["llava"]))
+    with pytest.raises(InputError, match="NaN or infinity in what would be written as .*up_proj"):
+        hf.rewrite(model, whole["llava"], tmp_path / "out", lambda n, r, t: t * np.nan if "up_proj" in n else None)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- which head
+
+FLAGS = {
+    "at the top": {"tie_word_embeddings": True, "text_config": {"tie_word_embeddings": False}},
+    "in the text config": {"text_config": {"tie_word_embeddings": True}},
+    "in both": {"tie_word_embeddings": True, "text_config": {"tie_word_embeddings": True}},
+}
+
+
+def tied(folder, family, where, added):
+    """A tied checkpoint with a head beside its embedding that differs by ``added``; returns the torch class."""
+    reference = (torch_llava if family == "llava" else torch_qwen)(folder, tie=True)
+
+    def flags(config):
+        config.pop("tie_word_embeddings")
+        config["text_config"].pop("tie_word_embeddings", None)
+        inner = config["text_config"] | FLAGS[where].get("text_config", {})
+        return config | FLAGS[where] | {"text_config": inner}
+
+    edit(folder, "config.json", flags)
+    head = "language_model.lm_head.weight" if family == "llava" else "lm_head.weight"
+    retensor(folder, lambda t: t | {head: t[first(t, "embed_tokens.weight")] + np.float32(added)})
+    return type(reference), head
+
+
+def same_logits(kind, folder, params, model):
+    import torch
+
+    tokens = np.array([[7, 8, 9, 10, 11, 12]], np.int32)
+    batch = {"tokens": tokens, "valid": tokens > 0, "positions": np.arange(6, dtype=np.int32)[None]}
+    with torch.no_grad():
+        theirs = kind.from_pretrained(folder).eval()(input_ids=torch.tensor(tokens, dtype=torch.long)).logits.numpy()
+    return np.abs(np.asarray(model.forward(params, batch)) - theirs).max() < 1e-5 * max(1, np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("where", FLAGS)
+def test_a_head_that_is_the_embedding_is_tied_and_both_are_written(tmp_path, family, where):
+    kind, head = tied(tmp_path / "in", family, where, 0)
+    params, model = load(tmp_path / "in")
+    assert model.config.tie_word_embeddings and "lm_head" not in params
+    moved = jax.tree.map(lambda x: x + 0.01, params)
+    changed = hf.save(moved, model, tmp_path / "in", tmp_path / "out")
+    assert changed[hf.EMBED] == trees.flatten(params)[hf.EMBED].size
+    table = load_file(tmp_path / "out" / hf.SINGLE)
+    np.testing.assert_array_equal(table[head], table[first(table, "embed_tokens.weight")])
+    assert same_logits(kind, tmp_path / "out", moved, model)
+    hf.save(params, model, tmp_path / "in", tmp_path / "again")
+    assert (tmp_path / "again" / hf.SINGLE).read_bytes() == (tmp_path / "in" / hf.SINGLE).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("where", FLAGS)
+def test_a_head_of_its_own_is_kept_apart_with_a_line(tmp_path, family, where, caplog):
+    kind, head = tied(tmp_path / "in", family, where, 1)
+    params, model = load(tmp_path / "in")
+    assert "lm_head is not the embedding" in caplog.text
+    assert not model.config.tie_word_embeddings and "lm_head" in params
+    assert same_logits(kind, tmp_path / "in", params, model)
+    moved = jax.tree.map(lambda x: x * 1.01, params)
+    hf.save(moved, model, tmp_path / "in", tmp_path / "out")
+    assert same_logits(kind, tmp_path / "out", moved, model)
+    believed = models.Model(models.config.read(tmp_path / "in"))
+    with pytest.raises(InputError, match="start again now that the weights are here"):
+        hf.load(tmp_path / "in", believed)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_tied_model_whose_head_alone_is_in_the_files(tmp_path, family):
+    kind, head = tied(tmp_path / "in", family, "at the top", 0)
+    retensor(tmp_path / "in", lambda t: {k: v for k, v in t.items() if k != first(t, "embed_tokens.weight")})
+    params, model = load(tmp_path / "in")
+    moved = jax.tree.map(lambda x: x + 0.01, params)
+    hf.save(moved, model, tmp_path / "in", tmp_path / "out")
+    assert same_logits(kind, tmp_path / "out", moved, model)
