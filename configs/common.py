@@ -11,6 +11,7 @@ ALL = (
     "grad_diff_alternate",
     "mmunlearner",
 )
+OTHERS = ("npo_retain", "mmunlearner_official", "mmunlearner_official_clear")
 ABLATIONS = ("mmunlearner_vision", "mmunlearner_language", "mask_random", "mask_top_k", "mask_salun")
 
 
@@ -47,7 +48,7 @@ def base() -> ConfigDict:
     # the steps that only descend.
     config.unlearn = dict(methods=ALL, epochs=1.0, rows=4, retain_rate=1e-5, schedule="constant", clip=1.0, beta=0.1)
     config.unlearn.lora = dict(lora)
-    config.unlearn.learning_rate = {name: 1e-5 for name in (*ALL, *ABLATIONS, "mmunlearner_official")}
+    config.unlearn.learning_rate = {name: 1e-5 for name in (*ALL, *ABLATIONS, *OTHERS)}
 
     # `headline` is the metric of generated answers that the table shows and that the vanilla model must reach
     # `memorised` of on the people to forget.

@@ -34,6 +34,7 @@ from mmu_jax import (
     masks,
     methods,
     models,
+    questions,
     report,
     saliency,
     sharding,
@@ -60,7 +61,7 @@ class Run:
         # A model made from nothing is small: it is trained on one device, so that every mesh unlearns the same bits.
         self.training_mesh = self.mesh if config.model.path else sharding.make_mesh(1)
         self.stages = Stages(self.workdir, self._stages())
-        self.scored: tuple[str, Any] | None = None  # the unit scored last and its scores
+        self.scored: tuple[Any, Any] | None = None  # what was scored last and its scores
         self.planned = False
 
     # ---- what stages share
@@ -212,9 +213,9 @@ class Run:
             if c["gold"]:
                 stages += [Stage("gold", common, ("base",), functools.partial(self.make_trained, "gold"))]
         names = [*c["unlearn"]["methods"]]
-        # Masks of one unit stand together: its scores are taken once and dropped.
+        # Masks that share scores stand together: they are taken once and dropped.
         wanted = {name: methods.METHODS[name].mask for name in names if methods.METHODS[name].mask}
-        for name, mask in sorted(wanted.items(), key=lambda item: item[1].unit):
+        for name, mask in sorted(wanted.items(), key=lambda item: str(item[1].reads)):
             reads = {"saliency": c["saliency"], "mask": dataclasses.asdict(mask), "seed": c["seed"], "numbers": numbers}
             reads |= {"rows": c["unlearn"]["rows"]} if mask.unit == "batch" else {}
             make = functools.partial(self.make_mask, name)
@@ -295,46 +296,47 @@ class Run:
         params = self.load(self.base, self.training_mesh)
         return self.fit(name, plan, params, streams, None, self.workdir / name, self.training_mesh)
 
-    def scores(self, unit: str, make: Callable[[str], Any]) -> Any:
-        """Saliency of the vanilla model on the three sets; kept until another unit is asked for or training starts."""
-        if self.scored is None or self.scored[0] != unit:
+    def scores(self, mask: methods.Mask, make: Callable[[methods.Mask], Any]) -> Any:
+        """Saliency of the vanilla model on the three sets; kept until other scores are asked for or training starts."""
+        if self.scored is None or self.scored[0] != mask.reads:
             self.scored = None
-            self.scored = (unit, make(unit))
+            self.scored = (mask.reads, make(mask))
         return self.scored[1]
 
-    def _scores(self, unit: str) -> methods.Evidence:
-        passes, score = self._scorer(unit)
+    def _scores(self, mask: methods.Mask) -> methods.Evidence:
+        passes, score = self._scorer(mask)
         wanted = [methods.METHODS[name].mask for name in self.config.unlearn.methods]
-        signed = any(mask.rule == "salun" and mask.unit == unit for mask in wanted if mask)
-        bar = Progress(f"scores by {unit}", sum(len(p) for p in passes.values()) + signed * len(passes["forget"]))
+        signed = any(other.rule == "salun" and other.reads == mask.reads for other in wanted if other)
+        bar = Progress(f"scores by {mask.unit}", sum(len(p) for p in passes.values()) + signed * len(passes["forget"]))
         trio = {name: score(saliency.scores, passes[name].shown(bar)) for name in ("forget", "retain", "text")}
         summed = score(saliency.scores, passes["forget"].shown(bar), kind="signed") if signed else None
         bar.close()
-        count = {f"{name}_units": passes[name].units(unit) for name in ("retain", "text")}
+        count = {f"{name}_units": passes[name].units(mask.unit) for name in ("retain", "text")}
         return methods.Evidence(**trio, **count, summed=summed)
 
-    def _difference(self, unit: str) -> Any:
+    def _difference(self, mask: methods.Mask) -> Any:
         """``F_forget - tau * F_preserve`` of the vanilla model, one side of the model after the other."""
-        passes, score = self._scorer(unit)
+        passes, score = self._scorer(mask)
         preserve = {"vision": [passes["retain"]], "language": [passes["retain"], passes["text"]]}
         walked = {side: 2 * sum(map(len, [passes["forget"], *kept])) for side, kept in preserve.items()}
-        found, bar = [], Progress(f"difference of scores by {unit}", sum(walked.values()))
+        found, bar = [], Progress(f"difference of scores by {mask.unit}", sum(walked.values()))
         for side, kept in preserve.items():
-            leaves = rf"(?={self.model.module.SIDES[side]}\Z)(?:{self.model.module.ELIGIBLE})"
+            leaves = rf"(?={self.model.module.SIDES[side]}\Z)(?:{mask.leaves or self.model.module.ELIGIBLE})"
             pair = passes["forget"].shown(bar), loader.Pass.joined(kept).shown(bar)
             found.append(score(saliency.difference, *pair, leaves=leaves, tau=self.config.saliency.tau))
         bar.close()
         return trees.merge(*found)
 
-    def _scorer(self, unit: str) -> tuple[dict[str, loader.Pass], Callable[..., Any]]:
+    def _scorer(self, mask: methods.Mask) -> tuple[dict[str, loader.Pass], Callable[..., Any]]:
         c = self.config.saliency
-        streams = self.unlearning_streams(c.rows if unit == "example" else self.config.unlearn.rows)
+        streams = self.unlearning_streams(c.rows if mask.unit == "example" else self.config.unlearn.rows)
         passes = {name: loader.Pass((stream,), self.mesh) for name, stream in streams.items()}
-        common = {"leaves": self.model.module.ELIGIBLE, "unit": unit, "chunk": c.chunk}
+        common = {"leaves": mask.leaves or self.model.module.ELIGIBLE, "unit": mask.unit, "chunk": c.chunk}
+        loss = methods.scored_loss(mask, self.model)
 
         def score(how, *batches, **options):
             with jax.set_mesh(self.mesh):
-                return how(self._loss, self.vanilla_params, *batches, **(common | options))
+                return how(loss, self.vanilla_params, *batches, **(common | options))
 
         return passes, score
 
@@ -343,10 +345,10 @@ class Run:
         params, sides = self.vanilla_params, self.model.module.SIDES
         numbers = dict(tau=c.tau, eps=c.eps, noise=c.noise)
         if c.keep_scores:
-            evidence, key = self.scores(rule.unit, self._scores), jax.random.key(self.config.seed)
+            evidence, key = self.scores(rule, self._scores), jax.random.key(self.config.seed)
             mask = methods.make_mask(rule, evidence, params, sides, key, **numbers)
         else:
-            mask = methods.sign_mask(rule, self.scores(rule.unit, self._difference), params, sides, **numbers)
+            mask = methods.sign_mask(rule, self.scores(rule, self._difference), params, sides, **numbers)
         masks.check(mask, params)
         path = self.mask_path(name)
         partial = path.with_suffix(".partial")
@@ -356,9 +358,6 @@ class Run:
         coverage = masks.coverage(mask)
         write_json(path.with_suffix(".json"), {"groups": coverage, "layers": masks.by_layer(mask)})
         return coverage
-
-    def _loss(self, params, batch):
-        return methods.LOSSES["descent"](self.model, params, batch, None, 0.0)
 
     def mask_path(self, name: str) -> pathlib.Path:
         return self.workdir / "masks" / f"{name}.safetensors"
@@ -375,7 +374,7 @@ class Run:
         if numbers["learning_rate"] is None:
             raise InputError(f"expected config.unlearn.learning_rate.{name}, found none; set it")
         streams = self.unlearning_streams(c.rows)
-        if any(loss == "npo" for phase in method.phases for loss in phase.losses.values()):
+        if "reference" in methods.needs(method):
             streams["forget"].columns["ref_logps"] = self.reference_logps(streams["forget"], self.vanilla_params)
         mask = masks.load(self.mask_path(name), self.vanilla_params) if method.mask else None
         if mask is not None and numbers["lora"]:
@@ -443,8 +442,8 @@ class Run:
     def questioned(self, name: str, params: Any) -> tuple[dict, dict]:
         """Results and answers of a model on every split."""
         c = self.config.evaluate.to_dict()
-        prompts, _, _ = evaluate.Prompts(**c.pop("prompts")), c.pop("memorised"), c.pop("headline")
-        stop = hf.stop_tokens(self.source, self.processor)
+        prompts, _, _ = questions.Prompts(**c.pop("prompts")), c.pop("memorised"), c.pop("headline")
+        stop = hf.stop_tokens(self.card, self.processor)
         numbers = dict(seed=self.config.seed, sizes=self.sizes, stop=stop)
         examiner = evaluate.Examiner(self.model, self.processor, self.mesh, prompts, **numbers, **c)
         b, full = self.benchmark, self.albums["full"]
@@ -456,30 +455,22 @@ class Run:
         return found
 
     def make_evaluated(self, name: str) -> None:
-        gate, headline = self.config.evaluate.memorised, self.config.evaluate.headline
+        memorised, headline = self.config.evaluate.memorised, self.config.evaluate.headline
         params = self.vanilla_params if name == "vanilla" else self.load(self.model_dir(name))
         results, answers = self.questioned(name, params)
         record = self.stages.record(f"unlearn/{name}") or {}
         made = record.get("result", {})
         proof = made.get("mask_proof", {})
-        if name == "vanilla":
-            if headline not in results["forget"]["vqa"]:
-                raise InputError(
-                    f"expected the headline metric {headline} of the people to forget, found only "
-                    f"{', '.join(results['forget']['vqa'])}; set config.evaluate.headline to one of them"
-                )
-            known = results["forget"]["vqa"][headline]["mean"]
-            if known < gate:
-                raise InputError(
-                    f"expected a vanilla model that knows the people to forget ({headline} on their VQA of at least "
-                    f"{100 * gate:.0f} %), found {100 * known:.0f} %; train it longer in another --workdir (config.vanilla.epochs), or "
-                    "lower config.evaluate.memorised to go on all the same"
-                )
         write_json(self.workdir / "answers" / f"{name}.json", answers)
         value = {"model": name, "results": results, "mask_proof": proof}
         value |= {"flags": evaluate.flags(results, proof, made.get("changed_in_file"), headline=headline)}
         value |= {"config": self.config.to_dict(), "provenance": provenance()}
         write_json(self.workdir / "results" / f"{name}.json", value)
+        if name == "vanilla":  # what it said is on disk: a refusal can be looked into
+            trained = not self.config.vanilla.path
+            prompts = questions.Prompts(**self.config.evaluate.prompts)
+            if refusal := evaluate.gate(results, headline, memorised, trained=trained, prompts=prompts):
+                raise InputError(refusal)
 
     def make_report(self) -> None:
         report.write(self.workdir, self.model_names(), self.benchmark)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from configs import common
-from mmu_jax import InputError, adapters, evaluate, methods, train
+from mmu_jax import InputError, adapters, methods, questions, train
 from mmu_jax.data import builders
 
 HEADLINES = ("exact", "rouge_l", "cloze", "cloze_exact", "mcq", "letter", "letter_published", "probability")
@@ -94,8 +94,9 @@ def judge(config: Any, given: dict[str, Any]) -> None:
     """
     values = flat(config.to_dict())
     problems = [*_keys(values), *_values(values)]
-    if not problems:  # what is below reads the keys together
-        problems = [*_methods(config), *_networks(config), *_together(config), *_unread(config, given)]
+    if not problems:  # what is below reads several keys
+        problems = [*_methods(config), *_networks(config), *_unread(config, given)]
+    problems = problems or _together(config)
     if problems:
         raise InputError(
             "; ".join(problems) + ("" if len(problems) == 1 else f" ({len(problems)} problems in the config)")
@@ -211,7 +212,7 @@ def _devices() -> int:
 
 def _together(c: Any) -> list[str]:
     """Keys that must fit one another and the machine."""
-    problems = evaluate.check_prompts(c.evaluate.prompts.to_dict())
+    problems = questions.check_prompts(c.evaluate.prompts.to_dict())
     there, data, split = _devices(), c.mesh.data, c.mesh.model
     if (max(data, 1) * split) > there:
         problems.append(
@@ -225,7 +226,7 @@ def _together(c: Any) -> list[str]:
     if not c.vanilla.path and not any(c.vanilla.rows.values()):
         problems.append("expected rows in config.vanilla.rows.vqa or .text, found 0 in both; set one")
     if not c.evaluate.letters and c.evaluate.headline.startswith("letter"):
-        problems.append("expected config.evaluate.letters=True for the headline letter, found False; set it")
+        problems.append("expected config.evaluate.letters=True for config.evaluate.headline=letter, found False; set it")
     coarse = c.model.param_dtype != "float32"
     if coarse and not c.vanilla.path and not c.vanilla.lora.rank:
         problems.append(

@@ -4,6 +4,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from mmu_jax import InputError
 from mmu_jax.data import text
 from mmu_jax.directory import Path
@@ -61,6 +64,7 @@ def read_processor(path: Path) -> Any:
         raise InputError(
             f"expected a processor that agrees with the config, found {said} in {path}; copy both from one checkpoint"
         )
+    _check_pixels(processor.image_processor, config.vision_config, path)
     _check_template(processor, path)
     return processor
 
@@ -80,9 +84,12 @@ def _llava(path: pathlib.Path, config: Any) -> Any:
                 f"expected a processor with tokenizer and image processor in {path}, found a {type(processor).__name__}; copy "
                 "processor_config.json and preprocessor_config.json there"
             )
-    if processor.patch_size is None:  # older files leave to the model's config how many tokens an image becomes
-        processor.patch_size = config.vision_config.patch_size
-        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    strategy = processor.vision_feature_select_strategy
+    if (
+        processor.patch_size is None or strategy is None
+    ):  # older files leave it to the config how many tokens an image becomes
+        processor.patch_size = processor.patch_size or config.vision_config.patch_size
+        processor.vision_feature_select_strategy = strategy or config.vision_feature_select_strategy
         processor.num_additional_image_tokens = 1  # CLIP's class token
     processor.chat_template = _default(processor.chat_template or processor.tokenizer.chat_template, path)
     return processor
@@ -112,7 +119,9 @@ def _default(template: Any, path: pathlib.Path) -> str:
 
 def _check_vocabulary(tokenizer: Any, config: Any, path: pathlib.Path) -> None:
     """Refuses tokens that have no row in the embedding; of a pad token among them another takes the place."""
-    rows = config.text_config.vocab_size
+    rows, longest = config.text_config.vocab_size, tokenizer.model_max_length
+    if not isinstance(longest, int | float):
+        raise InputError(f"expected a number for model_max_length in {path / TOKENIZER}, found {longest!r}; correct it")
     beyond = {token: id for token, id in tokenizer.get_vocab().items() if id >= rows}
     pad = tokenizer.pad_token
     if others := sorted(set(beyond) - {pad}, key=beyond.get):
@@ -154,6 +163,20 @@ def _of_qwen(processor: Processor, config: Any) -> list[tuple]:
     c, images = config.vision_config, processor.image_processor
     pairs = (("patch_size",) * 2, ("temporal_patch_size",) * 2, ("merge_size", "spatial_merge_size"))
     return [(a, getattr(images, a, None), f"vision_config.{b}", getattr(c, b)) for a, b in pairs]
+
+
+def _check_pixels(images: Any, c: Any, path: pathlib.Path) -> None:
+    """Shows the image processor a grey square of the smallest size: what its numbers make of it must be numbers."""
+    side = getattr(c, "image_size", None) or 2 * c.patch_size * c.spatial_merge_size
+    edges = ("height", "width") if hasattr(c, "image_size") else ("shortest_edge", "longest_edge")
+    size = dict.fromkeys(edges, side if hasattr(c, "image_size") else side**2)
+    with configs.Translated(f"an image processor in {path}"):
+        pixels = images(Image.new("RGB", (side, side), "grey"), size=size, return_tensors="np")["pixel_values"]
+    if not np.isfinite(pixels).all():
+        raise InputError(
+            f"expected an image processor that makes finite pixels, found image_mean={images.image_mean}, "
+            f"image_std={images.image_std}, rescale_factor={images.rescale_factor} in {path}; copy preprocessor_config.json again"
+        )
 
 
 def _check_template(processor: Any, path: pathlib.Path) -> None:

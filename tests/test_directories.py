@@ -83,7 +83,10 @@ INDICES = {
     "a detour": ('{"weight_map": {"a": "x/../../m.safetensors"}}', "inside the folder"),
     "backslashes": (r'{"weight_map": {"a": "..\\m.safetensors"}}', "inside the folder"),
     "a pickle": ('{"weight_map": {"a": "pytorch_model.bin"}}', "inside the folder, found 'pytorch_model.bin'"),
-    "two of a name": ('{"weight_map": {"a": "x/m.safetensors", "b": "y/m.safetensors"}}', "several called m.safetensors"),
+    "two of a name": (
+        '{"weight_map": {"a": "x/m.safetensors", "b": "y/m.safetensors"}}',
+        "several called m.safetensors",
+    ),
     "missing": ('{"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}', "2 missing: m-1.safetensors, m-2"),
 }
 
@@ -249,78 +252,146 @@ def test_what_is_not_finite_is_not_written(whole, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-# ---- which head
+# ---- which processor
 
-FLAGS = {
-    "at the top": {"tie_word_embeddings": True, "text_config": {"tie_word_embeddings": False}},
-    "in the text config": {"text_config": {"tie_word_embeddings": True}},
-    "in both": {"tie_word_embeddings": True, "text_config": {"tie_word_embeddings": True}},
+TEXT_ONLY = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+NAMED = {"default": tiny.CHAT_TEMPLATE, "tool_use": "{{ tools }}"}
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def template(name, content=tiny.CHAT_TEMPLATE):
+    """A folder whose only template is this."""
+
+    def change(folder):
+        (folder / "chat_template.jinja").unlink()
+        (folder / "additional_chat_templates").mkdir(exist_ok=True)
+        value = content
+        if name.endswith(".json"):
+            put(name, "chat_template", to=value)(folder)
+        else:
+            (folder / name).write_text(value)
+
+    return change
+
+
+def both(*changes):
+    return lambda folder: [change(folder) for change in changes]
+
+
+def add_tokens(*tokens, **special):
+    """Added to the tokenizer and not to the embedding."""
+
+    def change(folder):
+        import transformers
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_tokens(list(tokens))
+        tokenizer.add_special_tokens(special)
+        tokenizer.save_pretrained(folder)
+
+    return change
+
+
+def narrow(folder):
+    edit(folder, "tokenizer.json", lambda v: v["added_tokens"].pop())
+
+
+REFUSED = {
+    "no config": ("llava", lambda f: (f / "config.json").unlink(), "config.json, found none"),
+    "image token of config": ("llava", put("config.json", "image_token_index", to=7), "image_token_id=7.*'<image>' is 4"),
+    "image token of Qwen": ("qwen2_vl", put("config.json", "image_token_id", to=7), "image_token_id=7.*<|image_pad|>"),
+    "no image token": ("llava", put("tokenizer_config.json", "image_token", to="<img>"), "'<img>'"),
+    "strategy": ("llava", put("config.json", "vision_feature_select_strategy", to="full"), "='default' of .*='full' of"),
+    "strategy of an older processor": (
+        "llava",
+        both(put("processor_config.json", "vision_feature_select_strategy", to="full"), put("processor_config.json", "patch_size", to=None)),
+        "='full' of .*='default' of",
+    ),
+    "patch size": ("llava", put("processor_config.json", "patch_size", to=6), "patch_size=6 of .*patch_size=12 of"),
+    "tokens of an image": ("llava", put("processor_config.json", "num_additional_image_tokens", to=0), "tokens=0 of .*=1 of"),
+    "crop": ("llava", put("processor_config.json", "image_processor", "crop_size", to=48), r"\(48, 48\) of .*\(24, 24\) of"),
+    "an oblong": (
+        "llava",
+        put("processor_config.json", "image_processor", "crop_size", to={"height": 24, "width": 12}),
+        r"\(24, 12\) of .*\(24, 24\) of",
+    ),
+    "patch size of Qwen": ("qwen2_vl", put("preprocessor_config.json", "patch_size", to=8), "patch_size=8 of .*patch_size=4"),
+    "merge size": ("qwen2_vl", put("preprocessor_config.json", "merge_size", to=4), "merge_size=4 of .*spatial_merge_size=2"),
+    "frames": ("qwen2_vl", put("preprocessor_config.json", "temporal_patch_size", to=1), "temporal_patch_size=1 of .*=2 of"),
+    "a word without a row": ("llava", add_tokens("Ada"), "found 1 beyond .*'Ada' is 768"),
+    "words and a pad": ("qwen2_vl", add_tokens("Ada", "Bob", pad_token="[PAD]"), "found 2 beyond .*'Ada' is 773, 'Bob' is 774"),
+    "an end without a row": ("llava", add_tokens(eos_token="<end>"), "'<end>' is 768"),
+    "no numbers for pixels": ("llava", put("processor_config.json", "image_processor", "image_mean", to="x"), "image processor"),
+    "deviation of nothing": ("qwen2_vl", put("preprocessor_config.json", "image_std", to=[0, 0, 0]), "finite pixels"),
+    "no longest text": ("qwen2_vl", put("tokenizer_config.json", "model_max_length", to="x"), "model_max_length"),
+    "no template": ("llava", lambda f: (f / "chat_template.jinja").unlink(), "expected a chat template .*found none"),
+    "templates without a default": (
+        "qwen2_vl",
+        both(lambda f: (f / "chat_template.jinja").unlink(), put("tokenizer_config.json", "chat_template", to=[{"name": "rag", "template": "x"}])),
+        "found only rag",
+    ),
+    "text only": ("llava", write("chat_template.jinja", TEXT_ONLY), "expected a chat template that takes pictures"),
+    "text only, of Qwen": ("qwen2_vl", write("chat_template.jinja", TEXT_ONLY), "expected a chat template that takes pictures"),
+    "no pictures": ("llava", write("chat_template.jinja", tiny.CHAT_TEMPLATE.replace("<image>", "")), "0 placeholders"),
+    "pictures twice": ("llava", write("chat_template.jinja", tiny.CHAT_TEMPLATE.replace("<image>", "<image>" * 2)), "2 placeholders"),
+    "broken": ("qwen2_vl", write("chat_template.jinja", "{% for %}"), "chat template"),
+    "one that refuses": ("llava", write("chat_template.jinja", "{{ raise_exception('no') }}"), "fails .*no"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_processor_that_does_not_fit(copy, name):
+    family, change, said = REFUSED[name]
+    folder = copy(family)
+    change(folder)
+    with pytest.raises(InputError, match=said) as error:
+        hf.read_processor(folder)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+
+
+JSON = ("config.json", "tokenizer.json", "tokenizer_config.json")
+DAMAGED = {name: JSON + ("processor_config.json",) for name in ["llava"]}
+DAMAGED["qwen2_vl"] = JSON + ("preprocessor_config.json", "special_tokens_map.json", "chat_template.json")
+DAMAGES = {
+    "a pointer": POINTER,
+    "cut": '{"a": ',
+    "bytes": b"\x80\x04\xff",
+    "a list": "[]",
+    "a number": "7",
+    "empty": "",
 }
+FILED = [(family, file, damage) for family, files in DAMAGED.items() for file in files for damage in DAMAGES]
 
 
-def tied(folder, family, where, added):
-    """A tied checkpoint with a head beside its embedding that differs by ``added``; returns the torch class."""
-    reference = (torch_llava if family == "llava" else torch_qwen)(folder, tie=True)
-
-    def flags(config):
-        config.pop("tie_word_embeddings")
-        config["text_config"].pop("tie_word_embeddings", None)
-        inner = config["text_config"] | FLAGS[where].get("text_config", {})
-        return config | FLAGS[where] | {"text_config": inner}
-
-    edit(folder, "config.json", flags)
-    head = "language_model.lm_head.weight" if family == "llava" else "lm_head.weight"
-    retensor(folder, lambda t: t | {head: t[first(t, "embed_tokens.weight")] + np.float32(added)})
-    return type(reference), head
+@pytest.mark.parametrize(("family", "file", "damage"), FILED)
+def test_a_damaged_file_is_named(copy, family, file, damage):
+    folder = copy(family)
+    write(file, DAMAGES[damage])(folder)
+    with pytest.raises(InputError, match=str(folder / file)):
+        hf.read_processor(folder)
 
 
-def same_logits(kind, folder, params, model):
-    import torch
-
-    tokens = np.array([[7, 8, 9, 10, 11, 12]], np.int32)
-    batch = {"tokens": tokens, "valid": tokens > 0, "positions": np.arange(6, dtype=np.int32)[None]}
-    with torch.no_grad():
-        theirs = kind.from_pretrained(folder).eval()(input_ids=torch.tensor(tokens, dtype=torch.long)).logits.numpy()
-    return np.abs(np.asarray(model.forward(params, batch)) - theirs).max() < 1e-5 * max(1, np.abs(theirs).max())
-
-
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
-@pytest.mark.parametrize("where", FLAGS)
-def test_a_head_that_is_the_embedding_is_tied_and_both_are_written(tmp_path, family, where):
-    kind, head = tied(tmp_path / "in", family, where, 0)
-    params, model = load(tmp_path / "in")
-    assert model.config.tie_word_embeddings and "lm_head" not in params
-    moved = jax.tree.map(lambda x: x + 0.01, params)
-    changed = hf.save(moved, model, tmp_path / "in", tmp_path / "out")
-    assert changed[hf.EMBED] == trees.flatten(params)[hf.EMBED].size
-    table = load_file(tmp_path / "out" / hf.SINGLE)
-    np.testing.assert_array_equal(table[head], table[first(table, "embed_tokens.weight")])
-    assert same_logits(kind, tmp_path / "out", moved, model)
-    hf.save(params, model, tmp_path / "in", tmp_path / "again")
-    assert (tmp_path / "again" / hf.SINGLE).read_bytes() == (tmp_path / "in" / hf.SINGLE).read_bytes()
+BROKEN = {
+    "nothing in it": ("tokenizer.json", lambda v: {"a": 1}),
+    "no model": ("tokenizer.json", lambda v: v | {"model": {"type": "Unheard"}}),
+    "tokens that are no list": ("tokenizer.json", lambda v: v | {"added_tokens": 7}),
+    "a class of strangers": ("tokenizer_config.json", lambda v: v | {"eos_token": ["x"]}),
+    "an image processor unheard of": ("processor_config.json", lambda v: v | {"image_processor": {"image_processor_type": "X"}}),
+    "a processor unheard of": ("processor_config.json", lambda v: v | {"processor_class": "LlavaUnheard"}),
+    "sizes that are words": ("config.json", lambda v: v["text_config"].update(hidden_size="large")),
+    "no model type": ("config.json", lambda v: v.pop("model_type") and None),
+    "another model": ("config.json", lambda v: v | {"model_type": "gemma3"}),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
-@pytest.mark.parametrize("where", FLAGS)
-def test_a_head_of_its_own_is_kept_apart_with_a_line(tmp_path, family, where, caplog):
-    kind, head = tied(tmp_path / "in", family, where, 1)
-    params, model = load(tmp_path / "in")
-    assert "lm_head is not the embedding" in caplog.text
-    assert not model.config.tie_word_embeddings and "lm_head" in params
-    assert same_logits(kind, tmp_path / "in", params, model)
-    moved = jax.tree.map(lambda x: x * 1.01, params)
-    hf.save(moved, model, tmp_path / "in", tmp_path / "out")
-    assert same_logits(kind, tmp_path / "out", moved, model)
-    believed = models.Model(models.config.read(tmp_path / "in"))
-    with pytest.raises(InputError, match="start again now that the weights are here"):
-        hf.load(tmp_path / "in", believed)
-
-
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
-def test_a_tied_model_whose_head_alone_is_in_the_files(tmp_path, family):
-    kind, head = tied(tmp_path / "in", family, "at the top", 0)
-    retensor(tmp_path / "in", lambda t: {k: v for k, v in t.items() if k != first(t, "embed_tokens.weight")})
-    params, model = load(tmp_path / "in")
-    moved = jax.tree.map(lambda x: x + 0.01, params)
-    hf.save(moved, model, tmp_path / "in", tmp_path / "out")
-    assert same_logits(kind, tmp_path / "out", moved, model)
+@pytest.mark.parametrize("name", BROKEN)
+def test_files_that_are_json_and_nothing_more(copy, name):
+    file, change = BROKEN[name]
+    folder = copy()
+    edit(folder, file, change)
+    with pytest.raises(InputError) as error:
+        hf.read_processor(folder)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)

@@ -3,9 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from conftest import make_batch, torch_llava
+from conftest import make_batch, torch_llava, torch_qwen
+from safetensors.numpy import load_file
+from test_directories import edit, first, load, retensor
 
-from mmu_jax import hf, losses, models, trees
+from mmu_jax import InputError, hf, losses, models, trees
+from mmu_jax.models import config
 
 
 def torch_inputs(batch, image_token=5):
@@ -166,3 +169,78 @@ def test_bfloat16_compute_stays_near_float32(llava):
     # bfloat16 keeps 8 bits: each of some 20 roundings in sequence may move a logit by 2^-9 of its scale.
     assert np.abs(exact - rough)[batch["valid"]].max() < 20 * 2**-9 * np.abs(exact).max()
     assert rough.dtype == np.float32 and not np.array_equal(exact, rough)
+
+
+FLAGS = {
+    "at the top": {"tie_word_embeddings": True, "text_config": {"tie_word_embeddings": False}},
+    "in the text config": {"text_config": {"tie_word_embeddings": True}},
+    "in both": {"tie_word_embeddings": True, "text_config": {"tie_word_embeddings": True}},
+}
+
+
+def tied(folder, family, where, added):
+    """A tied checkpoint with a head beside its embedding that differs by ``added``; returns the torch class."""
+    reference = (torch_llava if family == "llava" else torch_qwen)(folder, tie=True)
+
+    def flags(config):
+        config.pop("tie_word_embeddings")
+        config["text_config"].pop("tie_word_embeddings", None)
+        inner = config["text_config"] | FLAGS[where].get("text_config", {})
+        return config | FLAGS[where] | {"text_config": inner}
+
+    edit(folder, "config.json", flags)
+    head = "language_model.lm_head.weight" if family == "llava" else "lm_head.weight"
+    retensor(folder, lambda t: t | {head: t[first(t, "embed_tokens.weight")] + np.float32(added)})
+    return type(reference), head
+
+
+def same_logits(kind, folder, params, model):
+    import torch
+
+    tokens = np.array([[7, 8, 9, 10, 11, 12]], np.int32)
+    batch = {"tokens": tokens, "valid": tokens > 0, "positions": np.arange(6, dtype=np.int32)[None]}
+    with torch.no_grad():
+        theirs = kind.from_pretrained(folder).eval()(input_ids=torch.tensor(tokens, dtype=torch.long)).logits.numpy()
+    return np.abs(np.asarray(model.forward(params, batch)) - theirs).max() < 1e-5 * max(1, np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("where", FLAGS)
+def test_a_head_that_is_the_embedding_is_tied_and_both_are_written(tmp_path, family, where):
+    kind, head = tied(tmp_path / "in", family, where, 0)
+    params, model = load(tmp_path / "in")
+    assert model.config.tie_word_embeddings and "lm_head" not in params
+    moved = jax.tree.map(lambda x: x + 0.01, params)
+    changed = hf.save(moved, model, tmp_path / "in", tmp_path / "out")
+    assert changed[hf.EMBED] == trees.flatten(params)[hf.EMBED].size
+    table = load_file(tmp_path / "out" / hf.SINGLE)
+    np.testing.assert_array_equal(table[head], table[first(table, "embed_tokens.weight")])
+    assert same_logits(kind, tmp_path / "out", moved, model)
+    hf.save(params, model, tmp_path / "in", tmp_path / "again")
+    assert (tmp_path / "again" / hf.SINGLE).read_bytes() == (tmp_path / "in" / hf.SINGLE).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("where", FLAGS)
+def test_a_head_of_its_own_is_kept_apart_with_a_line(tmp_path, family, where, caplog):
+    kind, head = tied(tmp_path / "in", family, where, 1)
+    params, model = load(tmp_path / "in")
+    assert "lm_head is not the embedding" in caplog.text
+    assert not model.config.tie_word_embeddings and "lm_head" in params
+    assert same_logits(kind, tmp_path / "in", params, model)
+    moved = jax.tree.map(lambda x: x * 1.01, params)
+    hf.save(moved, model, tmp_path / "in", tmp_path / "out")
+    assert same_logits(kind, tmp_path / "out", moved, model)
+    believed = models.Model(config.read(tmp_path / "in"))
+    with pytest.raises(InputError, match="start again now that the weights are here"):
+        hf.load(tmp_path / "in", believed)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_tied_model_whose_head_alone_is_in_the_files(tmp_path, family):
+    kind, head = tied(tmp_path / "in", family, "at the top", 0)
+    retensor(tmp_path / "in", lambda t: {k: v for k, v in t.items() if k != first(t, "embed_tokens.weight")})
+    params, model = load(tmp_path / "in")
+    moved = jax.tree.map(lambda x: x + 0.01, params)
+    hf.save(moved, model, tmp_path / "in", tmp_path / "out")
+    assert same_logits(kind, tmp_path / "out", moved, model)

@@ -121,7 +121,7 @@ def test_saliency_and_mask_of_the_vanilla_model_equal_torch(whole):
 
     from configs import tiny as config_file
     from experiments.run import Run
-    from mmu_jax import masks, saliency, trees
+    from mmu_jax import masks, methods, saliency, trees
 
     config = config_file.get_config()
     config.vanilla.path = str(whole[0] / "vanilla")
@@ -132,8 +132,9 @@ def test_saliency_and_mask_of_the_vanilla_model_equal_torch(whole):
     sets = {"forget": first["forget"][:3], "retain": first["retain"]}
     sets["preserve"] = sets["retain"] + first["text"][:3]
     leaves, ours, theirs = runner.model.module.ELIGIBLE, {}, {}
+    loss = methods.scored_loss(methods.METHODS["mmunlearner"].mask, runner.model)
     for name, batches in sets.items():
-        scores = saliency.scores(runner._loss, runner.vanilla_params, batches, leaves=leaves, unit="batch")
+        scores = saliency.scores(loss, runner.vanilla_params, batches, leaves=leaves, unit="batch")
         ours[name] = {leaf: np.asarray(x) for leaf, x in trees.flatten(scores).items()}
         grads = [torch_gradients(reference, runner.model, batch) for batch in batches]
         theirs[name] = {leaf: np.mean([g[leaf].astype(np.float64) ** 2 for g in grads], axis=0) for leaf in ours[name]}

@@ -85,7 +85,7 @@ def test_a_bad_setting_is_named(key, value):
 
 def test_every_problem_is_said_at_once():
     config = changed("saliency.tau", NAN, changed("seed", -1, changed("unlearn.rows", 0)))
-    with pytest.raises(InputError, match=r"seed.*saliency\.tau.*unlearn\.rows.*\(3 problems in the config\)"):
+    with pytest.raises(InputError, match=r"saliency\.tau.*config\.seed.*unlearn\.rows.*\(3 problems in the config\)"):
         settings.judge(config, {})
 
 
