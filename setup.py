@@ -42,7 +42,15 @@ setup(
     ],
     extras_require={
         # torch is the reference that parity is tested against; nothing here needs it at run time.
-        "test": ["pytest>=8", "ruff>=0.14", "torch==2.13.0"],
+        "test": [
+            "ipykernel>=7",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "peft>=0.18",
+            "pytest>=8",
+            "ruff>=0.14",
+            "torch==2.13.0",
+        ],
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
     },

@@ -226,7 +226,9 @@ def _together(c: Any) -> list[str]:
     if not c.vanilla.path and not any(c.vanilla.rows.values()):
         problems.append("expected rows in config.vanilla.rows.vqa or .text, found 0 in both; set one")
     if not c.evaluate.letters and c.evaluate.headline.startswith("letter"):
-        problems.append("expected config.evaluate.letters=True for config.evaluate.headline=letter, found False; set it")
+        problems.append(
+            "expected config.evaluate.letters=True for config.evaluate.headline=letter, found False; set it"
+        )
     coarse = c.model.param_dtype != "float32"
     if coarse and not c.vanilla.path and not c.vanilla.lora.rank:
         problems.append(

@@ -60,7 +60,7 @@ class Examiner:
 
     def __post_init__(self):
         if not self.stop:
-            object.__setattr__(self, "stop", (self.processor.tokenizer.eos_token_id,))
+            object.__setattr__(self, "stop", text.end_of_turn(self.processor))
 
     def _batches(self, texts: text.Rows, photos: np.ndarray | None, album: loader.Album | None):
         """Batches of ``rows`` rows; rows that only fill the last one are all padding."""

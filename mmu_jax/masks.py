@@ -185,6 +185,7 @@ def salun(magnitude: Tree, fraction: float = 0.5) -> Tree:
     """
     if not 0.0 < fraction <= 1.0:
         raise InputError(f"expected a fraction in (0, 1], found {fraction}; choose one")
+    trees.check_arrays(magnitude, "the scores")
     return top_k(magnitude, int(fraction * trees.size(magnitude)))
 
 

@@ -286,8 +286,7 @@ def make_mask(
     elif mask.rule == "random":
         chosen = masks.random(key, ratio)
     elif mask.rule == "top_k":
-        counts = {name: masks.count(leaf) for name, leaf in trees.flatten(ratio).items()}
-        chosen = masks.top_k(evidence.forget, counts, scope="leaf")
+        chosen = masks.top_k(evidence.forget, masks.layer_counts(ratio), scope="layer")
     elif mask.rule == "salun":
         chosen = masks.top_k(evidence.summed, masks.count(ratio))
     else:

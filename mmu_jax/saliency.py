@@ -1,7 +1,9 @@
 """Per-parameter saliency by ``jax.grad``: how much each weight matters to a set of examples.
 
-Works on any pytree of arrays and any ``loss(params, batch)`` that returns a scalar or a pair ``(sum, count)``, whose
-quotient is the loss. Scores are float32, accumulated on device inside the jitted step into a donated buffer that is
+Works on any pytree of arrays and any ``loss(params, batch)`` that returns a scalar, or a pair of scalars ``(sum, count)``
+whose quotient is the loss. **A pair is never (loss, aux)**: its second number says how much the sum is over, and may come
+from the batch alone. A second value that is no scalar, or that is computed from the params (a metric), is refused; wrap a
+loss with aux as ``lambda params, batch: loss(params, batch)[0]``. Scores are float32, accumulated on device inside the jitted step into a donated buffer that is
 sharded as the params are; nothing per batch goes to the host.
 
     params = {'w': jnp.ones(3)}
@@ -11,11 +13,13 @@ sharded as the params are; nothing per batch goes to the host.
     mask = masks.ratio(forget, retain)
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mmu_jax import InputError, trees
 
@@ -27,7 +31,8 @@ KINDS = {"squared": jnp.square, "absolute": jnp.abs, "signed": lambda g: g}
 def _weights(batch: Tree, rows: int) -> jax.Array:
     """1.0 for every row that counts: all of them, or those with any loss weight (padding rows have none)."""
     if isinstance(batch, dict) and "weights" in batch:
-        return (batch["weights"].reshape(rows, -1) > 0).any(axis=1).astype(jnp.float32)
+        weights = batch["weights"]
+        return (weights > 0).any(axis=tuple(range(1, weights.ndim))).astype(jnp.float32)
     return jnp.ones((rows,), jnp.float32)
 
 
@@ -54,9 +59,7 @@ def accumulator(
 
     def mean(part, rest, batch):
         value = loss(trees.merge(part, rest), batch)
-        if isinstance(value, tuple):
-            return value[0] / jnp.maximum(value[1], 1.0)
-        return value
+        return value[0] / jnp.maximum(value[1], 1.0) if isinstance(value, tuple) else value
 
     def gradient(part, rest, batch):
         grads = jax.grad(mean)(part, rest, batch)
@@ -65,15 +68,15 @@ def accumulator(
     def per_example(total, part, rest, batch, scale):
         rows = _rows(batch)
         width = max(d for d in range(1, min(chunk, rows) + 1) if rows % d == 0)
-        chunks = jax.tree.map(lambda x: x.reshape(rows // width, width, 1, *x.shape[1:]), batch)
-        weights = _weights(batch, rows).reshape(rows // width, width)
+        chunks, weights = _chunks(batch, part, width, (1,)), _chunks(_weights(batch, rows), part, width)
 
         def body(total, piece):
             piece, weight = piece
             grads = jax.vmap(gradient, in_axes=(None, None, 0))(part, rest, piece)
 
             def add(t, g):  # a sum, not a product of matrices: it fuses with the squares, which then are never stored
-                return t + jnp.sum((scale * weight).reshape(-1, *(1,) * t.ndim) * g, axis=0)
+                weights = weight.reshape(-1, *(1,) * t.ndim)
+                return t + jnp.sum(jnp.where(weights > 0, scale * weights * g, 0.0), axis=0)
 
             return jax.tree.map(add, total, grads), None
 
@@ -82,6 +85,7 @@ def accumulator(
 
     def step(state, part, rest, batch, scale):
         total, seen = state
+        _check_loss(loss, part, rest, batch)
         if unit == "example":
             total, n = per_example(total, part, rest, batch, scale)
             return total, seen + n
@@ -89,6 +93,60 @@ def accumulator(
         return jax.tree.map(lambda t, a: t + scale * a, total, added), seen + 1.0
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _chunks(rows: Tree, part: Tree, width: int, inner: tuple[int, ...] = ()) -> Tree:
+    """Arrays ``[B, ...]`` as ``[B / width, width, *inner, ...]``.
+
+    On a mesh of explicit axes the rows of a chunk lie where those of the batch did, if they can be dealt out evenly and
+    the params do not lie along the same axes; otherwise every device has all of them.
+    """
+    taken = {
+        axis for leaf in jax.tree.leaves(part) for entry in jax.typeof(leaf).sharding.spec for axis in _axes(entry)
+    }
+
+    def leaf(x):
+        where, shape = jax.typeof(x).sharding, (len(x) // width, width, *inner, *x.shape[1:])
+        axes = _axes(where.spec[0]) if where.spec else ()
+        if not axes:
+            return x.reshape(shape)
+        fits = width % math.prod(where.mesh.shape[axis] for axis in axes) == 0 and not taken & set(axes)
+        spec = PartitionSpec(None, where.spec[0] if fits else None, *(None for _ in inner), *where.spec[1:])
+        return jnp.reshape(x, shape, out_sharding=NamedSharding(where.mesh, spec))
+
+    return jax.tree.map(leaf, rows)
+
+
+def _axes(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that one dimension of an array lies along."""
+    return entry if isinstance(entry, tuple) else (entry,) if isinstance(entry, str) else ()
+
+
+def _check_loss(loss: Callable, part: Tree, rest: Tree, batch: Tree) -> None:
+    """Refuses a loss that returns neither a scalar nor ``(sum, count)`` with a count that comes from the batch alone."""
+    value, sources = trees.dataflow(lambda part: loss(trees.merge(part, rest), batch), part)
+    advice = "return the loss alone or (sum, count), and drop aux: lambda params, batch: loss(params, batch)[0]"
+    values = value if isinstance(value, tuple) else (value,)
+    if len(values) > 2 or not all(_is_number(v) for v in values):
+        found = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", value)
+        raise InputError(f"expected a loss of one real number, or of two, found {found}; {advice}")
+    if not jnp.issubdtype(values[0].dtype, jnp.floating):
+        raise InputError(f"expected a loss in floating point, found {values[0].dtype}; {advice}")
+    if len(values) == 2 and any(sources([False, True])):
+        raise InputError(
+            f"expected (sum, count) with a count of the batch alone, found one made of the params; {advice}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    real = isinstance(value, jax.ShapeDtypeStruct) and value.shape == () and value.dtype != jnp.bool_
+    return real and (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer))
+
+
+def _part(params: Tree, leaves: str) -> tuple[Tree, Tree]:
+    part, rest = trees.split(params, leaves)
+    trees.check_real(part, "the params to score", "leave it out with the pattern `leaves`")
+    return part, rest
 
 
 def zeros(part: Tree) -> tuple[Tree, jax.Array]:
@@ -109,8 +167,8 @@ def scores(
     """``F = mean over units of g**2`` at ``params`` (MMUnlearner, arXiv 2502.11051; diagonal empirical Fisher).
 
     Args:
-      loss: ``loss(params, batch)`` -> scalar or ``(sum, count)``.
-      params: tree of arrays.
+      loss: ``loss(params, batch)`` -> scalar or ``(sum, count)``, never ``(loss, aux)``.
+      params: tree of arrays; those that ``leaves`` matches are real floating point.
       batches: trees whose arrays have rows on axis 0; equal shapes compile once.
       leaves: pattern of the leaf names to score; no gradient of the others is ever formed.
       unit: ``'example'`` or ``'batch'``.
@@ -119,17 +177,29 @@ def scores(
     Returns:
       tree like ``params``, float32, ``None`` where ``leaves`` does not match.
     Raises:
-      InputError: no batch, or no row with a loss, or a pattern that matches nothing.
+      InputError: no batch, or no row with a loss; a pattern that matches nothing, or a leaf that has no gradient; a loss
+        that returns something else; or a score that is not finite, with the name of its leaf.
     """
-    part, rest = trees.split(params, leaves)
+    part, rest = _part(params, leaves)
     step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), zeros(part)
     for batch in batches:
         state = step(state, part, rest, batch, 1.0)
     total, seen = state
+    if isinstance(seen, jax.core.Tracer):
+        raise InputError(
+            "expected arrays with values to score, found tracers; call it outside jax.jit and jax.shard_map"
+        )
     if float(seen) == 0.0:
         raise InputError("expected at least one example to score, found none; check the split the batches come from")
-    finish = jax.jit(lambda t, n: jax.tree.map(lambda x: jnp.abs(x / n) if kind == "signed" else x / n, t))
-    return finish(total, seen)
+    trees.check_scores(total, "the scores of these batches", signed=True)
+    where = jax.tree.map(
+        lambda p: p.sharding if isinstance(getattr(p, "sharding", None), NamedSharding) else None, part
+    )
+
+    def finish(total, seen):
+        return jax.tree.map(lambda x: jnp.abs(x / seen) if kind == "signed" else x / seen, total)
+
+    return jax.jit(finish, out_shardings=where)(total, seen)
 
 
 def difference(
@@ -147,9 +217,9 @@ def difference(
     """``F_forget - tau * F_preserve`` in one accumulator: half the memory of two score trees.
 
     ``masks.sign`` turns it into the mask of ``masks.ratio``. Both are walked twice, once to count units: lists, or
-    anything that can be iterated again.
+    anything that can be iterated again. Raises InputError as :func:`scores` does, with the name of the set.
     """
-    part, rest = trees.split(params, leaves)
+    part, rest = _part(params, leaves)
     step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), zeros(part)
     for batches, weight, what in ((forget, 1.0, "forget"), (preserve, -tau, "preserve")):
         n = sum(units(batch, unit) for batch in batches)
@@ -157,4 +227,5 @@ def difference(
             raise InputError(f"expected at least one {what} example to score, found none; check that split")
         for batch in batches:
             state = step(state, part, rest, batch, weight / n)
+        trees.check_scores(state[0], f"the scores of the {what} set", signed=True)
     return state[0]

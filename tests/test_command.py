@@ -63,7 +63,10 @@ def test_a_mistake_on_the_command_line(what, typed, capsys):
 
 
 FILES = {
-    "its own ValueError": ("def get_config():\n    raise ValueError('expected sun, found rain; wait')", ["expected sun, found rain; wait"]),
+    "its own ValueError": (
+        "def get_config():\n    raise ValueError('expected sun, found rain; wait')",
+        ["expected sun, found rain; wait"],
+    ),
     "broken": ("def get_config(:\n", ["expected Python"]),
     "no function": ("x = 1", ["get_config"]),
     "a missing module": ("import nonsuch", ["nonsuch", "install"]),
@@ -118,7 +121,14 @@ def test_the_mission_s_commands_without_a_network(config, typed, tmp_path, capsy
         command.spoken(run.study)
     assert ended.value.code == 2
     ids = {"llava": "llava-hf/llava-1.5-7b-hf", "qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct"}
-    refused(capsys, ids[config], "--config.model.path=FOLDER", "MLLMMU/MLLMU-Bench", "--config.data.source=FOLDER", "configs/tiny.py")
+    refused(
+        capsys,
+        ids[config],
+        "--config.model.path=FOLDER",
+        "MLLMMU/MLLMU-Bench",
+        "--config.data.source=FOLDER",
+        "configs/tiny.py",
+    )
     assert not list(tmp_path.iterdir())
 
 

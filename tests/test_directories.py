@@ -1,30 +1,35 @@
-"""A directory means what it means to transformers: which files, which head, which processor; and what a copy may carry."""
+"""A directory means what it means to transformers: which files, which weights; and what a copy may carry."""
 
-import io
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
-from conftest import CHATML, TEXT, VISION, torch_llava, torch_qwen
+from conftest import TEXT, VISION, torch_llava, torch_qwen
 from safetensors.numpy import load_file, save_file
 
-from mmu_jax import InputError, directory, hf, models, trees
-from mmu_jax.data import text, tiny
+from mmu_jax import InputError, directory, hf, models
+from mmu_jax.data import tiny
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 146946961\n"
 
 
+def directories(root):
+    """Family -> a directory with weights, config, tokenizer and processor."""
+    from transformers import LlavaForConditionalGeneration
+
+    processor = tiny.processor()
+    processor.save_pretrained(root / "llava")
+    config = tiny.config(processor.tokenizer, vision=VISION, text=TEXT)
+    LlavaForConditionalGeneration(config).save_pretrained(root / "llava")
+    torch_qwen(root / "qwen2_vl")
+    return {"llava": root / "llava", "qwen2_vl": root / "qwen2_vl"}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Family -> a directory with weights, config, tokenizer and processor."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("llava", "qwen2_vl")}
-    processor = tiny.processor()
-    model = models.Model(tiny.config(processor.tokenizer, vision=VISION, text=TEXT))
-    hf.create(model.init(0), model, processor, folders["llava"] / "m")
-    torch_qwen(folders["qwen2_vl"])
-    return {"llava": folders["llava"] / "m", "qwen2_vl": folders["qwen2_vl"]}
+    return directories(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
@@ -113,13 +118,20 @@ def test_shards_in_a_folder_of_their_own_stay_there(tmp_path):
     assert not [f for f in (tmp_path / "out").iterdir() if f.suffix == ".safetensors"]
 
 
-STRANGERS = """model.safetensors.bak model.SAFETENSORS model-old.safetensors model.fp16.safetensors consolidated.safetensors
-pytorch_model.bin pytorch_model.bin.index.json training_args.bin optimizer.pt scheduler.pt rng_state.pth model.ckpt tf_model.h5
-flax_model.msgpack model.gguf model.gguf.part1 ggml-model-q4 model.onnx model.tflite weights.npy weights.npz model.pkl model.pickle
-weights.tar weights.tar.gz model.zip model.7z LICENSE.pt train.json data.jsonl faces.parquet photo.png answers.txt run.log
-modeling_llava.py trainer_state.json adapter_model.safetensors .env config.json.bak tokenizer.json.old events.tfevents""".split()
-WELCOME = """README.md LICENSE LICENSE.txt LICENSE-APACHE NOTICE USE_POLICY.md generation_config.json merges.txt vocab.json vocab.txt
-special_tokens_map.json added_tokens.json preprocessor_config.json video_preprocessor_config.json""".split()
+STRANGERS = [
+    "model.safetensors.bak", "model.SAFETENSORS", "model-old.safetensors", "model.fp16.safetensors",
+    "consolidated.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", "training_args.bin",
+    "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.ckpt", "tf_model.h5", "flax_model.msgpack", "model.gguf",
+    "model.gguf.part1", "ggml-model-q4", "model.onnx", "model.tflite", "weights.npy", "weights.npz", "model.pkl",
+    "model.pickle", "weights.tar", "weights.tar.gz", "model.zip", "model.7z", "LICENSE.pt", "train.json",
+    "data.jsonl", "faces.parquet", "photo.png", "answers.txt", "run.log", "modeling_llava.py", "trainer_state.json",
+    "adapter_model.safetensors", ".env", "config.json.bak", "tokenizer.json.old", "events.tfevents",
+]  # fmt: skip
+WELCOME = [
+    "README.md", "LICENSE", "LICENSE.txt", "LICENSE-APACHE", "NOTICE", "USE_POLICY.md", "generation_config.json",
+    "merges.txt", "vocab.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json",
+    "preprocessor_config.json", "video_preprocessor_config.json",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
@@ -214,8 +226,8 @@ def test_weights_that_are_none(copy, family, name):
 
 
 def raw(header, body=b"\0" * 8):
-    text = header.encode()
-    return len(text).to_bytes(8, "little") + text + body
+    start = header.encode()
+    return len(start).to_bytes(8, "little") + start + body
 
 
 ONE = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
@@ -223,7 +235,7 @@ FILES = {
     "a pointer": (POINTER.encode(), "git lfs pull"),
     "nothing": (b"", "complete safetensors file"),
     "words": (b"hello", "complete safetensors file"),
-    "a name twice": (raw("{%s, %s}" % (ONE, ONE.replace("0, 4", "4, 8"))), "a twice in|complete safetensors file"),
+    "a name twice": (raw("{" + ONE + ", " + ONE.replace("0, 4", "4, 8") + "}"), "a twice in|complete safetensors file"),
     "float8": (raw(ONE.join("{}").replace("F32", "F8_E4M3").replace("4]", "1]"), b"\0"), "a is F8_E4M3"),
     "a foreign dtype": (raw(ONE.join("{}").replace("F32", "Q4")), "complete safetensors file"),
 }
@@ -250,148 +262,3 @@ def test_what_is_not_finite_is_not_written(whole, tmp_path):
     with pytest.raises(InputError, match="NaN or infinity in what would be written as .*up_proj"):
         hf.rewrite(model, whole["llava"], tmp_path / "out", lambda n, r, t: t * np.nan if "up_proj" in n else None)
     assert not (tmp_path / "out").exists()
-
-
-# ---- which processor
-
-TEXT_ONLY = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
-NAMED = {"default": tiny.CHAT_TEMPLATE, "tool_use": "{{ tools }}"}
-
-
-def write(name, content):
-    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-def template(name, content=tiny.CHAT_TEMPLATE):
-    """A folder whose only template is this."""
-
-    def change(folder):
-        (folder / "chat_template.jinja").unlink()
-        (folder / "additional_chat_templates").mkdir(exist_ok=True)
-        value = content
-        if name.endswith(".json"):
-            put(name, "chat_template", to=value)(folder)
-        else:
-            (folder / name).write_text(value)
-
-    return change
-
-
-def both(*changes):
-    return lambda folder: [change(folder) for change in changes]
-
-
-def add_tokens(*tokens, **special):
-    """Added to the tokenizer and not to the embedding."""
-
-    def change(folder):
-        import transformers
-
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        tokenizer.add_tokens(list(tokens))
-        tokenizer.add_special_tokens(special)
-        tokenizer.save_pretrained(folder)
-
-    return change
-
-
-def narrow(folder):
-    edit(folder, "tokenizer.json", lambda v: v["added_tokens"].pop())
-
-
-REFUSED = {
-    "no config": ("llava", lambda f: (f / "config.json").unlink(), "config.json, found none"),
-    "image token of config": ("llava", put("config.json", "image_token_index", to=7), "image_token_id=7.*'<image>' is 4"),
-    "image token of Qwen": ("qwen2_vl", put("config.json", "image_token_id", to=7), "image_token_id=7.*<|image_pad|>"),
-    "no image token": ("llava", put("tokenizer_config.json", "image_token", to="<img>"), "'<img>'"),
-    "strategy": ("llava", put("config.json", "vision_feature_select_strategy", to="full"), "='default' of .*='full' of"),
-    "strategy of an older processor": (
-        "llava",
-        both(put("processor_config.json", "vision_feature_select_strategy", to="full"), put("processor_config.json", "patch_size", to=None)),
-        "='full' of .*='default' of",
-    ),
-    "patch size": ("llava", put("processor_config.json", "patch_size", to=6), "patch_size=6 of .*patch_size=12 of"),
-    "tokens of an image": ("llava", put("processor_config.json", "num_additional_image_tokens", to=0), "tokens=0 of .*=1 of"),
-    "crop": ("llava", put("processor_config.json", "image_processor", "crop_size", to=48), r"\(48, 48\) of .*\(24, 24\) of"),
-    "an oblong": (
-        "llava",
-        put("processor_config.json", "image_processor", "crop_size", to={"height": 24, "width": 12}),
-        r"\(24, 12\) of .*\(24, 24\) of",
-    ),
-    "patch size of Qwen": ("qwen2_vl", put("preprocessor_config.json", "patch_size", to=8), "patch_size=8 of .*patch_size=4"),
-    "merge size": ("qwen2_vl", put("preprocessor_config.json", "merge_size", to=4), "merge_size=4 of .*spatial_merge_size=2"),
-    "frames": ("qwen2_vl", put("preprocessor_config.json", "temporal_patch_size", to=1), "temporal_patch_size=1 of .*=2 of"),
-    "a word without a row": ("llava", add_tokens("Ada"), "found 1 beyond .*'Ada' is 768"),
-    "words and a pad": ("qwen2_vl", add_tokens("Ada", "Bob", pad_token="[PAD]"), "found 2 beyond .*'Ada' is 773, 'Bob' is 774"),
-    "an end without a row": ("llava", add_tokens(eos_token="<end>"), "'<end>' is 768"),
-    "no numbers for pixels": ("llava", put("processor_config.json", "image_processor", "image_mean", to="x"), "image processor"),
-    "deviation of nothing": ("qwen2_vl", put("preprocessor_config.json", "image_std", to=[0, 0, 0]), "finite pixels"),
-    "no longest text": ("qwen2_vl", put("tokenizer_config.json", "model_max_length", to="x"), "model_max_length"),
-    "no template": ("llava", lambda f: (f / "chat_template.jinja").unlink(), "expected a chat template .*found none"),
-    "templates without a default": (
-        "qwen2_vl",
-        both(lambda f: (f / "chat_template.jinja").unlink(), put("tokenizer_config.json", "chat_template", to=[{"name": "rag", "template": "x"}])),
-        "found only rag",
-    ),
-    "text only": ("llava", write("chat_template.jinja", TEXT_ONLY), "expected a chat template that takes pictures"),
-    "text only, of Qwen": ("qwen2_vl", write("chat_template.jinja", TEXT_ONLY), "expected a chat template that takes pictures"),
-    "no pictures": ("llava", write("chat_template.jinja", tiny.CHAT_TEMPLATE.replace("<image>", "")), "0 placeholders"),
-    "pictures twice": ("llava", write("chat_template.jinja", tiny.CHAT_TEMPLATE.replace("<image>", "<image>" * 2)), "2 placeholders"),
-    "broken": ("qwen2_vl", write("chat_template.jinja", "{% for %}"), "chat template"),
-    "one that refuses": ("llava", write("chat_template.jinja", "{{ raise_exception('no') }}"), "fails .*no"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_processor_that_does_not_fit(copy, name):
-    family, change, said = REFUSED[name]
-    folder = copy(family)
-    change(folder)
-    with pytest.raises(InputError, match=said) as error:
-        hf.read_processor(folder)
-    assert "\n" not in str(error.value) and str(folder) in str(error.value)
-
-
-JSON = ("config.json", "tokenizer.json", "tokenizer_config.json")
-DAMAGED = {name: JSON + ("processor_config.json",) for name in ["llava"]}
-DAMAGED["qwen2_vl"] = JSON + ("preprocessor_config.json", "special_tokens_map.json", "chat_template.json")
-DAMAGES = {
-    "a pointer": POINTER,
-    "cut": '{"a": ',
-    "bytes": b"\x80\x04\xff",
-    "a list": "[]",
-    "a number": "7",
-    "empty": "",
-}
-FILED = [(family, file, damage) for family, files in DAMAGED.items() for file in files for damage in DAMAGES]
-
-
-@pytest.mark.parametrize(("family", "file", "damage"), FILED)
-def test_a_damaged_file_is_named(copy, family, file, damage):
-    folder = copy(family)
-    write(file, DAMAGES[damage])(folder)
-    with pytest.raises(InputError, match=str(folder / file)):
-        hf.read_processor(folder)
-
-
-BROKEN = {
-    "nothing in it": ("tokenizer.json", lambda v: {"a": 1}),
-    "no model": ("tokenizer.json", lambda v: v | {"model": {"type": "Unheard"}}),
-    "tokens that are no list": ("tokenizer.json", lambda v: v | {"added_tokens": 7}),
-    "a class of strangers": ("tokenizer_config.json", lambda v: v | {"eos_token": ["x"]}),
-    "an image processor unheard of": ("processor_config.json", lambda v: v | {"image_processor": {"image_processor_type": "X"}}),
-    "a processor unheard of": ("processor_config.json", lambda v: v | {"processor_class": "LlavaUnheard"}),
-    "sizes that are words": ("config.json", lambda v: v["text_config"].update(hidden_size="large")),
-    "no model type": ("config.json", lambda v: v.pop("model_type") and None),
-    "another model": ("config.json", lambda v: v | {"model_type": "gemma3"}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_files_that_are_json_and_nothing_more(copy, name):
-    file, change = BROKEN[name]
-    folder = copy()
-    edit(folder, file, change)
-    with pytest.raises(InputError) as error:
-        hf.read_processor(folder)
-    assert "\n" not in str(error.value) and str(folder) in str(error.value)

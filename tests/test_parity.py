@@ -244,3 +244,48 @@ def test_a_tied_model_whose_head_alone_is_in_the_files(tmp_path, family):
     moved = jax.tree.map(lambda x: x + 0.01, params)
     hf.save(moved, model, tmp_path / "in", tmp_path / "out")
     assert same_logits(kind, tmp_path / "out", moved, model)
+
+
+ARITHMETIC = {
+    "llama with linear RoPE": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}),
+    "llama 3": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e2,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+    ),
+    "mistral without a window": ("mistral", {"sliding_window": None, "num_key_value_heads": 2}),
+    "mistral, whose projections have no bias": (
+        "mistral",
+        {"sliding_window": None, "attention_bias": True, "mlp_bias": True, "head_dim": 8},
+    ),
+    "qwen2": ("qwen2", {"num_key_value_heads": 4}),
+    "qwen2 with a window for no layer": ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}),
+}
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_text_models_that_are_ours(tmp_path, name):
+    import torch
+    from conftest import TEXT, VISION
+    from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    kind, options = ARITHMETIC[name]
+    inner = AutoConfig.for_model(kind, vocab_size=96, max_position_embeddings=128, **(TEXT | options))
+    torch.manual_seed(0)
+    reference = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=inner, image_token_id=5)
+    ).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    reference.save_pretrained(tmp_path)
+    params, model = load(tmp_path)
+    assert logits_differ(reference, model, params, make_batch(length=32)) < 1e-5

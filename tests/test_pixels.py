@@ -1,9 +1,9 @@
 """Photos of every kind: the pixels that transformers' own loader and processor make, or one line with photo and person."""
 
+import contextlib
 import io
 import json
 import struct
-import warnings
 import zlib
 
 import numpy as np
@@ -30,6 +30,11 @@ def encoded(image, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def moving(kind):
+    """Two pictures in a file."""
+    return encoded(noise(30, 20), kind, save_all=True, append_images=[noise(30, 20, seed=1)])
 
 
 def turned(kind, orientation):
@@ -75,12 +80,11 @@ MODES = [
     "RGB JPEG2000",
     "RGB AVIF",
 ]
-SEVERAL = {"save_all": True, "append_images": [noise(30, 20, seed=1)]}
 OPAQUE = {
     **{f"JPEG turned {i}": turned("JPEG", i) for i in (*range(1, 9), 99)},
     **{f"{kind} turned": turned(kind, 6) for kind in ("PNG", "WEBP", "AVIF", "TIFF")},
     **{name: encoded(noise(30, 20).convert(name.split()[0]), name.split()[1]) for name in MODES},
-    **{f"{kind} of two": encoded(noise(30, 20), kind, **SEVERAL) for kind in ("MPO", "WEBP", "PNG", "TIFF", "GIF")},
+    **{f"{kind} of two": moving(kind) for kind in ("MPO", "WEBP", "PNG", "TIFF", "GIF")},
     "a profile of nonsense": encoded(noise(30, 20), "JPEG", icc_profile=b"\0" * 200),
     "LAB TIFF": encoded(Image.new("LAB", (8, 8), (50, 20, 20)), "TIFF"),
     "opaque RGBA": encoded(noise(30, 20).convert("RGBA"), "PNG"),
@@ -93,11 +97,8 @@ def test_photos_are_what_transformers_loads(name):
     ours = vision.decode(OPAQUE[name], WHERE)
     assert ours.size == theirs.size and ours.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
-
-
-def test_a_phone_s_photo_stands_upright():
-    assert vision.decode(turned("JPEG", 6), WHERE).size == (40, 60)
-    assert vision.decode(turned("JPEG", 6), WHERE).getpixel((20, 5)) == (254, 0, 0)
+    if name == "JPEG turned 6":
+        assert ours.size == (40, 60) and ours.getpixel((20, 5)) == (254, 0, 0)
 
 
 def clear(mode, kind, **options):
@@ -128,6 +129,10 @@ def test_what_is_transparent_is_what_the_processor_makes_of_it(processors, famil
     np.testing.assert_allclose(ours.reshape(-1), np.asarray(theirs).reshape(-1), atol=1e-5)
 
 
+def grey(values, dtype=np.float32):
+    return encoded(Image.fromarray(values.astype(dtype)), "TIFF")
+
+
 WIDE = RAMP.astype(np.uint16) * 257
 DEEP = {
     "16-bit PNG": encoded(Image.fromarray(WIDE), "PNG"),
@@ -136,13 +141,13 @@ DEEP = {
     "16-bit JPEG2000": encoded(Image.fromarray(WIDE), "JPEG2000"),
     "16-bit TIFF, white is zero": tiff(65535 - WIDE, 16, white_is_zero=True),
     "12-bit TIFF": tiff(np.rint(RAMP * (4095 / 255)), 12),
-    "32-bit TIFF of 16 bits": encoded(Image.fromarray(WIDE.astype(np.int32)), "TIFF"),
-    "32-bit TIFF of 8 bits": encoded(Image.fromarray(RAMP.astype(np.int32)), "TIFF"),
+    "32-bit TIFF of 16 bits": grey(WIDE, np.int32),
+    "32-bit TIFF of 8 bits": grey(RAMP, np.int32),
     "32-bit TIFF": encoded(Image.fromarray(RAMP.astype(np.int32) * (2**31 // 256)), "TIFF"),
-    "float TIFF to 1": encoded(Image.fromarray((RAMP / 255).astype(np.float32)), "TIFF"),
-    "float TIFF a little over 1": encoded(Image.fromarray((RAMP / 254.5 - 0.001).astype(np.float32)), "TIFF"),
-    "float TIFF to 255": encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"),
-    "float TIFF to 65535": encoded(Image.fromarray(WIDE.astype(np.float32)), "TIFF"),
+    "float TIFF to 1": grey(RAMP / 255),
+    "float TIFF a little over 1": grey(RAMP / 254.5 - 0.001),
+    "float TIFF to 255": grey(RAMP),
+    "float TIFF to 65535": grey(WIDE),
 }
 
 
@@ -155,7 +160,7 @@ def test_grey_of_more_than_eight_bits_is_scaled(name):
 
 def test_a_clear_grey_of_sixteen_bits_is_white():
     found = np.asarray(vision.decode(encoded(Image.fromarray(WIDE), "PNG", transparency=0), WHERE))
-    assert (found[RAMP == 0] == 255).all() and (found[RAMP > 0] == RAMP[RAMP > 0, None]).all()
+    np.testing.assert_array_equal(found[..., 0], np.where(RAMP == 0, 255, RAMP))
 
 
 def chunk(name, body):
@@ -166,10 +171,6 @@ def png(width, height, extra=b""):
     """A PNG that claims a size and holds nothing."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-def grey(values):
-    return encoded(Image.fromarray(values.astype(np.float32)), "TIFF")
 
 
 WHOLE = {kind: encoded(noise(64, 64), kind) for kind in vision.FORMATS}
@@ -202,19 +203,14 @@ def test_a_broken_photo_is_one_line_with_its_name(name):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "JPEG2000", "AVIF"])
+@pytest.mark.filterwarnings("ignore:.*EXIF|Truncated|.*corrupt")
 def test_damage_anywhere_is_a_picture_or_one_line(kind):
     rng, whole = np.random.default_rng(0), np.frombuffer(encoded(noise(24, 20), kind), np.uint8)
-    refused = 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for _ in range(150):
-            damaged = whole.copy()
-            damaged[rng.integers(0, min(len(whole), 400), 3)] = rng.integers(0, 256, 3)
-            try:
-                vision.decode(damaged.tobytes(), WHERE)
-            except InputError:
-                refused += 1
-    assert 0 < refused < 150 or kind == "BMP"
+    for _ in range(150):
+        damaged = whole.copy()
+        damaged[rng.integers(0, min(len(whole), 400), 3)] = rng.integers(0, 256, 3)
+        with contextlib.suppress(InputError):
+            assert vision.decode(damaged.tobytes(), WHERE).mode == "RGB"
 
 
 SIDES = [(1, 1), (1, 30), (30, 1), (3, 30), (30, 3), (3, 3), (3, 1), (4, 3), (7, 5), (4100, 20), (20, 4100)]
@@ -298,7 +294,6 @@ def test_the_smaller_bound_binds_in_every_spelling(tmp_path, name, asked, least,
     [
         ({}, 63, "found max_pixels=63; raise config.data.max_pixels to 64"),
         ({"size": {"shortest_edge": 16, "longest_edge": 32}}, 0, "raise size in preprocessor_config.json to 64"),
-        ({"size": {"height": 24, "width": 24}}, 0, "expected size with shortest_edge and longest_edge"),
         ({"size": {"shortest_edge": 24}}, 0, "expected size with shortest_edge and longest_edge"),
         ({"do_resize": False}, 0, "do_resize=False"),
     ],
@@ -349,13 +344,7 @@ def test_what_cannot_be_shown_is_found_with_photo_and_person(processors, name):
     family, photo, most, sizes, said = UNFIT[name]
     with pytest.raises(InputError, match=f"{said}.* photo 1 of person 0042"):
         loader.examine(processors[family], [person(GOOD, photo)], most, loader.Sizes(**sizes))
+    loader.examine(processors[family], [person(GOOD)], 0, loader.Sizes(**sizes))
     if not sizes:
         with pytest.raises(InputError, match=f"{said}.* photo 1 of person 0042"):
             loader.album(processors[family], (person(GOOD, photo),), most)
-
-
-def test_a_whole_person_passes(processors):
-    for processor in processors.values():
-        loader.examine(
-            processor, [person(GOOD, encoded(noise(90, 40), "JPEG"))], 1024, loader.Sizes((64, 1024), (512,))
-        )

@@ -18,7 +18,10 @@ STATE = {"a": jnp.arange(1000.0), "b": {"c": jnp.ones((3, 4))}}
 @pytest.fixture
 def table(tmp_path):
     made = []
-    table = [stages.Stage("one", {"key": 1}, (), lambda: made.append(1)), stages.Stage("two", {}, ("one",), lambda: None)]
+    table = [
+        stages.Stage("one", {"key": 1}, (), lambda: made.append(1)),
+        stages.Stage("two", {}, ("one",), lambda: None),
+    ]
     found = stages.Stages(tmp_path / "w", table)
     return found, made
 
@@ -69,7 +72,9 @@ def test_provenance_without_git_or_packages(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(stages.importlib.metadata, "version", missing)
     made = stages.provenance()
-    assert made["git"] == "git is not installed" and set(made["versions"].values()) == {"not installed by a package manager"}
+    assert made["git"] == "git is not installed" and set(made["versions"].values()) == {
+        "not installed by a package manager"
+    }
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])

@@ -194,15 +194,6 @@ def refused(done, *words):
     assert len(lines) == 1 and all(word in lines[0] for word in words), done.stderr[-2000:]
 
 
-def test_mistakes_on_the_command_line(tmp_path):
-    refused(run(tmp_path / "w", "--config.unlearn.epoch=2"), "epoch")
-    refused(run(tmp_path / "w", "--config.unlearn.methods=('nonsense',)"), "nonsense")
-    refused(run(tmp_path / "w", "--config.mesh.data=64"), "mesh")
-    refused(run(tmp_path / "w", "--stages=vanila"), "vanila")
-    refused(run(tmp_path / "w", config="configs/none.py"), "none.py")
-    assert not (tmp_path / "w").exists()
-
-
 def test_a_workdir_made_with_another_config_is_left_alone(copy):
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     refused(run(copy, *SMALL, "--config.vanilla.learning_rate=0.5"), "learning_rate", "another --workdir")

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmu_jax import InputError, masks, saliency, trees
 
@@ -167,3 +167,119 @@ def test_every_mesh_gives_the_same_scores_sharded_as_the_params(mesh):
     for name in expected:
         np.testing.assert_allclose(np.asarray(got[name]), expected[name], rtol=1e-5, atol=1e-7)
         assert got[name].sharding.is_equivalent_to(where[name], got[name].ndim)
+
+
+AUX = {
+    "an accuracy": lambda p, b, value: (value, (b["x"] @ p["w"].T > 0).mean()),
+    "a correct count": lambda p, b, value: (value, (b["x"] @ p["w"].T > 0).sum()),
+    "a dict": lambda p, b, value: (value, {"loss": value}),
+    "an array": lambda p, b, value: (value, b["x"]),
+    "a string of nothing": lambda p, b, value: (value, None),
+    "three numbers": lambda p, b, value: (value, 1.0, 2.0),
+    "a bool": lambda p, b, value: (value, value > 0),
+    "a loss a row": lambda p, b, value: value * b["x"][:, 0],
+    "a list": lambda p, b, value: [value, 1.0],
+    "an integer loss": lambda p, b, value: value.astype(jnp.int32),
+}
+
+
+@pytest.mark.parametrize("unit", saliency.UNITS)
+@pytest.mark.parametrize("name", AUX)
+def test_a_loss_with_aux_is_refused(name, unit):
+    def with_aux(p, batch):
+        total, count = loss(p, batch)
+        return AUX[name](p, batch, total / count)
+
+    with pytest.raises(InputError, match=r"^expected .*, found .*; return the loss alone or \(sum, count\)") as error:
+        saliency.scores(with_aux, params(), batches(1), unit=unit)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["plain", "jit", "remat"])
+def test_a_count_of_the_batch_is_taken_float_or_int(wrap):
+    def counted(p, batch):
+        total, count = loss(p, batch)
+        return total, count.astype(jnp.int32)
+
+    got, expected = (saliency.scores(wrap(f), params(), batches(1)) for f in (counted, loss))
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("unit", saliency.UNITS)
+def test_scores_that_are_not_finite_are_an_error_with_leaf_and_set(bad, unit):
+    sets = batches(2)
+    sets[1]["y"][3, 2] = bad
+    with pytest.raises(InputError, match=r"the scores of these batches: expected finite scores, .* \(b, w\)"):
+        saliency.scores(loss, params(), sets, unit=unit)
+    for forget, preserve, name in ((sets, batches(1), "forget"), (batches(1), sets, "preserve")):
+        with pytest.raises(InputError, match=f"the scores of the {name} set: .*w"):
+            saliency.difference(loss, params(), forget, preserve, unit=unit)
+
+
+def test_a_row_without_weight_may_hold_anything():
+    sets = batches(1)
+    sets[0]["weights"] = np.ones((8, 8), np.float32)
+    sets[0]["weights"][6:] = 0
+    expected = saliency.scores(loss, params(), sets)
+    sets[0]["x"][7] = np.nan
+    jax.tree.map(np.testing.assert_array_equal, saliency.scores(loss, params(), sets), expected)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [jnp.arange(3), jnp.ones(2, bool), jnp.ones(2, jnp.complex64), jax.random.key(0)],
+    ids=["int", "bool", "complex", "key"],
+)
+def test_leaves_without_a_gradient_are_refused_by_name_or_left_out(odd):
+    def inner(p, batch):
+        return loss(p["net"], batch)
+
+    tree = {"net": params(), "odd": odd}
+    with pytest.raises(InputError, match="found .* at 'odd'; leave it out with the pattern"):
+        saliency.scores(inner, tree, batches(1))
+    got = saliency.scores(inner, tree, batches(1), leaves="net/.*")
+    assert got["odd"] is None
+    mask = masks.fill(masks.top_k(got, 5), tree)
+    assert mask["odd"].dtype == bool and mask["odd"].shape == odd.shape and not mask["odd"].any()
+    masks.check(mask, tree)
+
+
+@pytest.mark.parametrize("unit", saliency.UNITS)
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("rows", [("data",), (("data", "model"),), ()], ids=["data", "both", "replicated"])
+def test_meshes_of_either_kind_of_axes_give_the_same_scores(unit, axes, rows):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axes,) * 2)
+    place = {"w": PartitionSpec("model") if rows != (("data", "model"),) else PartitionSpec(), "b": PartitionSpec()}
+    placed = jax.device_put(params(), jax.tree.map(lambda s: NamedSharding(mesh, s), place))
+    sets = [jax.device_put(batch, NamedSharding(mesh, PartitionSpec(*rows))) for batch in batches(2)]
+    got = saliency.scores(scalar_loss, placed, sets, unit=unit, chunk=8)
+    for name, expected in by_hand(params(), batches(2), unit, "squared").items():
+        np.testing.assert_allclose(np.asarray(got[name]), expected, rtol=1e-5, atol=1e-6)
+        assert got[name].sharding.is_equivalent_to(placed[name].sharding, got[name].ndim)
+
+
+def scalar_loss(p, batch):
+    return jnp.square(batch["x"] @ p["w"].T + p["b"] - batch["y"]).mean()
+
+
+def test_inside_jit_there_are_no_scores_to_judge():
+    with pytest.raises(InputError, match=r"call it outside jax\.jit"):
+        jax.jit(lambda p: saliency.scores(loss, p, batches(1)))(params())
+
+
+def test_names_of_an_nnx_state_are_those_of_its_modules():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.linear, self.drop = nnx.Linear(5, 8, rngs=rngs), nnx.Dropout(0.5, rngs=rngs, deterministic=True)
+
+    graph, state = nnx.split(Net(nnx.Rngs(0)))
+
+    def net(state, batch):
+        return jnp.square(nnx.merge(graph, state).linear(batch["x"]) - batch["y"]).mean()
+
+    assert list(trees.flatten(nnx.state(nnx.merge(graph, state), nnx.Param))) == ["linear/bias", "linear/kernel"]
+    got = saliency.scores(net, state, batches(1), leaves="linear/kernel")
+    mask = masks.fill(masks.top_k(got, 7), state)
+    masks.check(mask, state)
+    assert masks.coverage(mask)["linear"] == {"selected": 7, "total": 48, "density": 7 / 48}

@@ -78,9 +78,16 @@ def changed(key, value, config=None):
 def test_a_bad_setting_is_named(key, value):
     with pytest.raises(InputError) as said:
         settings.judge(changed(key, value), {})
-    named = key if "methods" in key or "evaluate" in key else key.replace("mesh.data", "mesh").replace("mesh.model", "mesh")
+    named = (
+        key if "methods" in key or "evaluate" in key else key.replace("mesh.data", "mesh").replace("mesh.model", "mesh")
+    )
     text = str(said.value)
-    assert "\n" not in text and "expected" in text and named in text and ("found" in text or key == "evaluate.prompts.letter")
+    assert (
+        "\n" not in text
+        and "expected" in text
+        and named in text
+        and ("found" in text or key == "evaluate.prompts.letter")
+    )
 
 
 def test_every_problem_is_said_at_once():
@@ -108,7 +115,12 @@ def test_every_method_needs_a_rate():
 
 @pytest.mark.parametrize(
     "config",
-    [tiny.get_config(), llava.get_config(), qwen2_vl.get_config("benchmark=clear"), llava.get_config("benchmark=faces,lora=0")]
+    [
+        tiny.get_config(),
+        llava.get_config(),
+        qwen2_vl.get_config("benchmark=clear"),
+        llava.get_config("benchmark=faces,lora=0"),
+    ]
     + [llava.get_config(f"method={name}") for name in methods.METHODS if not name.startswith("mask_")],
 )
 def test_the_configs_that_ship_are_good(config):

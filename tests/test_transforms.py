@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmu_jax import InputError, transforms, trees
 
@@ -149,3 +151,69 @@ def test_schedules():
     assert [round(float(cosine(s)), 3) for s in (0, 5, 10)] == [2.0, 1.0, 0.0]
     with pytest.raises(InputError, match="schedule"):
         transforms.learning_rate(1.0, 1, schedule="step")
+
+
+@pytest.mark.parametrize(
+    "odd", [jnp.arange(3), jax.random.key(0), jnp.ones(2, bool), jax.nn.relu], ids=["int", "key", "bool", "function"]
+)
+def test_params_that_cannot_move_are_refused_by_name(odd):
+    with pytest.raises(InputError, match="expected .*, found .* at 'odd'"):
+        transforms.masked(optax.adam(0.1), MASK).init(PARAMS | {"odd": odd})
+
+
+def test_minus_zero_outside_the_mask_keeps_its_sign():
+    params = {"w": jnp.array([-0.0, 1.0])}
+    tx = transforms.masked(optax.sgd(0.1), {"w": jnp.array([False, True])})
+    updates, _ = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
+    after = optax.apply_updates(params, updates)["w"]
+    assert np.signbit(after).tolist() == [True, False] and float(after[1]) == pytest.approx(0.9)
+
+
+def test_complex_params_move_inside_only():
+    params, mask = {"w": jnp.array([1 + 1j, 2 - 1j])}, {"w": jnp.array([True, False])}
+    tx = transforms.masked(optax.adamw(0.1), mask)
+    updates, _ = tx.update({"w": jnp.array([1j, 1j])}, tx.init(params), params)
+    assert (np.asarray(updates["w"]) != 0).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, nnx.to_pure_dict], ids=["state", "dict"])
+def test_an_nnx_optimizer_takes_a_mask_by_name(wrap):
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
+    mask = jax.tree.map(lambda p: jnp.asarray(RNG.random(p.shape) < 0.5), before)
+    optimizer = nnx.Optimizer(model, transforms.masked(optax.adamw(0.1), wrap(mask)), wrt=nnx.Param)
+    for _ in range(2):
+        optimizer.update(model, nnx.grad(lambda m: jnp.square(m(jnp.ones((1, 3)))).sum())(model))
+    moved = jax.tree.map(lambda a, b: np.asarray(a != b), before, nnx.state(model, nnx.Param))
+    jax.tree.map(np.testing.assert_array_equal, moved, jax.tree.map(np.asarray, mask))
+
+
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_meshes_of_either_kind_of_axes_give_the_same_step(axes):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(axes,) * 2)
+    where = {"a": NamedSharding(mesh, PartitionSpec("data")), "b": NamedSharding(mesh, PartitionSpec())}
+    expected, _ = steps(transforms.masked(INNER["adamw with decay and clip"](), MASK), 1)
+    tx = transforms.masked(INNER["adamw with decay and clip"](), jax.device_put(MASK, where))
+    params = jax.device_put(PARAMS, where)
+    updates, _ = jax.jit(tx.update)(jax.device_put(grads(0), where), tx.init(params), params)
+    got = optax.apply_updates(params, updates)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=1e-6), got, expected)
+
+
+def test_inside_shard_map_each_device_masks_its_part():
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    tx, spec = transforms.masked(optax.adamw(0.1)), PartitionSpec("data")
+    tree, mask = {"a": PARAMS["a"]}, {"a": MASK["a"]}
+    placed = jax.device_put((tree, mask), NamedSharding(mesh, spec))
+
+    def step(params, mask):
+        return tx.update({"a": params["a"] + 1}, tx.init(params), params, mask=mask)[0]
+
+    got = jax.shard_map(step, mesh=mesh, in_specs=(spec, spec), out_specs=spec)(*placed)
+    np.testing.assert_allclose(got["a"], step(tree, mask)["a"], rtol=1e-6)
+
+
+def test_an_array_alone_is_a_tree():
+    tx = transforms.masked(optax.adamw(0.1), MASK["a"])
+    updates, _ = tx.update(grads(0)["a"], tx.init(PARAMS["a"]), PARAMS["a"])
+    np.testing.assert_array_equal(np.asarray(updates) != 0, np.asarray(MASK["a"]))

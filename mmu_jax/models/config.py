@@ -8,7 +8,7 @@ from typing import Any
 
 from mmu_jax import InputError
 from mmu_jax.files import read_object
-from mmu_jax.models import decoder, llava
+from mmu_jax.models import decoder
 from mmu_jax.models.layers import ACTIVATIONS
 
 # model_type -> the text and vision models whose arithmetic is ours.
@@ -142,7 +142,9 @@ def _count(value: Any) -> int:
 
 
 def _clip(config: Any) -> list[str]:
-    c, found = config.vision_config, []
+    c, layer, found = config.vision_config, config.vision_feature_layer, []
+    if not isinstance(layer, int) or not -c.num_hidden_layers <= layer + 1 <= c.num_hidden_layers + 1:
+        found.append(f"vision_feature_layer={layer} of {c.num_hidden_layers} layers")
     if c.image_size % c.patch_size:
         found.append(f"vision_config.image_size={c.image_size} in patches of patch_size={c.patch_size}")
     if c.num_channels != 3:
@@ -151,7 +153,6 @@ def _clip(config: Any) -> list[str]:
         found.append(f"vision_config.hidden_size={c.hidden_size} with num_attention_heads={c.num_attention_heads}")
     if config.projector_hidden_act not in ACTIVATIONS:
         found.append(f"projector_hidden_act={config.projector_hidden_act}")
-    llava.depth(config)
     return found
 
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from mmu_jax import InputError
 from mmu_jax.models import clip, decoder
 from mmu_jax.models.layers import Linear, activation
 from mmu_jax.sharding import constrain
@@ -121,13 +120,7 @@ def tower(config: Any) -> tuple[int, int, int, int]:
 def depth(config: Any) -> int:
     """How many CLIP layers are read: ``vision_feature_layer`` -2 of 24 layers is 23."""
     layer = config.vision_feature_layer
-    if not isinstance(layer, int):
-        raise InputError(f"expected one vision_feature_layer, found {layer}; several are not supported")
-    total = config.vision_config.num_hidden_layers
-    chosen = layer if layer >= 0 else total + 1 + layer
-    if not 0 <= chosen <= total:
-        raise InputError(f"expected a vision_feature_layer among {total} layers, found {layer}; correct the config")
-    return chosen
+    return layer if layer >= 0 else config.vision_config.num_hidden_layers + 1 + layer
 
 
 def unread(config: Any) -> dict[str, tuple[int, ...]]:
