@@ -48,6 +48,7 @@ setup(
             "nbformat>=5.10",
             "peft>=0.18",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.14",
             "torch==2.13.0",
         ],

@@ -255,8 +255,8 @@ def _finite(tree: Tree) -> jax.Array:
 def make_step(p: Plan, model: Any, index: int, like: TrainState) -> Callable[..., TrainState]:
     """The jitted step of phase ``index``: ``state, batches, mask, vanilla -> state``, donated and sharded as ``like``.
 
-    A step whose loss or gradient is not finite, or would leave params or moments that are not, changes nothing but
-    ``state.failed``.
+    A step whose loss or gradient is not finite changes nothing but ``state.failed``; so does every step after one that
+    left params or moments that are not.
     """
     phase, key = p.method.phases[index], _key(p, index)
     tx = optimizer(p, index)
@@ -268,16 +268,12 @@ def make_step(p: Plan, model: Any, index: int, like: TrainState) -> Callable[...
             return methods.objective(phase, model, view.whole(part), batches, vanilla, p.beta)
 
         (value, values), grads = jax.value_and_grad(loss, has_aux=True)(view.part)
+        good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads)) & (state.failed < 0)
         extra = {"mask": trees.part(mask, view.part)} if phase.masked and p.lora is None else {}
         updates, opt_state = tx.update(grads, state.opt_state[key], view.part, **extra)
         new = optax.apply_updates(view.part, updates)
-        good = (
-            jnp.isfinite(value)
-            & jnp.isfinite(optax.global_norm(grads))
-            & _finite((new, opt_state))
-            & (state.failed < 0)
-        )
         new, opt_state = jax.tree.map(partial(jnp.where, good), (new, opt_state), (view.part, state.opt_state[key]))
+        sound = good & _finite((new, opt_state))  # of what is kept, so that nothing is held twice to be judged
         moved = dict(state.moved)
         if phase.masked:
             for name, (outside, inside) in _moved(p, view.part, new, mask).items():
@@ -287,7 +283,7 @@ def make_step(p: Plan, model: Any, index: int, like: TrainState) -> Callable[...
             params=view.kept(new),
             opt_state=state.opt_state | {key: opt_state},
             history=state.history | history,
-            failed=jnp.where((state.failed < 0) & ~good, state.step, state.failed),
+            failed=jnp.where((state.failed < 0) & ~sound, state.step, state.failed),
             moved=moved,
         )
 

@@ -18,7 +18,7 @@ def made(name, forget, retain, width=0.02, flags=()):
     def task(mean):
         found = {m: value(mean, width) for m in ("exact", "mcq", "cloze", "cloze_exact", "rouge_l", "probability")}
         found["mcq"]["chance"] = 0.25
-        return found | {"truth_ratio": value(0.5), "distinct": {"mean": 0.5, "n": 50}}
+        return found | {"right_share": value(0.5), "distinct": {"mean": 0.5, "n": 50}}
 
     rates = {"forget": (forget, 0.98), "test": (forget, 0.98), "retain": (retain, 0.99)}
     results = {split: {"vqa": task(vqa), "qa": task(qa)} for split, (vqa, qa) in rates.items()}
@@ -91,9 +91,9 @@ def test_equality_is_said_where_intervals_overlap_and_nowhere_else(workdir):
     assert not any("ga equals" in line for line in said)
 
 
-def test_a_truth_ratio_is_good_the_other_way(workdir):
-    head = report.more_metrics(report.read(workdir), "truth_ratio", "{:.2f}", 1)[0]
-    assert head[1:4] == ["Forget VQA ↑", "Forget Test VQA ↑", "Forget QA ↓"]
+def test_every_metric_has_the_direction_of_its_axis(workdir):
+    head = report.more_metrics(report.read(workdir), "right_share", "{:.1f}", 100)[0]
+    assert head[1:4] == ["Forget VQA ↓", "Forget Test VQA ↓", "Forget QA ↑"]
 
 
 def test_the_same_results_give_the_same_bytes(workdir, benchmark):
