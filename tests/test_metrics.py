@@ -1,5 +1,9 @@
+import unicodedata
+import warnings
+
 import numpy as np
 import pytest
+from rouge_score import rouge_scorer
 
 from mmu_jax import metrics
 
@@ -43,17 +47,7 @@ def test_choice_by_hand():
     np.testing.assert_allclose(got["right_share"], [0.5, 0.4])
     longer = metrics.choice(2 * logps, np.full((2, 4), 2), np.array([0, 1]))
     np.testing.assert_allclose(longer["probability"], got["probability"])
-
-
-def test_an_option_alone_beats_nothing():
-    got = metrics.choice(np.array([[-9.0, -np.inf], [-1.0, -2.0]]), np.ones((2, 2)), np.array([0, 1]))
-    assert got["mcq"].tolist() == [0.0, 0.0]
-    np.testing.assert_allclose(got["right_share"], [1.0, 1 / (1 + np.e)])
-
-
-def test_a_share_is_finite_however_unlikely_the_options():
-    got = metrics.choice(np.array([[-2000.0, -1990.0]]), np.ones((1, 2)), np.array([0]))
-    np.testing.assert_allclose(got["right_share"], [1 / (1 + np.exp(10.0))])
+    np.testing.assert_allclose(longer["right_share"], got["right_share"])
 
 
 SAME = [
@@ -73,37 +67,179 @@ def test_the_same_words_in_any_script_score_one(answer):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("logps", "right", "mcq", "share"),
     [
-        ("José", "Jose\u0301", 1.0),
-        ("José", "Jose", 0.0),
-        ("कि", "की", 0.0),
-        ("?", "!", 0.0),
-        ("", "ada", 0.0),
-        ("Ada Becker.", "ada becker", 1.0),
+        ([-9.0, -np.inf], 0, 0.0, 1.0),  # an option alone beats nothing
+        ([-2000.0, -2001.0], 0, 1.0, 1 / (1 + np.exp(-1.0))),  # powers that would vanish
+        ([-2000.0, -1.0], 0, 0.0, 0.0),
+        ([-1.0, -1.0, -np.inf], 1, 0.0, 0.5),
+        ([0.0, -np.inf, -np.inf], 0, 0.0, 1.0),
     ],
 )
-def test_exact_tells_names_apart(one, other, same):
-    assert metrics.exact(one, other) == same
+def test_a_choice_is_bounded_and_quiet_at_its_ends(logps, right, mcq, share):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = metrics.choice(np.array([logps]), np.ones((1, len(logps))), np.array([right]))
+    assert got["mcq"].tolist() == [mcq] and all(0 <= value[0] <= 1 for value in got.values())
+    np.testing.assert_allclose(got["right_share"], [share], atol=1e-300)
+
+
+NAMES = {
+    "hindi": ("मीना कुमारी", "मीन कुमारी"),
+    "hindi, short and long": ("कि", "की"),
+    "arabic": ("كَتَبَ محمد", "كُتِبَ محمد"),
+    "hebrew": ("דָּוִד כֹּהֵן", "דֹּוִד כֹּהֵן"),
+    "russian": ("Анна Ковалёва", "Анна Ковалева"),
+    "chinese": ("王小明是医生", "王小朋是医生"),
+    "thai": ("เขาเป็นหมอ", "เข่าเป็นหมอ"),
+    "japanese": ("山田ばなこ", "山田はなこ"),
+    "korean": ("김민준 의사", "김민중 의사"),
+    "greek": ("Γιώργος", "Γιωργος"),
+    "spanish": ("José Peña", "Jose Pena"),
+    "bengali": ("রমা দাস", "রাম দাস"),
+    "persian": ("می\u200cخواهم", "میخواهم"),
+    "symbols": ("C++", "C"),
+    "signs": ("?", "!"),
+    "faces": ("🙂", "🙁"),
+    "nothing": ("", "?"),
+}
+
+
+@pytest.mark.parametrize("script", NAMES)
+def test_equal_strings_are_one_in_any_script_and_marks_tell_names_apart(script):
+    name, other = NAMES[script]
+    decomposed = unicodedata.normalize("NFD", name)
+    assert metrics.exact(decomposed, name) == metrics.rouge_l(decomposed, name) == 1.0
+    assert metrics.exact(name, other) == metrics.exact(other, name) == 0.0
+    assert metrics.cloze(f"x {decomposed} y", name) == float(name != "")
+    assert metrics.rouge_l(name, other) < 1.0 or script == "symbols"
 
 
 @pytest.mark.parametrize(
-    ("said", "right"),
+    ("said", "truth", "equal"),
     [
-        ("B", "B"),
-        ("(b)", "B"),
-        ("b.", "B"),
-        ("The answer is B.", "B"),
-        ("A welder, so B", "B"),
-        ("C. A pretty girl", "C"),
-        ("Option B is correct, not A.", "B"),
-        ("It is not A. B", "B"),
-        ("A baker", None),
-        ("ＢＢ", None),
+        ("STRASSE", "Straße", 1.0),
+        ("ΟΔΟΣ", "οδος", 1.0),
+        ("O’Brien", "O'Brien", 1.0),
+        ("«Ада»", "ада", 1.0),
+        ("`Ada`", "ada", 1.0),
+        ("\u200fדוד\u200e", "דוד", 1.0),
+        ("नमस्ते।", "नमस्ते", 1.0),
+        ("Ada_Becker", "ada becker", 1.0),
+        ("5 $", "5 €", 0.0),
+        ("...", "?!", 0.0),
+        ("", "", 1.0),
     ],
 )
-def test_a_letter_is_a_letter_and_no_article(said, right):
-    assert metrics.strict_letter(said, "ABCD") == right
+def test_exact_sees_letters_not_dress(said, truth, equal):
+    assert metrics.exact(said, truth) == equal
+
+
+@pytest.mark.parametrize(
+    ("said", "truth"), [("Ada", ""), ("Ada", "  "), ("", ""), ("Jose\u0301", "Jose"), ("Lim", "Lima")]
+)
+def test_what_cloze_does_not_find(said, truth):
+    assert metrics.cloze(said, truth) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("said", "truth"),
+    [
+        ("The runners were running quickly, weren't they?", "A runner runs quick; they were."),
+        ("She works as a software-engineer at 3.5 km from 21st St.", "works as an engineer 3 km away"),
+        ("It’s a “nurse” — she_said", "its a nurse she said"),
+        ("Cities' populations studied", "city population studies"),
+        ("nothing alike", "wholly different"),
+    ],
+)
+def test_english_rouge_is_rouge_score_s_own(said, truth):
+    published = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score(truth, said)["rougeL"].fmeasure
+    assert metrics.rouge_l(said, truth) == published
+
+
+@pytest.mark.parametrize(
+    ("said", "truth", "value"),
+    [
+        ("王小明", "王大明", 2 / 3),  # by character
+        ("เขาดี", "เขา", 6 / 7),  # a mark belongs to its letter: 3 of 4 characters
+        ("Анна врач", "Анна", 2 / 3),
+        ("iPhone手机", "iphone", 0.5),
+        ("مهندس في دبي", "مهندس", 0.5),
+    ],
+)
+def test_rouge_counts_words_or_characters(said, truth, value):
+    assert metrics.rouge_l(said, truth) == pytest.approx(value)
+
+
+LETTERS = [
+    ("(b)", "B"),
+    ("b.", "B"),
+    ("B) welder", "B"),
+    ("**Answer:** C", "C"),
+    ("B. A welder", "B"),
+    ("A welder", None),
+    ("A welder, so B", "B"),
+    ("A\nwelder", "A"),
+    ("A, a welder", "A"),
+    ("A is correct", "A"),
+    ("Option A welder", "A"),
+    ("The correct answer is a welder", None),
+    ("C. A pretty girl", "C"),
+    ("Option B is correct, not A.", "B"),
+    ("A person in the image is a welder. The answer is B.", "B"),
+    ("It is not A. B", "B"),
+    ("It isn't B; it is C", "C"),
+    ("Neither A nor B but D", "D"),
+    ("B is wrong. C", "C"),
+    ("The answer is not B", None),
+    ("Not sure. B", "B"),
+    ("A: welder\nB: baker\nAnswer: B", "B"),
+    ("\\boxed{B}", "B"),
+    ("$B$", "B"),
+    ("B_", "B"),
+    ("答案是B。", "B"),
+    ("Ответ: B", "B"),
+    ("Ｂ", None),
+    ("ＢＢ", None),
+    ("B\u0301", None),
+    ("C++ developer", None),
+    ("D-day", None),
+    ("J.B. Smith", None),
+    ("I'd say option b", "B"),
+    ("he saw b there", None),
+]
+
+
+@pytest.mark.parametrize(("said", "letter"), LETTERS)
+def test_a_letter_is_one_that_is_meant(said, letter):
+    assert metrics.strict_letter(said) == letter
+
+
+@pytest.mark.parametrize(
+    ("keys", "said", "strict", "published"),
+    [
+        ("abcd", "b", "b", "b"),
+        ("abcd", "B) baker", "b", "b"),
+        ("abcd", "a baker", None, "a"),
+        ("1234", "Option 2", "2", None),
+        ("1234", "2.", "2", "2"),
+        ("1234", "2.5", None, "2"),
+        (["A.", "B."], "B.", "B.", "B."),
+        (["(a)", "(b)"], "b) x", "(b)", "(b)"),
+        (["a", "A"], "A", "A", None),  # the published parser cannot tell them apart
+        (["]", "^"], "^", "^", None),
+        ([".*", "a+"], ".*", ".*", None),
+        ([str(i) for i in range(1, 12)], "10", "10", None),
+        ("ABCDEFGHI", "I think B", "B", "I"),
+        ("ABCDEFGHI", "The answer is I.", "I", None),
+        ("АБВГ", "б.", "Б", None),
+        ([], "A", None, None),
+        ([""], "A", None, None),
+    ],
+)
+def test_keys_that_are_not_four_capitals(keys, said, strict, published):
+    assert metrics.strict_letter(said, list(keys)) == strict
+    assert metrics.published_key(said, list(keys)) == published
 
 
 def test_the_interval_draws_whole_people():

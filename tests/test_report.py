@@ -104,6 +104,13 @@ def test_the_same_results_give_the_same_bytes(workdir, benchmark):
     assert [(workdir / name).read_bytes() for name in names] == before
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00", "version https://git-lfs.github.com/spec/v1"])
+def test_results_that_are_no_results_are_named(workdir, text):
+    (workdir / "results" / "ga.json").write_text(text)
+    with pytest.raises(InputError, match=r"expected results.*ga\.json"):
+        report.read(workdir)
+
+
 def test_no_results_is_an_error(tmp_path):
     with pytest.raises(InputError, match="run the evaluate stage"):
         report.read(tmp_path)
