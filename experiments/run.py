@@ -403,6 +403,10 @@ class Run:
                     part = np.arange(start, min(start + stream.rows, rows))
                     batch = sharding.put(stream.gather(part, np.full(len(part), photo)), self.mesh)
                     values = np.asarray(evaluate.answer_logps(self.model, params, batch))
+                    evaluate.check_finite(
+                        np.isfinite(values[: len(part)]),
+                        lambda i, part=part: f"the reference of {stream.describe({'row': part[i : i + 1]})}",
+                    )
                     column[part, photo] = values[: len(part)]
         return column
 

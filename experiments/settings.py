@@ -15,7 +15,17 @@ from configs import common
 from mmu_jax import InputError, adapters, methods, questions, train
 from mmu_jax.data import builders
 
-HEADLINES = ("exact", "rouge_l", "cloze", "cloze_exact", "mcq", "letter", "letter_published", "probability")
+HEADLINES = (
+    "exact",
+    "rouge_l",
+    "cloze",
+    "cloze_exact",
+    "mcq",
+    "letter",
+    "letter_published",
+    "probability",
+    "right_share",
+)
 DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULES = ("constant", "linear", "cosine")
 OPEN = (r"model\.(vision|text)\..*", r"unlearn\.learning_rate\..*")  # keys whose names a config chooses

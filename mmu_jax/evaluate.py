@@ -10,7 +10,7 @@ import numpy as np
 
 from mmu_jax import InputError, generate, losses, metrics, models, sharding
 from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, loader, text
-from mmu_jax.questions import Prompts, check_prompts  # noqa: F401  what a caller needs to put questions
+from mmu_jax.questions import Prompts
 
 Tree = Any
 TASKS = {"vqa": IMAGE, "qa": TEXT}
