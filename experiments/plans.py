@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from PIL import Image
 
-from mmu_jax import InputError, hub, lora, memory, methods, models, trees
+from mmu_jax import InputError, hf, hub, lora, memory, methods, models, trees
 from mmu_jax.data import builders, vision
 
 ADVICE = (
@@ -23,12 +23,19 @@ def vanilla_method(rows: dict[str, int]) -> methods.Method:
     return methods.Method((phase,), source="fine-tuning on everyone")
 
 
-def lora_of(section: Any, model: models.Model) -> lora.LoRA | None:
-    """The re-parametrisation of a section of the config, None for full training."""
-    if not section.lora.rank:
+def lora_of(config: Any, section: str, model: models.Model) -> lora.LoRA | None:
+    """The re-parametrisation of a section of the config (``vanilla``, ``unlearn``), None for full training.
+
+    Raises:
+      InputError: its targets are not linear weights of the model, or match none.
+    """
+    if not config[section].lora.rank:
         return None
-    spec = lora.LoRA(**section.lora)
-    lora.check(spec, model.abstract(), model.module.ELIGIBLE)
+    spec = lora.LoRA(**config[section].lora)
+    try:
+        lora.check(spec, model.abstract(), model.module.ELIGIBLE)
+    except InputError as error:
+        raise InputError(f"config.{section}.lora.targets: {error}") from error
     return spec
 
 
@@ -60,11 +67,13 @@ def preflight(run: Any, wanted: list[str]) -> None:
             "; ".join(problems) + "; or run python -m experiments.run --config=configs/tiny.py, which needs no network"
         )
     if needed:
-        run.processor  # noqa: B018  its reading is the check
-        for section in (c.unlearn, *([] if c.vanilla.path else [c.vanilla])):
-            lora_of(section, run.model)
-        if hub.is_id(path) and not c.memory.go_on:
-            stages, limit = needs(run, _least(run))
+        smallest = _least(run)
+        for section in ("unlearn",) if c.vanilla.path else ("unlearn", "vanilla"):
+            lora_of(c, section, run.model)
+        if not hub.is_id(path):
+            hf.survey(path, run.model)  # headers only: what is missing is known before anything is made
+        elif not c.memory.go_on:
+            stages, limit = needs(run, smallest)
             if max(sum(need.values()) for need in stages.values()) > limit:
                 print(memory.table(stages, limit), flush=True)
                 memory.check(stages, limit, ADVICE)
@@ -106,7 +115,7 @@ def needs(run: Any, largest: dict[str, int]) -> tuple[dict[str, memory.Needs], i
         return memory.Shape(rows, images=1, **largest)
 
     stages, eligible = {}, trees.split(run.model.abstract(), run.model.module.ELIGIBLE)[0]
-    spec = lora_of(c.unlearn, run.model)
+    spec = lora_of(c, "unlearn", run.model)
     for name in c.unlearn.methods if spec else ():
         mask = methods.METHODS[name].mask
         side = ".*" if mask is None or mask.side == "both" else run.model.module.SIDES[mask.side]
@@ -119,7 +128,7 @@ def needs(run: Any, largest: dict[str, int]) -> tuple[dict[str, memory.Needs], i
     if not c.vanilla.path:
         rows, there = c.vanilla.rows.to_dict(), dataclasses.replace(ledger, mesh=run.training_mesh)
         method = vanilla_method(rows)
-        stages["vanilla"] = there.training(method, shape(max(rows.values())), lora_of(c.vanilla, run.model))
+        stages["vanilla"] = there.training(method, shape(max(rows.values())), lora_of(c, "vanilla", run.model))
     table = {name: methods.METHODS[name] for name in c.unlearn.methods}
     if scored := [method.mask for method in table.values() if method.mask]:
         rows = c.saliency.rows if scored[0].unit == "example" else c.unlearn.rows

@@ -290,7 +290,7 @@ class Run:
             if rows[stream]
         }
         numbers = {key: c[key] for key in ("learning_rate", "schedule", "warmup", "clip")}
-        numbers |= {"lora": plans.lora_of(c, self.model), "seed": self.config.seed}
+        numbers |= {"lora": plans.lora_of(self.config, "vanilla", self.model), "seed": self.config.seed}
         iterations = math.ceil(c.epochs * next(iter(streams.values())).steps)
         plan = train.Plan(plans.vanilla_method(rows), iterations, **numbers)
         params = self.load(self.base, self.training_mesh)
@@ -368,7 +368,7 @@ class Run:
         numbers = {key: c[key] for key in ("retain_rate", "schedule", "clip", "beta")}
         numbers |= {
             "learning_rate": c.learning_rate.get(name),
-            "lora": plans.lora_of(c, self.model),
+            "lora": plans.lora_of(self.config, "unlearn", self.model),
             "seed": self.config.seed,
         } | rates
         if numbers["learning_rate"] is None:

@@ -6,13 +6,13 @@ matches it, and all that is wrong is said at once.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 
 from configs import common
-from mmu_jax import InputError, adapters, methods, questions, train
+from mmu_jax import InputError, adapters, hub, methods, questions, train
 from mmu_jax.data import builders
 
 HEADLINES = (
@@ -265,50 +265,51 @@ def _together(c: Any) -> list[str]:
     return problems
 
 
+def _matching(keys: Iterable[str], table: list[tuple[str, Any, str]]) -> list[tuple[str, str]]:
+    """(key, reason) for every key and every row ``(pattern, whether it holds, reason)`` of the table that holds for it."""
+    return [(key, reason) for key in keys for pattern, holds, reason in table if holds and re.fullmatch(pattern, key)]
+
+
 def _unread(c: Any, given: dict[str, Any]) -> list[str]:
     """What a user brings on the command line and nothing would look at: a source, a directory, the sizes of a model."""
-    why = {
-        r"data\.source": c.data.path
-        and "config.data.path is a prepared data set"
-        or not hasattr(builders.DATASETS[c.data.name], "HUB")
-        and f"the data set is {c.data.name}, which needs none: set config.data.name (or benchmark=mllmu after the config's colon)",
-        r"data\.name": c.data.path and "config.data.path is a prepared data set",
-        r"model\.path": c.vanilla.path
-        and not adapters.is_adapter(c.vanilla.path)
-        and "config.vanilla.path is the model that is unlearned",
-        r"model\.(vision|text)\..*": c.model.path and "config.model.path has sizes of its own",
-        r"gold": c.vanilla.path
-        and given.get("gold")
-        and "nothing is trained from config.model.path beside config.vanilla.path",
-    }
+    own, prepared = c.vanilla.path, c.data.path
+    # An adapter needs its base; what a repository on the hub holds is not known yet.
+    whole = own and not hub.is_id(own) and not adapters.is_adapter(own)
+    embedded = not hasattr(builders.DATASETS[c.data.name], "HUB")
+    table = [
+        (r"data\.(source|name)", prepared, "config.data.path is a prepared data set"),
+        (
+            r"data\.source",
+            embedded and not prepared,
+            f"{c.data.name} needs none: name the data set in config.data.name, or benchmark=mllmu after the config's colon",
+        ),
+        (r"model\.path", whole, "config.vanilla.path is the model that is unlearned"),
+        (r"model\.(vision|text)\..*", c.model.path, "config.model.path has sizes of its own"),
+        (r"gold", own and c.gold, "nothing is trained beside config.vanilla.path"),
+    ]
+    brought = [key for key, value in given.items() if value not in ("", None)]
     return [
-        f"expected every key that is given to be read, found config.{key}={value!r}, which nothing reads ({reason}); remove one"
-        for key, value in given.items()
-        for pattern, reason in why.items()
-        if reason and value not in ("", None) and re.fullmatch(pattern, key)
+        f"expected every key that is given to be read, found config.{key}={given[key]!r}, which nothing reads ({reason}); "
+        "remove one"
+        for key, reason in _matching(brought, table)
     ]
 
 
 def unused(c: Any, given: dict[str, Any]) -> list[str]:
     """Lines about given numbers of steps that will not be taken; they harm nothing, and a user should know."""
-    kinds = [methods.METHODS[name] for name in c.unlearn.methods]
-    lossy = {loss for method in kinds for phase in method.phases for loss in phase.losses.values()}
-    why = {
-        r"vanilla\.(?!path).*": c.vanilla.path and "nothing is trained before unlearning",
-        r"model\.(vision|text)\..*": c.vanilla.path and "config.vanilla.path has sizes of its own",
-        r"saliency\..*": not any(m.mask for m in kinds) and "no method has a mask",
-        r"unlearn\.beta": not any("npo" in loss for loss in lossy) and "no method is of the NPO family",
-        r"evaluate\.prompts\.letter": not c.evaluate.letters and "letters are not asked for",
-        r".*lora\.(alpha|targets)": not (c.unlearn.lora.rank or c.vanilla.lora.rank) and "no LoRA is trained",
-    }
-    why |= {
-        rf"unlearn\.learning_rate\.{name}": "the method is not run"
-        for name in c.unlearn.learning_rate
-        if name not in c.unlearn.methods
-    }
-    return [
-        f"config.{key} is not read: {reason}"
-        for key in given
-        for pattern, reason in why.items()
-        if reason and re.fullmatch(pattern, key)
+    rows = [methods.METHODS[name] for name in c.unlearn.methods]
+    needed = frozenset().union(*map(methods.needs, rows))
+    table = [
+        (r"vanilla\.(?!path).*", c.vanilla.path, "nothing is trained before unlearning"),
+        (r"model\.(vision|text)\..*", c.vanilla.path, "config.vanilla.path has sizes of its own"),
+        (r"saliency\..*", not any(row.mask for row in rows), "no method has a mask"),
+        (r"unlearn\.beta", "reference" not in needed, "no method is of the NPO family"),
+        (r"evaluate\.prompts\.letter", not c.evaluate.letters, "letters are not asked for"),
+        (r"unlearn\.lora\.(alpha|targets)", not c.unlearn.lora.rank, "config.unlearn.lora.rank is 0"),
+        (r"vanilla\.lora\.(alpha|targets)", not c.vanilla.lora.rank, "config.vanilla.lora.rank is 0"),
     ]
+    table += [
+        (rf"unlearn\.learning_rate\.{name}", name not in c.unlearn.methods, "the method is not run")
+        for name in c.unlearn.learning_rate
+    ]
+    return [f"config.{key} is not read: {reason}" for key, reason in _matching(given, table)]

@@ -81,7 +81,6 @@ def test_a_config_file_that_is_none(what, tmp_path, typed, capsys):
     with pytest.raises(SystemExit):
         typed(f"--config={tmp_path / 'mine.py'}")
     refused(capsys, *named)
-    assert "Traceback" not in named
 
 
 def test_a_fault_of_the_config_file_keeps_its_traceback(tmp_path):
@@ -106,9 +105,13 @@ def test_a_file_system_that_refuses_is_one_line_and_a_fault_of_ours_is_not(capsy
     refused(capsys, "/disk/model.safetensors", "No space left")
     with pytest.raises(ZeroDivisionError):
         command.spoken(lambda: 1 / 0)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
     with pytest.raises(SystemExit) as ended:
-        command.spoken(lambda: (_ for _ in ()).throw(KeyboardInterrupt()).__next__())
-    assert ended.value.code == 130
+        command.spoken(interrupted)
+    assert ended.value.code == 130 and "goes on from here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("config", ["llava", "qwen2_vl"])

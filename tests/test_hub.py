@@ -106,3 +106,26 @@ def test_what_the_hub_raises_is_one_line(fault, monkeypatch):
     with pytest.raises(InputError, match=word) as said:
         hub.fetch(MODEL, "config.model.path")
     assert MODEL in str(said.value) and "--config.model.path=FOLDER" in str(said.value)
+
+
+def test_a_folder_that_is_no_whole_checkpoint_is_refused_before_anything_is_made(
+    llava_folder,  # noqa: F811
+    mllmu_folder,  # noqa: F811
+    tmp_path,
+):
+    folder = pathlib.Path(shutil.copytree(llava_folder, tmp_path / "model"))
+    next(folder.glob("*.safetensors")).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    config = published()
+    config.model.path, config.data.source = str(folder), str(mllmu_folder)
+    with pytest.raises(InputError, match=r"\.safetensors.*git lfs pull"):
+        run.Run(config, tmp_path / "w").go()
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("section", ["vanilla", "unlearn"])
+def test_lora_targets_that_match_nothing_are_named(section, online, tmp_path):
+    config = published()
+    config[section].lora.targets = "nothing/at/all"
+    with pytest.raises(InputError, match=rf"config\.{section}\.lora\.targets.*'nothing/at/all'"):
+        run.Run(config, tmp_path / "w").go()
+    assert not online.weights() and not (tmp_path / "w").exists()
