@@ -18,12 +18,12 @@ RATES = {
     "retain_ft": 2e-4,
     "ga": 1e-4,
     "npo": 1e-4,
-    "npo_retain": 1e-4,
+    "npo_retain": 2e-4,
     "kl": 2e-4,
     "grad_diff": 2e-4,
     "grad_diff_alternate": 5e-4,
     "mmunlearner": 8e-4,
-    "mmunlearner_official": 8e-4,
+    "mmunlearner_official": 5e-4,
     "mmunlearner_official_clear": 8e-4,
 }
 
