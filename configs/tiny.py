@@ -13,7 +13,8 @@ the rate of the steps that only descend, by the strongest baseline, then the rat
 from configs import common
 
 # Printed by the sweep. Ablations run at mmunlearner's rate, so that only the mask differs; fine-tuning on the retain set
-# forgets nothing and has no rate but config.unlearn.retain_rate.
+# forgets nothing and has no rate but config.unlearn.retain_rate. Methods that are not in config.unlearn.methods were swept with
+# --methods and --config.unlearn.methods naming them.
 RATES = {
     "retain_ft": 2e-4,
     "ga": 1e-4,
