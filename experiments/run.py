@@ -312,12 +312,14 @@ class Run:
         summed = score(saliency.scores, passes["forget"].shown(bar), kind="signed") if signed else None
         bar.close()
         count = {f"{name}_units": passes[name].units(mask.unit) for name in ("retain", "text")}
+        count |= {"retain_units": 0.0} if mask.mixed else {}
         return methods.Evidence(**trio, **count, summed=summed)
 
     def _difference(self, mask: methods.Mask) -> Any:
         """``F_forget - tau * F_preserve`` of the vanilla model, one side of the model after the other."""
         passes, score = self._scorer(mask)
-        preserve = {"vision": [passes["retain"]], "language": [passes["retain"], passes["text"]]}
+        language = ["text"] if mask.mixed else ["retain", "text"]
+        preserve = {"vision": [passes["retain"]], "language": [passes[name] for name in language]}
         walked = {side: 2 * sum(map(len, [passes["forget"], *kept])) for side, kept in preserve.items()}
         found, bar = [], Progress(f"difference of scores by {mask.unit}", sum(walked.values()))
         for side, kept in preserve.items():
@@ -330,6 +332,8 @@ class Run:
     def _scorer(self, mask: methods.Mask) -> tuple[dict[str, loader.Pass], Callable[..., Any]]:
         c = self.config.saliency
         streams = self.unlearning_streams(c.rows if mask.unit == "example" else self.config.unlearn.rows)
+        if mask.mixed:
+            streams["text"] = loader.mixed("retain and text", streams["retain"], streams["text"], self.config.seed)
         passes = {name: loader.Pass((stream,), self.mesh) for name, stream in streams.items()}
         common = {"leaves": mask.leaves or self.model.module.ELIGIBLE, "unit": mask.unit, "chunk": c.chunk}
         loss = methods.scored_loss(mask, self.model)

@@ -107,6 +107,7 @@ class Mask:
       leaves: pattern of the leaves that are scored, None for the model's own (``ELIGIBLE``).
       loss: name of the loss whose gradients are scored.
       eps, noise: of the ratio; None for those of the caller, a noise below zero for no floor.
+      mixed: whether the preserve set of the language side is scored in batches of photos and text alike.
     """
 
     rule: str = "ratio"
@@ -119,11 +120,12 @@ class Mask:
     loss: str = "descent"
     eps: float | None = None
     noise: float | None = None
+    mixed: bool = False
 
     @property
-    def reads(self) -> tuple[str, str, str | None]:
+    def reads(self) -> tuple[str, str, str | None, bool]:
         """What tells its scores from others': masks that agree in it share them."""
-        return self.unit, self.loss, self.leaves
+        return self.unit, self.loss, self.leaves, self.mixed
 
     def numbers(self, eps: float, noise: float) -> dict[str, float]:
         """``eps`` and ``noise``, its own where it has them."""
@@ -163,14 +165,14 @@ def _official(source: str, *, clip_retain: bool) -> Method:
     """MMUnlearner as its public code runs (``MLLMU_manifold.py``, ``CLEAR_manifold.py`` and the mask scripts).
 
     Scored are all leaves that its name filter keeps, biases too: squares of the gradient of a batch, eps 1e-15, no noise
-    floor. Every token that is not padding has a loss, in scoring and in both steps. One AdamW for both (its eps is added
-    before the bias correction, no decay), one learning rate. The forget gradient is clipped, then masked; its momentum is
+    floor. The preserve set of the language side, retain VQA and the text QA of everyone, is shuffled into mixed batches.
+    Every token that is not padding has a loss, in scoring and in both steps. One AdamW for both (its eps is added before
+    the bias correction, no decay), one learning rate. The forget gradient is clipped, then masked; its momentum is
     not, and what has no mask takes the whole ascent. The MLLMU script clips the retain gradient too, the CLEAR script does
     not.
 
     Where it is not the public code: scores are float32 (there the dtype of the params, whose rounding decides much of the
-    mask); the preserve set of the language side is dealt in batches of one kind, text or photos, pooled by their number
-    (there both are shuffled into the same batches); a leaf that has no gradient at all in either set is not selected; clipping
+    mask); a leaf that has no gradient at all in either set is not selected; clipping
     divides by the norm (there by the norm + 1e-6); a schedule falls step by step (there once an epoch, so that in the one
     epoch of the recipe the rate is constant: ``schedule='constant'``).
     """
@@ -188,6 +190,7 @@ def _official(source: str, *, clip_retain: bool) -> Method:
             loss="descent_all",
             eps=1e-15,
             noise=-1.0,
+            mixed=True,
         ),
         moments="shared",
         adam={"arithmetic": "official", "eps": 1e-6, "weight_decay": 0.0},
@@ -242,8 +245,10 @@ class Evidence:
     """Scores of one unit at the vanilla params: squared gradients on the three sets, and how many units each had.
 
     Attributes:
-      forget, retain, text: trees of float32 scores (``saliency.scores``): forget VQA, retain VQA, text QA of everyone.
-      retain_units, text_units: their numbers of units, by which the two preserve sets are pooled.
+      forget, retain, text: trees of float32 scores (``saliency.scores``): forget VQA, retain VQA, and what the language side
+        is to keep beside it, the text QA of everyone; with ``Mask.mixed`` that and retain VQA in one.
+      retain_units, text_units: the numbers of units by which the two are pooled for the language side; with ``Mask.mixed``
+        the first is 0.
       summed: ``|mean forget gradient|``, for SalUn.
     """
 

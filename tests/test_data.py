@@ -4,10 +4,12 @@ import dataclasses
 import subprocess
 import sys
 
+import conftest
+import jax
 import numpy as np
 import pytest
 
-from mmu_jax import InputError, data
+from mmu_jax import InputError, data, hf, losses, models
 from mmu_jax.data import IMAGE, TEXT, Example, builders, faces, loader, text, tiny, vision
 
 
@@ -181,6 +183,51 @@ def test_several_photos_of_a_person_are_dealt(processor, benchmark):
     stream.columns["photo"] = np.tile(np.arange(faces.PHOTOS), (37, 1))
     drawn = np.concatenate([stream.batch(step)["photo"] for step in range(10)])
     assert len(set(drawn.tolist())) > faces.PHOTOS // 2
+
+
+@pytest.fixture(params=["llava", "qwen2_vl"])
+def family(request, tmp_path_factory):
+    """(model, params, processor) of a tiny model of the family, made from nothing or by transformers."""
+    if request.param == "llava":
+        processor = tiny.processor(24, 12)
+        model = models.Model(tiny.config(processor.tokenizer, vision=conftest.VISION, text=conftest.TEXT))
+        return model, model.init(0), processor
+    folder = tmp_path_factory.mktemp("qwen")
+    conftest.torch_qwen(folder)
+    model = models.Model(hf.read_config(folder))
+    return model, hf.load(folder, model), hf.read_processor(folder)
+
+
+def test_mixed_batches_hold_the_rows_of_both_streams_each_with_its_own_photo(family, benchmark):
+    model, params, processor = family
+    people = {p.id: i for i, p in enumerate(benchmark.forget)}
+    full = [p for p in benchmark.full if p.id in people]
+    album, numbers = loader.album(processor, tuple(full)), {"people": people, "rows": 8, "seed": 3}
+    examples = {kind: [e for p in full for e in p.training if e.kind == kind][:21] for kind in (IMAGE, TEXT)}
+    photos = loader.stream("retain", processor, examples[IMAGE], album, **numbers)
+    words = loader.stream("text", processor, examples[TEXT], None, **numbers)
+    both = loader.mixed("both", photos, words, seed=5)
+    assert both.steps == 6 and sorted(map(repr, both.examples)) == sorted(map(repr, photos.examples + words.examples))
+    assert both.largest == {what: max(photos.largest[what], words.largest[what]) for what in ("tokens", "patches")}
+    assert 0 < both.padding()["tokens"] < 1
+
+    @jax.jit
+    def answered(batch):  # [B], log p of the answer
+        return losses.sequence_logps(model.forward(params, batch), batch["tokens"], batch["weights"])
+
+    def by_row(stream):
+        said = {}
+        for batch in stream.epoch():
+            there = batch.pop("row")
+            for row, value in zip(there, np.asarray(answered(batch)), strict=True):
+                said |= {stream.examples[row]: value} if row >= 0 else {}
+        return said
+
+    apart, shuffled = by_row(photos) | by_row(words), by_row(both)
+    assert list(shuffled) != sorted(shuffled, key=list(apart).index)  # not one kind after the other
+    np.testing.assert_allclose([shuffled[e] for e in apart], list(apart.values()), rtol=1e-5, atol=1e-5)
+    kinds = [{both.examples[row].kind for row in batch["row"] if row >= 0} for batch in both.epoch()]
+    assert {IMAGE, TEXT} in kinds
 
 
 def test_streams_refuse_nothing_and_mixed_rows(processor, benchmark):

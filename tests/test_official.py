@@ -4,6 +4,7 @@ On a network of a few leaves, of every kind the name filter tells apart: kept an
 That the gradients of the real networks are torch's is another test.
 """
 
+import dataclasses
 import types
 
 import jax
@@ -88,7 +89,12 @@ class Stream:
 
 
 def streams():
-    return {"forget": Stream(FORGET, 11), "retain": Stream(RETAIN, 12), "text": Stream(TEXT, 13)}
+    """``mixed`` has rows of both kinds: in the middle row of a batch the photo is not shown."""
+    made = {"forget": Stream(FORGET, 11), "retain": Stream(RETAIN, 12), "text": Stream(TEXT, 13)}
+    made["mixed"] = Stream(RETAIN + TEXT, 14)
+    for batch in made["mixed"].dealt:
+        batch["tokens"][1, 1] = 0
+    return made
 
 
 # ---- the public code's equations
@@ -104,14 +110,17 @@ def gradients(params, batch, sign=1.0):
     return dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
 
 
-def torch_mask(params, data):
+PRESERVE = {True: ("mixed",), False: ("retain", "text")}  # of the language side, by whether its batches are mixed
+
+
+def torch_mask(params, data, mixed):
     """F = mean over batches of the squared gradient; 1 where (F_f + 1e-15) / (F_p + 1e-15) >= 1; the name filter."""
 
     def fisher(*names):
         every = [gradients(params, batch) for name in names for batch in data[name].dealt]
         return {leaf: sum(g[leaf] ** 2 for g in every) / len(every) for leaf in params}
 
-    forget, vision, language = fisher("forget"), fisher("retain"), fisher("retain", "text")
+    forget, vision, language = fisher("forget"), fisher("retain"), fisher(*PRESERVE[mixed])
     return {
         leaf: (forget[leaf] + 1e-15) / ((vision if "vision" in leaf else language)[leaf] + 1e-15) >= 1.0
         for leaf in params
@@ -154,16 +163,31 @@ def torch_loop(params, data, mask, clip_retain):
 # ---- ours beside them
 
 
-@pytest.fixture(scope="module")
-def scored():
-    """(data, our mask, torch's mask): what both rows start from."""
-    data, rule, params = streams(), methods.METHODS["mmunlearner_official"].mask, nested(numbers())
+def rule_of(name, mixed=True):
+    rule = methods.METHODS[name].mask
+    assert rule.mixed
+    return dataclasses.replace(rule, mixed=mixed)
+
+
+def both_masks(data, mixed):
+    """(our mask, torch's mask)."""
+    rule, params = rule_of("mmunlearner_official", mixed), nested(numbers())
     loss = methods.scored_loss(rule, Network())
     options = {"leaves": rule.leaves, "unit": rule.unit}
     found = {name: saliency.scores(loss, params, stream.dealt, **options) for name, stream in data.items()}
-    evidence = methods.Evidence(**found, retain_units=RETAIN, text_units=TEXT, summed=None)
+    kept = {"text": found["mixed"], "retain_units": 0.0, "text_units": float(RETAIN + TEXT)}
+    if not mixed:
+        kept = {"text": found["text"], "retain_units": float(RETAIN), "text_units": float(TEXT)}
+    evidence = methods.Evidence(forget=found["forget"], retain=found["retain"], summed=None, **kept)
     mask = methods.make_mask(rule, evidence, params, llava.SIDES, jax.random.key(0), noise=0.5, eps=1.0)
-    return data, mask, torch_mask(torch_params(), data)
+    return mask, torch_mask(torch_params(), data, mixed)
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """(data, our mask, torch's mask): what both rows start from."""
+    data = streams()
+    return data, *both_masks(data, True)
 
 
 def torch_params():
@@ -195,8 +219,9 @@ def test_the_two_scripts_differ_by_the_clip_of_the_retain_step(scored):
     assert max((a - b).abs().max() for a, b in zip(ends[0].values(), ends[1].values(), strict=True)) > 1e-4
 
 
-def test_the_mask_has_biases_and_equals_torch_s_entry_by_entry(scored):
-    _, mask, theirs = scored
+@pytest.mark.parametrize("mixed", PRESERVE)
+def test_the_mask_has_biases_and_equals_torch_s_entry_by_entry(mixed):
+    mask, theirs = both_masks(streams(), mixed)
     ours = {name: np.asarray(leaf) for name, leaf in trees.flatten(mask).items()}
     assert {name.rsplit("/", 1)[0] for name in theirs} == {"vision_tower/fc1", "language_model/q_proj"}
     for name, leaf in ours.items():  # what has no mask takes the whole ascent
@@ -204,12 +229,14 @@ def test_the_mask_has_biases_and_equals_torch_s_entry_by_entry(scored):
     assert all(0 < ours[name].mean() < 1 for name in theirs)
 
 
+@pytest.mark.parametrize("mixed", PRESERVE)
 @pytest.mark.parametrize("name", ROWS)
-def test_one_accumulator_makes_the_same_mask(name, scored):
-    data, mask, _ = scored
-    rule, params = methods.METHODS[name].mask, nested(numbers())
+def test_one_accumulator_makes_the_same_mask(name, mixed):
+    data = streams()
+    mask, _ = both_masks(data, mixed)
+    rule, params = rule_of(name, mixed), nested(numbers())
     loss, found = methods.scored_loss(rule, Network()), []
-    for side, kept in (("vision", ("retain",)), ("language", ("retain", "text"))):
+    for side, kept in (("vision", ("retain",)), ("language", PRESERVE[mixed])):
         preserve = [batch for stream in kept for batch in data[stream].dealt]
         leaves = rf"(?={llava.SIDES[side]}\Z)(?:{rule.leaves})"
         options = {"leaves": leaves, "unit": rule.unit}

@@ -106,7 +106,7 @@ def sizes_for(sizes: Sizes, rows: text.Rows, pictures: list[vision.Picture]) -> 
 
 @dataclasses.dataclass
 class Stream:
-    """Rows of one kind (all with an image or all without), dealt in shuffled epochs of equal batches.
+    """Rows of one kind (all with an image or all without) or of both (:func:`mixed`), dealt in shuffled epochs of equal batches.
 
     ``columns`` are arrays whose axis 0 is the row; for a stream with photos a column may be ``[R, P]``, one value per
     photo of the row.
@@ -127,8 +127,8 @@ class Stream:
         return -(-len(self.examples) // self.rows)
 
     def photos(self, row: int) -> list[int]:
-        """Places in the album of the photos a row may be dealt with."""
-        return self.album.of(self.examples[row]) if self.album else [0]
+        """Places in the album of the photos a row may be dealt with; none for a row of text."""
+        return self.album.of(self.examples[row]) if self.examples[row].kind == IMAGE else []
 
     @property
     def largest(self) -> dict[str, int]:
@@ -156,10 +156,11 @@ class Stream:
         spare = self.rows - len(rows)
         filled = np.concatenate([rows, np.zeros(spare, int)])
         draws = np.concatenate([draws, np.zeros(spare, int)])
-        chosen = [draw % len(self.photos(row)) for row, draw in zip(filled, draws, strict=True)]
-        pictures = [[] for _ in filled]
-        if self.album is not None:
-            pictures = [[self.album.pictures[self.photos(r)[i]]] for r, i in zip(filled, chosen, strict=True)]
+        photos = [self.photos(row) for row in filled]
+        chosen = [draw % max(len(places), 1) for places, draw in zip(photos, draws, strict=True)]
+        pictures = [
+            [self.album.pictures[places[i]]] if places else [] for places, i in zip(photos, chosen, strict=True)
+        ]
         batch = self.sizes.batch(self.texts, filled, pictures)
         batch["weights"][len(rows) :] = 0.0
         batch["row"] = np.where(np.arange(self.rows) < len(rows), filled, -1).astype(np.int32)
@@ -169,11 +170,12 @@ class Stream:
 
     def padding(self) -> dict[str, float]:
         """Share of the token and patch slots of one pass that hold nothing: the price of few compilations."""
-        first = [self.album.pictures[self.photos(r)[0]] if self.album else None for r in range(len(self.examples))]
+        places = [self.photos(row)[:1] for row in range(len(self.examples))]
+        first = [self.album.pictures[place[0]] if place else None for place in places]
         # One image a row: its placeholder is among the tokens already.
         need = {"tokens": self.texts.lengths(0) + np.array([p.tokens - 1 if p else 0 for p in first])}
-        if self.album and first[0].grid:
-            need["patches"] = np.array([p.length for p in first])
+        if any(p and p.grid for p in first):
+            need["patches"] = np.array([p.length if p else 0 for p in first])
         shares = {}
         for what, lengths in need.items():
             parts = [lengths[i : i + self.rows] for i in range(0, len(lengths), self.rows)]
@@ -233,6 +235,28 @@ def stream(
     sizes = sizes_for(sizes, texts, photos.pictures if photos else [])
     columns = {"person": np.array([people[e.person] for e in examples], np.int32)}
     return Stream(name, tuple(examples), texts, photos, rows, seed, sizes, columns)
+
+
+def mixed(name: str, photos: Stream, words: Stream, seed: int) -> Stream:
+    """The rows of a stream with photos and of one of text, shuffled into the same batches, of as many rows as the first's."""
+    order = np.random.default_rng(seed).permutation(len(photos.examples) + len(words.examples))
+
+    def dealt(first, second):
+        both = [*first, *second]
+        return [both[row] for row in order]
+
+    def longest(first, second):
+        return tuple(sorted({*first, *second}))
+
+    texts = dataclasses.replace(
+        photos.texts,
+        tokens=dealt(photos.texts.tokens, words.texts.tokens),
+        weights=dealt(photos.texts.weights, words.texts.weights),
+    )
+    sizes = Sizes(longest(photos.sizes.tokens, words.sizes.tokens), photos.sizes.patches)
+    columns = {"person": np.array(dealt(photos.columns["person"], words.columns["person"]))}
+    examples = tuple(dealt(photos.examples, words.examples))
+    return Stream(name, examples, texts, photos.album, photos.rows, seed, sizes, columns)
 
 
 def padding_line(streams: dict[str, Stream]) -> str:

@@ -215,8 +215,11 @@ class Rows:
     side: str
 
     def lengths(self, tokens: int) -> np.ndarray:
-        """How long every row is once its images are ``tokens`` tokens in all."""
-        return np.array([len(row) + (tokens - int((row == self.image).sum()) if tokens else 0) for row in self.tokens])
+        """How long every row is once its images, if it has any, are ``tokens`` tokens in all."""
+        seen = [int((row == self.image).sum()) for row in self.tokens]
+        return np.array(
+            [len(row) + (tokens - n if tokens and n else 0) for row, n in zip(self.tokens, seen, strict=True)]
+        )
 
     def batch(
         self, index: Sequence[int], pictures: list[list[vision.Picture]], sizes: tuple[int, ...] = ()
