@@ -36,7 +36,8 @@ def _whole(value: Any, least: int, most: float = math.inf) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that float32, in which all is computed, holds as a finite one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2.0**128
 
 
 def _compiles(value: Any) -> bool:
@@ -56,7 +57,7 @@ def _one_of(values: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
 
 COUNT = (lambda v: _whole(v, 1), "a whole number of at least 1")
 COUNT_OR_NONE = (lambda v: _whole(v, 0), "a whole number of at least 0")
-POSITIVE = (lambda v: _number(v) and v > 0, "a finite number above 0")
+POSITIVE = (lambda v: _number(v) and v >= 2.0**-126, "a finite number above 0")
 NOT_NEGATIVE = (lambda v: _number(v) and v >= 0, "a finite number of at least 0")
 SHARE = (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1")
 SWITCH = (lambda v: isinstance(v, bool), "True or False")

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mmu_jax import InputError
-from mmu_jax.data import text
+from mmu_jax.data import text, vision
 from mmu_jax.directory import Path
 from mmu_jax.files import read_object
 from mmu_jax.models import config as configs
@@ -166,12 +166,22 @@ def _of_qwen(processor: Processor, config: Any) -> list[tuple]:
 
 
 def _check_pixels(images: Any, c: Any, path: pathlib.Path) -> None:
-    """Shows the image processor a grey square of the smallest size: what its numbers make of it must be numbers."""
-    side = getattr(c, "image_size", None) or 2 * c.patch_size * c.spatial_merge_size
-    edges = ("height", "width") if hasattr(c, "image_size") else ("shortest_edge", "longest_edge")
-    size = dict.fromkeys(edges, side if hasattr(c, "image_size") else side**2)
+    """Shows the image processor a grey square: what its numbers make of it must be numbers."""
+    for key in ("size", "crop_size"):
+        stated = {k: v for k, v in dict(getattr(images, key, None) or {}).items() if v is not None}
+        if any(type(v) is not int or v < 1 for v in stated.values()):
+            raise InputError(
+                f"expected whole numbers of pixels for {key} of the image processor, found {stated} in {path}; copy "
+                "preprocessor_config.json again"
+            )
+    alike = hasattr(c, "image_size")
+    side, size = (c.image_size if alike else 2 * c.patch_size * c.spatial_merge_size), {}
+    if alike:
+        vision.refuse_stripes(images, side, side, f"a square in {path}")
+    else:  # its own bounds may be far from the smallest
+        size = {"size": dict.fromkeys(("shortest_edge", "longest_edge"), side**2)}
     with configs.Translated(f"an image processor in {path}"):
-        pixels = images(Image.new("RGB", (side, side), "grey"), size=size, return_tensors="np")["pixel_values"]
+        pixels = images(Image.new("RGB", (side, side), "grey"), return_tensors="np", **size)["pixel_values"]
     if not np.isfinite(pixels).all():
         raise InputError(
             f"expected an image processor that makes finite pixels, found image_mean={images.image_mean}, "

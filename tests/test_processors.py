@@ -47,7 +47,12 @@ def add_tokens(*tokens, **special):
     return change
 
 
+def pixels(key, to):
+    return put("processor_config.json", "image_processor", key, to=to)
+
+
 REFUSED = {
+    "image token in words": ("llava", put("config.json", "image_token_id", to="<image>"), "image_token_id='<image>' of"),
     "no config": ("llava", lambda f: (f / "config.json").unlink(), "config.json, found none"),
     "image token of config": ("llava", put("config.json", "image_token_index", to=7), "image_token_id=7.*'<image>' is 4"),
     "image token of Qwen": ("qwen2_vl", put("config.json", "image_token_id", to=7), "image_token_id=7.*<|image_pad|>"),
@@ -66,6 +71,13 @@ REFUSED = {
         put("processor_config.json", "image_processor", "crop_size", to={"height": 24, "width": 12}),
         r"\(24, 12\) of .*\(24, 24\) of",
     ),
+    "no room": ("llava", pixels("size", {"height": 0, "width": 0}), "whole numbers of pixels for size"),
+    "less than no room": ("llava", pixels("size", -1), "whole numbers of pixels for size"),
+    "half a pixel": ("llava", pixels("size", {"height": 24.5, "width": 24}), "whole numbers of pixels for size"),
+    "one edge, the longest": ("llava", pixels("size", {"longest_edge": 24}), "an image processor in"),
+    "resized to nothing said": ("llava", pixels("size", None), "an image processor in"),
+    "a photo of terapixels": ("llava", pixels("size", {"height": 2**20, "width": 2**20}), "pixels once resized"),
+    "a longest edge of words": ("qwen2_vl", put("preprocessor_config.json", "size", to={"shortest_edge": "a", "longest_edge": 9}), "image processor"),
     "patch size of Qwen": ("qwen2_vl", put("preprocessor_config.json", "patch_size", to=8), "patch_size=8 of .*patch_size=4"),
     "merge size": ("qwen2_vl", put("preprocessor_config.json", "merge_size", to=4), "merge_size=4 of .*spatial_merge_size=2"),
     "frames": ("qwen2_vl", put("preprocessor_config.json", "temporal_patch_size", to=1), "temporal_patch_size=1 of .*=2 of"),

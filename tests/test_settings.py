@@ -49,7 +49,7 @@ BAD = {
     "unlearn.clip": [-1.0, INF],
     "unlearn.beta": [0.0, NAN],
     "unlearn.lora.targets": ["["],
-    "unlearn.learning_rate.ga": [0.0, NAN, INF, -1.0],
+    "unlearn.learning_rate.ga": [0.0, NAN, INF, -1.0, 1e40, 1e-50],
     "evaluate.rows": [0, -1],
     "evaluate.new_tokens": [0],
     "evaluate.samples": [0, -5],

@@ -173,7 +173,7 @@ def measure(processor: Any, size: tuple[int, int], max_pixels: int = 0, where: s
     """
     made, (width, height) = processor.image_processor, size
     if not _keeps_size(made):
-        _refuse_stripes(made, width, height, where)
+        refuse_stripes(made, width, height, where)
         return Measure(_image_tokens(processor, *_box(made)))
     least, most = bounds(made, max_pixels)
     n = _count(made, size, least, most, where)
@@ -243,11 +243,16 @@ def _box(made: Any) -> tuple[int, int]:
     return box["height"], box["width"]
 
 
-def _refuse_stripes(made: Any, width: int, height: int, where: str) -> None:
-    """A shape whose resized or padded photo would not fit in memory, before it is cropped."""
+def refuse_stripes(made: Any, width: int, height: int, where: str) -> None:
+    """A shape whose resized or padded photo would not fit in memory, before it is cropped.
+
+    Raises:
+      InputError: that; the photo is named by ``where``.
+    """
     long, short = max(width, height), min(width, height)
-    side = (made.size or {}).get("shortest_edge") if made.do_resize else None
-    pixels = long**2 if getattr(made, "do_pad", None) else side**2 * long // short if side else 0
+    size = dict(made.size or {}) if made.do_resize else {}
+    side, box = size.get("shortest_edge"), (size.get("height") or 0) * (size.get("width") or 0)
+    pixels = long**2 if getattr(made, "do_pad", None) else side**2 * long // short if side else box
     if pixels > LARGEST:
         raise InputError(
             f"expected a photo of ordinary shape, found {width} x {height} for {where}, {pixels} pixels once resized; crop it"

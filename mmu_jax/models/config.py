@@ -61,7 +61,7 @@ def read(path: str | pathlib.Path) -> Any:
     """
     file = pathlib.Path(path) / "config.json"
     if not file.exists():
-        raise InputError(f"expected a checkpoint directory with config.json, found none in {path}; correct model.path")
+        raise InputError(f"expected a checkpoint directory with config.json, found none in {path}; give the folder of a whole one")
     raw = read_object(file, "the config of a model")
     if raw.get("model_type") not in list(TEXTS):
         raise InputError(
@@ -101,8 +101,8 @@ def unknown(config: Any) -> list[str]:
     if found:
         return found
     found = [f"text_config.{fault}" for fault in _text(config.text_config)]
-    if not 0 <= config.image_token_id < config.text_config.vocab_size:
-        found.append(f"image_token_id={config.image_token_id} of vocab_size={config.text_config.vocab_size}")
+    if not isinstance(config.image_token_id, int) or not 0 <= config.image_token_id < config.text_config.vocab_size:
+        found.append(f"image_token_id={config.image_token_id!r} of vocab_size={config.text_config.vocab_size}")
     check = _clip if config.model_type == "llava" else _qwen
     return found + list(check(config))
 
