@@ -160,6 +160,27 @@ def llava(tmp_path_factory):
     return folder, reference, models.Model(hf.read_config(folder))
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """Family -> a directory with weights, config, tokenizer and processor."""
+    from transformers import LlavaForConditionalGeneration
+
+    from mmu_jax.data import tiny
+
+    root, processor = tmp_path_factory.mktemp("whole"), tiny.processor()
+    processor.save_pretrained(root / "llava")
+    config = tiny.config(processor.tokenizer, vision=VISION, text=TEXT)
+    LlavaForConditionalGeneration(config).save_pretrained(root / "llava")
+    torch_qwen(root / "qwen2_vl")
+    return {"llava": root / "llava", "qwen2_vl": root / "qwen2_vl"}
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """``copy(family)``, a directory of ``whole`` to change."""
+    return lambda family="llava": shutil.copytree(whole[family], tmp_path / "copy")
+
+
 def make_batch(rows=8, length=24, images=1, image_tokens=4, seed=0, side="right"):
     """A random batch: every row with ``images`` images, answers in the last tokens, two rows padded."""
     rng = np.random.default_rng(seed)

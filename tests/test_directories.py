@@ -6,35 +6,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import TEXT, VISION, torch_llava, torch_qwen
+from conftest import torch_llava
 from safetensors.numpy import load_file, save_file
 
 from mmu_jax import InputError, directory, hf, models
-from mmu_jax.data import tiny
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 146946961\n"
-
-
-def directories(root):
-    """Family -> a directory with weights, config, tokenizer and processor."""
-    from transformers import LlavaForConditionalGeneration
-
-    processor = tiny.processor()
-    processor.save_pretrained(root / "llava")
-    config = tiny.config(processor.tokenizer, vision=VISION, text=TEXT)
-    LlavaForConditionalGeneration(config).save_pretrained(root / "llava")
-    torch_qwen(root / "qwen2_vl")
-    return {"llava": root / "llava", "qwen2_vl": root / "qwen2_vl"}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return directories(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def copy(whole, tmp_path):
-    return lambda family="llava": shutil.copytree(whole[family], tmp_path / "copy")
 
 
 def edit(folder, name, change):

@@ -2,25 +2,13 @@
 
 import io
 import json
-import shutil
 
 import pytest
 from conftest import CHATML
-from test_directories import POINTER, directories, edit, put
+from test_directories import POINTER, edit, put
 
 from mmu_jax import InputError, hf
 from mmu_jax.data import text, tiny
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return directories(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def copy(whole, tmp_path):
-    return lambda family="llava": shutil.copytree(whole[family], tmp_path / "copy")
-
 
 TEXT_ONLY = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
 

@@ -61,7 +61,9 @@ def read(path: str | pathlib.Path) -> Any:
     """
     file = pathlib.Path(path) / "config.json"
     if not file.exists():
-        raise InputError(f"expected a checkpoint directory with config.json, found none in {path}; give the folder of a whole one")
+        raise InputError(
+            f"expected a checkpoint directory with config.json, found none in {path}; give the folder of a whole one"
+        )
     raw = read_object(file, "the config of a model")
     if raw.get("model_type") not in list(TEXTS):
         raise InputError(
