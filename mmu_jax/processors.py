@@ -166,7 +166,7 @@ def _of_qwen(processor: Processor, config: Any) -> list[tuple]:
 
 
 def _check_pixels(images: Any, c: Any, path: pathlib.Path) -> None:
-    """Shows the image processor a grey square: what its numbers make of it must be numbers."""
+    """Shows the image processor a black and a white square: what it makes of them must be numbers, and tell them apart."""
     for key in ("size", "crop_size"):
         stated = {k: v for k, v in dict(getattr(images, key, None) or {}).items() if v is not None}
         if any(type(v) is not int or v < 1 for v in stated.values()):
@@ -181,11 +181,13 @@ def _check_pixels(images: Any, c: Any, path: pathlib.Path) -> None:
     else:  # its own bounds may be far from the smallest
         size = {"size": dict.fromkeys(("shortest_edge", "longest_edge"), side**2)}
     with configs.Translated(f"an image processor in {path}"):
-        pixels = images(Image.new("RGB", (side, side), "grey"), return_tensors="np", **size)["pixel_values"]
-    if not np.isfinite(pixels).all():
+        shown = [Image.new("RGB", (side, side), colour) for colour in ("black", "white")]
+        black, white = (np.asarray(images(image, return_tensors="np", **size)["pixel_values"]) for image in shown)
+    if not np.isfinite([black, white]).all() or not (white > black).all():
         raise InputError(
-            f"expected an image processor that makes finite pixels, found image_mean={images.image_mean}, "
-            f"image_std={images.image_std}, rescale_factor={images.rescale_factor} in {path}; copy preprocessor_config.json again"
+            "expected an image processor that makes finite pixels, white ones above black ones, found "
+            f"image_mean={images.image_mean}, image_std={images.image_std}, rescale_factor={images.rescale_factor} in {path}; "
+            "copy preprocessor_config.json again"
         )
 
 

@@ -74,6 +74,8 @@ REFUSED = {
     "an end without a row": ("llava", add_tokens(eos_token="<end>"), "'<end>' is 768"),
     "no numbers for pixels": ("llava", put("processor_config.json", "image_processor", "image_mean", to="x"), "image processor"),
     "deviation of nothing": ("qwen2_vl", put("preprocessor_config.json", "image_std", to=[0, 0, 0]), "finite pixels"),
+    "pixels times nothing": ("llava", pixels("rescale_factor", 0), "white ones above black ones.*rescale_factor=0"),
+    "a negative": ("qwen2_vl", put("preprocessor_config.json", "image_std", to=[-1, -1, -1]), "white ones above black ones"),
     "no longest text": ("qwen2_vl", put("tokenizer_config.json", "model_max_length", to="x"), "model_max_length"),
     "no template": ("llava", lambda f: (f / "chat_template.jinja").unlink(), "expected a chat template .*found none"),
     "templates without a default": (
@@ -86,6 +88,9 @@ REFUSED = {
     "no pictures": ("llava", write("chat_template.jinja", tiny.CHAT_TEMPLATE.replace("<image>", "")), "0 placeholders"),
     "pictures twice": ("llava", write("chat_template.jinja", tiny.CHAT_TEMPLATE.replace("<image>", "<image>" * 2)), "2 placeholders"),
     "broken": ("qwen2_vl", write("chat_template.jinja", "{% for %}"), "chat template"),
+    "one that divides by zero": ("llava", write("chat_template.jinja", "{{ 1 // 0 }}"), "fails .*zero"),
+    "one without an end": ("llava", write("chat_template.jinja", "{% for i in range(10**9) %}x{% endfor %}"), "fails .*[Rr]ange"),
+    "one that calls itself": ("qwen2_vl", write("chat_template.jinja", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "fails .*recursion"),
     "one that refuses": ("llava", write("chat_template.jinja", "{{ raise_exception('no') }}"), "fails .*no"),
 }  # fmt: skip
 

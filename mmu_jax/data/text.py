@@ -19,6 +19,8 @@ from mmu_jax import InputError
 from mmu_jax.data import vision
 
 LONGEST = 2**18  # characters of a question or an answer; more is a file that went astray, and minutes of tokenizing
+# What a template may raise while it is rendered: jinja's own, and Python's for what it computes.
+FAILURES = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 PARTS = ("{'type'", '{"type"')  # what a template writes that takes a list of parts for text
 
 
@@ -36,7 +38,7 @@ def _turns(question: str, answer: str, images: int) -> list[dict]:
 def _render(processor: Any, conversations: list[list[dict]], **options: Any) -> list[str]:
     try:
         return processor.apply_chat_template(conversations, tokenize=False, **options)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except FAILURES as error:
         raise _unfit(f"one that fails ({' '.join(str(error).split())})") from error
 
 
