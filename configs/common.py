@@ -6,12 +6,13 @@ ALL = (
     "retain_ft",
     "ga",
     "npo",
+    "npo_retain",
     "kl",
     "grad_diff",
     "grad_diff_alternate",
     "mmunlearner",
 )
-OTHERS = ("npo_retain", "mmunlearner_official", "mmunlearner_official_clear")
+OTHERS = ("mmunlearner_official", "mmunlearner_official_clear")
 ABLATIONS = ("mmunlearner_vision", "mmunlearner_language", "mask_random", "mask_top_k", "mask_salun")
 
 

@@ -87,6 +87,10 @@ def ours(results: Results) -> str | None:
     )
 
 
+# Two methods go by the name of NPO.
+ALSO = {"npo": " (no retain term)", "npo_retain": " (what other libraries call NPO)"}
+
+
 def verdict(results: Results) -> list[str]:
     """What happened, in sentences that claim nothing the 95 % intervals do not support."""
     mine, metric, axes = ours(results), headline(results), columns(results)
@@ -101,16 +105,17 @@ def verdict(results: Results) -> list[str]:
     for rival in ("ga", "npo", "npo_retain", "kl", "grad_diff", "grad_diff_alternate"):
         if rival not in results:
             continue
+        known = f"{rival}{ALSO.get(rival, '')}"
         better, worse, equal = [], [], []
         for title, split, task, good in axes:
             first, second = (cell(results, m, split, task, metric) for m in (mine, rival))
             wins = (first["mean"] > second["mean"]) == (good == "up")
             (equal if not _apart(first, second) else better if wins else worse).append(title)
         if not better and not worse:
-            lines.append(f"{rival} equals {mine} within the 95 % interval on every axis.")
+            lines.append(f"{known} equals {mine} within the 95 % interval on every axis.")
         else:
-            parts = [f"better than {rival} on {', '.join(better)}"] if better else []
-            parts += [f"worse on {', '.join(worse)}" if better else f"worse than {rival} on {', '.join(worse)}"] * bool(
+            parts = [f"better than {known} on {', '.join(better)}"] if better else []
+            parts += [f"worse on {', '.join(worse)}" if better else f"worse than {known} on {', '.join(worse)}"] * bool(
                 worse
             )
             parts += [f"equal within the interval on {', '.join(equal)}"] if equal else []

@@ -285,6 +285,12 @@ def test_a_question_with_one_option_alone_is_kept_and_told(tmp_path):
     assert [e.answer for e in found.full[0].training if e.kind == TEXT] == ["welder"]
 
 
+def test_a_question_with_two_options_alike_is_told(tmp_path):
+    alike = only("0000", questions(lambda q: {"Options": q["Options"] | {"A": q["Options"]["B"]}}))
+    built = builders.prepare("mllmu_bench", tmp_path, str(folder_of(tmp_path / "in", alike)))
+    assert "full: 2 of 12 multiple-choice items with two options alike (person 0000)" in builders.left_out(built)
+
+
 def test_a_damaged_list_of_what_was_left_out_is_one_line(tmp_path):
     for content in ("{", "{}", "[3]", '[{"split": "full"}]'):
         (tmp_path / "left_out.json").write_text(content)

@@ -16,7 +16,7 @@ Remarks = list[tuple[str, str]]
 NO_PHOTO, EMPTY = "left out: no photo", "left out: empty"
 NO_QUESTION, NO_ANSWER, NO_OPTION = "left out: no question", "left out: no answer", "left out: no right option"
 KEYS = ("split", "what", "of", "remark", "people")  # of a remark in the file
-ALONE = "with one option alone, nothing to choose from"
+ALONE, ALIKE = "with one option alone, nothing to choose from", "with two options alike"
 LEFT_OUT, FAULTS = (NO_PHOTO, EMPTY, NO_QUESTION, NO_ANSWER, NO_OPTION), (NO_QUESTION, NO_ANSWER, NO_OPTION)
 
 
@@ -43,10 +43,13 @@ class Tally:
             "cloze": len(row.get("Mask_Task", ())),
             "generation": len(row.get("Generation_Task", ())),
         }
-        said = row.get("remarks", [])
+        said = list(row.get("remarks", []))
         self.totals.update(sizes)
         self.totals.update(what for what, remark in said if remark in LEFT_OUT)
-        for key in said + [("multiple-choice", ALONE) for choice in choices if len(choice["Options"]) == 1]:
+        for options in (list(choice["Options"].values()) for choice in choices):
+            said += [("multiple-choice", ALONE)] * (len(options) == 1)
+            said += [("multiple-choice", ALIKE)] * (len(set(options)) < len(options))
+        for key in said:
             self.people.setdefault(key, []).append(row["ID"])
 
     def told(self) -> list[dict]:
