@@ -72,13 +72,16 @@ def parse(argument: str | None, **defaults: str | int) -> ConfigDict:
     10
 
     Raises:
-      ValueError: an unknown name or a value of another type.
+      ValueError: an unknown name, one given twice or a value of another type.
     """
-    values = dict(defaults)
+    values, given = dict(defaults), set()
     for part in filter(None, (argument or "").split(",")):
         name, _, value = part.partition("=")
         if name not in defaults:
             raise ValueError(f"expected config arguments among {', '.join(defaults)}, found {part!r}; correct it")
+        if name in given:
+            raise ValueError(f"expected every config argument once, found {name} twice in {argument!r}; remove one")
+        given.add(name)
         try:
             values[name] = type(defaults[name])(value)
         except ValueError as error:

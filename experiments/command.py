@@ -19,6 +19,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config fil
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; default runs/<config name>.")
 STAGES = flags.DEFINE_list("stages", [], "Only these stages, by name or by their part before the slash.")
 
+HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 # What a file system says when it will not: no room, no right, no such place.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
 REFUSALS |= {errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EMFILE, errno.EEXIST}
@@ -42,7 +43,7 @@ def spoken(program: Callable[..., Any], *args: Any) -> Any:
         if error.errno not in REFUSALS or error.filename is None:
             raise
         message = f"error: expected a file system that lets us write and read {error.filename}, found {error.strerror}"
-        message, code = f"{message}; free or change that place, or give another --workdir", 2
+        message, code = f"{message}; free that place, or name another", 2
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -56,18 +57,34 @@ def spoken(program: Callable[..., Any], *args: Any) -> Any:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    if set(argv[1 : argv.index("--") if "--" in argv else None]) & HELP:
+        print(_usage())
+        sys.exit(0)
     named = _named(argv)
     if named is None:
         raise InputError("expected --config=configs/NAME.py, found none; name a config")
     load(named)
     try:
-        return flags.FLAGS(argv)
+        words = flags.FLAGS(argv)[1:]
     except flags.Error as error:
         raise InputError(" ".join(str(error).split())) from error
     except (AttributeError, KeyError, IndexError, TypeError) as error:  # of ml_collections, for a key that is not there
         raise InputError(
             f"expected --config.KEY=VALUE for keys that {named} has, found another ({' '.join(str(error).split())}); correct it"
         ) from error
+    if words:
+        raise InputError(
+            f"expected flags, --NAME=VALUE, found {', '.join(map(repr, words))}, which nothing reads; write --{words[0]} if that "
+            "is what you mean"
+        )
+    return argv[:1]
+
+
+def _usage() -> str:
+    """What the program does and its flags."""
+    module = flags.FLAGS.find_module_defining_flag("workdir")
+    said = (sys.modules["__main__"].__doc__ or "", flags.FLAGS.module_help(module))
+    return "\n".join((*said, "  --config.KEY: any key of the config; configs/common.py says what they are"))
 
 
 def _named(argv: list[str]) -> str | None:
@@ -100,10 +117,12 @@ def load(named: str) -> ConfigDict:
         spec.loader.exec_module(module)
     except (SyntaxError, UnicodeDecodeError) as error:
         raise InputError(f"expected Python in {path}, found none that can be read ({error}); correct it") from error
-    except ModuleNotFoundError as error:
-        if error.name in sys.modules or (error.name or "").split(".")[0] == "mmu_jax":
+    except ImportError as error:
+        if _origin(error) != module.__name__:  # of a module of ours
             raise
-        raise InputError(f"expected the modules that {path} imports, found no {error.name}; install it") from error
+        raise InputError(f"expected what {path} imports, found that there is {error}; install or correct it") from error
+    except SystemExit as error:
+        raise InputError(f"expected get_config in {path}, found that the file ends the program; remove that") from error
     make = getattr(module, "get_config", None)
     if not callable(make):
         raise InputError(f"expected a function get_config in {path}, found none; write one that returns a ConfigDict")
@@ -119,11 +138,31 @@ def load(named: str) -> ConfigDict:
         config = make(*given)
     except ValueError as error:
         raise InputError(str(error)) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        if not _origin(error).startswith(
+            "ml_collections"
+        ):  # which raises them for a key that is not there, or of another type
+            raise
+        raise InputError(
+            f"expected keys that a config has, found another in {path} ({' '.join(str(error).split())})"
+        ) from error
+    except SystemExit as error:
+        raise InputError(
+            f"expected get_config of {path} to return, found that it ends the program; remove that"
+        ) from error
     if not isinstance(config, ConfigDict):
         raise InputError(
             f"expected get_config of {path} to return a ConfigDict, found {type(config).__name__}; correct it"
         )
     return config
+
+
+def _origin(error: BaseException) -> str:
+    """The name of the module whose code raised an exception."""
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals.get("__name__", "")
 
 
 def config_name() -> str:

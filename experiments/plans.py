@@ -58,8 +58,11 @@ def preflight(run: Any, wanted: list[str]) -> None:
             problems.append(str(error))
     module = builders.DATASETS[c.data.name]
     if "data" in wanted and not c.data.path and hasattr(module, "HUB"):
+        source = c.data.source or module.HUB
         try:
-            hub.fetch(c.data.source or module.HUB, "config.data.source", kind="dataset", patterns=["README.md"])
+            folder = hub.fetch(source, "config.data.source", kind="dataset", patterns=["README.md"])
+            if not hub.is_id(source):
+                builders.check_source(c.data.name, folder)
         except InputError as error:
             problems.append(str(error))
     if problems:

@@ -28,6 +28,19 @@ HEADLINES = (
 )
 DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULES = ("constant", "linear", "cosine")
+WIDEST, DEEPEST = 2**16, 2**10  # of a model made from nothing
+SIZES = {
+    "vision": (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "image_size",
+        "patch_size",
+    ),
+    "text": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+}
+OTHER_SIZES = {"vision": ("projection_dim",), "text": ("num_key_value_heads",)}
 OPEN = (r"model\.(vision|text)\..*", r"unlearn\.learning_rate\..*")  # keys whose names a config chooses
 
 
@@ -48,15 +61,19 @@ def _compiles(value: Any) -> bool:
 
 
 def _lengths(value: Any) -> bool:
-    return isinstance(value, tuple | list) and all(_whole(v, 1) for v in value)
+    return isinstance(value, tuple | list) and all(_whole(v, 1, MOST) for v in value)
 
 
 def _one_of(values: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
     return lambda v: isinstance(v, str) and v in values, f"one of {', '.join(values)}"
 
 
-COUNT = (lambda v: _whole(v, 1), "a whole number of at least 1")
-COUNT_OR_NONE = (lambda v: _whole(v, 0), "a whole number of at least 0")
+MOST = 2**24  # of anything that is counted: more is a slip of the hand, and an array that no machine holds
+COUNT = (lambda v: _whole(v, 1, MOST), "a whole number from 1 to 2**24")
+COUNT_OR_NONE = (lambda v: _whole(v, 0, MOST), "a whole number from 0 to 2**24")
+SAMPLES = (lambda v: _whole(v, 1, 10**5), "a whole number from 1 to 100,000")
+RANK = (lambda v: _whole(v, 0, 2**14), "a whole number from 0 to 2**14")
+PASSES = (lambda v: _number(v) and 0 < v <= 10**6, "a number above 0 and up to a million")
 POSITIVE = (lambda v: _number(v) and v >= 2.0**-126, "a finite number above 0")
 NOT_NEGATIVE = (lambda v: _number(v) and v >= 0, "a finite number of at least 0")
 SHARE = (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1")
@@ -64,7 +81,7 @@ SWITCH = (lambda v: isinstance(v, bool), "True or False")
 TEXT = (lambda v: isinstance(v, str), "a text")
 NAME = (lambda v: isinstance(v, str) and v.strip() != "", "a text that is not empty")
 PATTERN = (_compiles, "a regular expression that compiles and is not empty")
-LENGTHS = (_lengths, "lengths of at least 1, as in (64, 128)")
+LENGTHS = (_lengths, "lengths from 1 to 2**24, as in (64, 128)")
 
 RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"seed", (lambda v: _whole(v, 0, 2**32 - 1), "a whole number from 0 to 2**32 - 1")),
@@ -74,15 +91,19 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"data\.(forget|retain)|evaluate\.prompts\.blank", NAME),
     (r"data\.name", _one_of(tuple(sorted(builders.DATASETS)))),
     (r"data\.(tokens|patches)", LENGTHS),
-    (r"data\.max_pixels|vanilla\.rows\..*|.*lora\.rank", COUNT_OR_NONE),
+    (r"vanilla\.rows\..*", COUNT_OR_NONE),
+    (r"data\.max_pixels", (lambda v: _whole(v, 0, 2**40), "a whole number from 0 to 2**40")),
+    (r".*lora\.rank", RANK),
     (r"model\.(dtype|param_dtype)", _one_of(DTYPES)),
     (r"memory\.limit_gib|saliency\.(eps|noise)", NOT_NEGATIVE),
     (r"memory\.go_on|gold|saliency\.keep_scores|evaluate\.letters", SWITCH),
-    (r".*\.epochs|.*\.learning_rate(\..*)?|.*\.retain_rate|.*\.clip|.*\.beta|.*lora\.alpha|saliency\.tau", POSITIVE),
+    (r".*\.epochs", PASSES),
+    (r".*\.learning_rate(\..*)?|.*\.retain_rate|.*\.clip|.*\.beta|.*lora\.alpha|saliency\.tau", POSITIVE),
     (r".*\.schedule", _one_of(SCHEDULES)),
     (r"vanilla\.warmup|evaluate\.memorised", SHARE),
     (r".*lora\.targets", PATTERN),
-    (r".*\.rows|saliency\.chunk|evaluate\.(new_tokens|samples)|save_every", COUNT),
+    (r".*\.rows|saliency\.chunk|evaluate\.new_tokens|save_every", COUNT),
+    (r"evaluate\.samples", SAMPLES),
     (r"evaluate\.headline", _one_of(HEADLINES)),
     (r"evaluate\.prompts\..*", TEXT),
 )
@@ -170,26 +191,18 @@ def _networks(c: Any) -> list[str]:
             "expected a model to start from, found config.model.path empty and no sizes in config.model.vision and "
             "config.model.text; give a directory or hub id in config.model.path, or run configs/tiny.py"
         ]
-    wanted = {
-        "vision": (
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "image_size",
-            "patch_size",
-        ),
-        "text": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    }
     problems = []
-    for part, names in wanted.items():
-        sizes = {"vision": vision, "text": text}[part]
-        every = {name: sizes.get(name) for name in names} | sizes
-        problems += [
-            f"expected a whole number of at least 1 in config.model.{part}.{name}, found {value!r}; correct it"
-            for name, value in every.items()
-            if name in (*names, "num_key_value_heads", "projection_dim") and not _whole(value, 1)
-        ]
+    for part, sizes in (("vision", vision), ("text", text)):
+        for name, value in (dict.fromkeys(SIZES[part]) | sizes).items():
+            if name not in SIZES[part] + OTHER_SIZES[part]:
+                problems.append(
+                    f"expected sizes among {', '.join(SIZES[part] + OTHER_SIZES[part])} in config.model.{part}, found "
+                    f"config.model.{part}.{name}; correct it"
+                )
+            elif not _whole(value, 1, most := DEEPEST if name == "num_hidden_layers" else WIDEST):
+                problems.append(
+                    f"expected a whole number from 1 to {most} in config.model.{part}.{name}, found {value!r}; correct it"
+                )
     if problems:
         return problems
     heads, groups = text["num_attention_heads"], text.get("num_key_value_heads", text["num_attention_heads"])

@@ -5,6 +5,7 @@
 """
 
 import math
+import os
 import pathlib
 import re
 from typing import Any
@@ -63,8 +64,8 @@ STARTS = (
 
 def is_adapter(path: Path) -> bool:
     """Whether a directory holds an adapter and no model of its own."""
-    path = pathlib.Path(path)
-    return (path / ADAPTER).is_file() and not any((path / name).is_file() for name in (SINGLE, INDEX))
+    there = {name: os.path.isfile(os.path.join(path, name)) for name in (ADAPTER, SINGLE, INDEX)}
+    return there[ADAPTER] and not there[SINGLE] and not there[INDEX]
 
 
 def base_of(path: Path) -> str:
@@ -129,8 +130,13 @@ def _refuse_variants(config: dict[str, Any], adapter: pathlib.Path) -> None:
             f"expected a plain LoRA adapter, found {found} in {adapter / ADAPTER}; merge it with PEFT (merge_and_unload) and "
             "give the merged model"
         )
-    for key in ("target_modules", "exclude_modules"):
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
         _check_targets(config.get(key), f"{key} in {adapter / ADAPTER}")
+    for key, kind, what in (("use_rslora", bool, "true or false"), ("layers_to_transform", int, "numbers of layers")):
+        value = config.get(key)
+        listed = value if isinstance(value, list) and kind is int else [] if value is None else [value]
+        if not all(type(item) is kind for item in listed):
+            raise InputError(f"expected {what} for {key} in {adapter / ADAPTER}, found {value!r}; correct it")
     numbers = [(key, config.get(key)) for key in ("r", "lora_alpha")]
     numbers += [(key, v) for key in ("rank_pattern", "alpha_pattern") for v in _patterns(config, key, adapter).values()]
     for key, value in numbers:
@@ -143,10 +149,10 @@ def _refuse_variants(config: dict[str, Any], adapter: pathlib.Path) -> None:
 def _check_targets(wanted: Any, where: str) -> None:
     """Raises InputError unless it is a list of names, a pattern, or nothing."""
     try:
-        names = [re.compile(wanted).pattern] if isinstance(wanted, str) else list(wanted or ())
+        names = [re.compile(wanted).pattern] if isinstance(wanted, str) else [] if wanted is None else wanted
     except (TypeError, re.error) as error:
         raise InputError(f"expected names or a pattern for {where}, found {wanted!r}; correct it") from error
-    if not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"expected names for {where}, found {wanted!r}; correct it")
 
 
@@ -190,7 +196,41 @@ def _pairs(adapter: pathlib.Path, config: dict[str, Any], model: models.Model, t
             f"expected an adapter of its base, found {len(lost)} pairs of factors in {adapter} for weights that are not there: "
             f"{', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''}; give the base it was trained on"
         )
+    if lacking := _lacking(modules, config, table):
+        raise InputError(
+            f"expected factors for everything that {ADAPTER} adapts, found none for {', '.join(lacking[:4])}"
+            f"{', ...' if len(lacking) > 4 else ''} ({len(lacking)} in all) in {adapter / WEIGHTS}; copy it again"
+        )
     return {place: _pair(pair, modules[place], config, adapter, table[place]) for place, pair in sides.items()}
+
+
+def _lacking(modules: dict[tuple, str], config: dict[str, Any], table: dict) -> list[str]:
+    """What the config says is adapted and the file has no factors of: layers beside those it has, and names of modules.
+
+    ``modules`` are those of the file by place. Other places of a name, such as a tower that was not there, PEFT leaves as they
+    are.
+    """
+    wanted, layers = config.get("target_modules"), config.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers
+    lacking = []
+    if isinstance(wanted, list) and not config.get("exclude_modules") and layers is None:
+        there = [tensor.key.removesuffix(".weight") for tensor in table.values()]
+        for name in wanted:
+            meant, held = ([m for m in among if _ends(m, name)] for among in (there, modules.values()))
+            lacking += [name] if meant and not held else []
+    beside = {leaf: (row, module) for (leaf, row), module in modules.items()}
+    for leaf, row in table:
+        if leaf not in beside or (leaf, row) in modules or layers is not None and row not in layers:
+            continue
+        other, module = beside[leaf]
+        module = module.replace(f".{other}.", f".{row}.", 1)
+        lacking += [module] if _targeted(config, module) else []
+    return lacking
+
+
+def _ends(module: str, name: str) -> bool:
+    """Whether PEFT takes a module for one of this name."""
+    return module == name or module.endswith(f".{name}")
 
 
 def _is_of_base(tensor: Tensor, weight: Tensor | None) -> bool:
@@ -230,7 +270,7 @@ def _targeted(config: dict[str, Any], module: str) -> bool:
     def among(wanted: Any) -> bool:
         if isinstance(wanted, str):
             return wanted == "all-linear" or re.fullmatch(wanted, module) is not None
-        return any(module == name or module.endswith(f".{name}") for name in wanted or ())
+        return any(_ends(module, name) for name in wanted or ())
 
     return among(config.get("target_modules")) and not among(config.get("exclude_modules"))
 

@@ -35,7 +35,7 @@ POINTER = b"version https://git-lfs"
 TEXT = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|tekken|processor_config"
     r"|preprocessor_config|video_preprocessor_config|chat_template)\.json|chat_template\.jinja|vocab\.txt|merges\.txt"
-    r"|(?i:README|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)([-_]\w+)?)(\.(md|txt))?"
+    r"|((?i:README|LICEN[CS]E|NOTICE|COPYING|USE_POLICY)([-_][A-Z0-9.]+)?)(\.(md|txt))?"
 )
 SENTENCEPIECE = re.compile(r"(tokenizer|spiece|sentencepiece|sentencepiece\.bpe)\.model")
 TEMPLATES = "additional_chat_templates"
@@ -160,18 +160,48 @@ def complete(path: Path) -> bool:
 def carried(path: Path) -> list[pathlib.Path]:
     """What a copy of the directory may carry beside its weights, as paths in it.
 
-    Config, generation config, tokenizer, processor, chat templates and their folder, licence and README. Links are read as
-    the files they stand for; a linked folder is not entered.
+    Config, generation config, tokenizer, processor, chat templates and their folder, licence and README. Links within the
+    folder are read as the files they stand for; a linked folder is not entered.
+
+    Raises:
+      InputError: as :func:`check_links`.
     """
     path = pathlib.Path(path)
-    found = [file for file in sorted(path.iterdir()) if file.is_file()]
-    kept = [file for file in found if TEXT.fullmatch(file.name) or SENTENCEPIECE.fullmatch(file.name)]
-    if not (path / TEMPLATES).is_symlink():
-        kept += [file for file in sorted((path / TEMPLATES).glob("*.jinja")) if file.is_file()]
+    check_links(path)
+    kept = _named(path)
     for file in kept:
         if not _honest(file):
             log.warning("%s is left behind: it does not hold what its name says", file)
     return [file.relative_to(path) for file in kept if _honest(file)]
+
+
+def _named(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files whose names are those of what may be carried."""
+    found = [file for file in sorted(path.iterdir()) if file.is_file()]
+    kept = [file for file in found if TEXT.fullmatch(file.name) or SENTENCEPIECE.fullmatch(file.name)]
+    if not (path / TEMPLATES).is_symlink():
+        kept += [file for file in sorted((path / TEMPLATES).glob("*.jinja")) if file.is_file()]
+    return kept
+
+
+def check_links(path: Path) -> None:
+    """Refuses a directory in which what a copy would carry is a link out of it; the cache of the hub is made of links.
+
+    Raises:
+      InputError: some are; all are named.
+    """
+    path = pathlib.Path(path)
+    homes = [path.resolve()]
+    if path.resolve().parent.name == "snapshots":
+        homes.append(path.resolve().parent.parent / "blobs")
+    files = [*_named(path), *(file for file in [path / INDEX] if file.is_file())]
+    away = [file for file in files if not any(file.resolve().is_relative_to(home) for home in homes)]
+    if away:
+        found = ", ".join(f"{file.name} -> {file.resolve()}" for file in away)
+        raise InputError(
+            f"expected the files of a checkpoint in its own folder, found links out of {path}: {found}; put copies in their "
+            "place (cp -L), or remove what is not the checkpoint's"
+        )
 
 
 def _honest(file: pathlib.Path) -> bool:

@@ -30,7 +30,7 @@ def read_json(path: str | pathlib.Path, what: str = "a JSON file") -> Any:
     text = read_text(path, what)
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
         pointer = text.startswith("version https://git-lfs")
         why = "it is a pointer of git-lfs, run 'git lfs pull' there" if pointer else f"{error}; copy it again"
         raise InputError(f"expected {what}, found {path} which is not JSON: {why}") from error

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 from mmu_jax import InputError, models, sharding, trees
-from mmu_jax.directory import INDEX, SINGLE, Path, Tensor, carried, complete, weights, write
+from mmu_jax.directory import INDEX, SINGLE, Path, Tensor, carried, check_links, complete, weights, write
 from mmu_jax.directory import tensors as _tensors
 from mmu_jax.directory import weights as files
 from mmu_jax.models import config as configs
@@ -121,8 +121,9 @@ def survey(path: Path, model: models.Model) -> dict[tuple[str, int | None], Tens
 
     Raises:
       InputError: a tensor is missing, misshapen, extra, there twice, or of a dtype that cannot be trained; one error lists
-        them all. Or the model is tied and the head is another than its embedding.
+        them all. Or the model is tied and the head is another than its embedding; or a file is a link out of the directory.
     """
+    check_links(path)
     abstract, module = trees.flatten(model.abstract()), model.module
     table, twice = _catalogue(weights(path), module.HF_NAMES)
     tied = model.config.tie_word_embeddings

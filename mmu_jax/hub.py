@@ -1,5 +1,6 @@
 """The Hugging Face hub: a folder here, or a repository there, fetched once."""
 
+import os
 import pathlib
 import re
 
@@ -16,7 +17,7 @@ NEWER = (
 
 def is_id(where: str | pathlib.Path) -> bool:
     """Whether it is spelled as a repository of the hub, ``org/name``, and is no folder here."""
-    return not pathlib.Path(where).is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)) is not None
+    return not os.path.isdir(where) and re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)) is not None
 
 
 def fetch(
@@ -31,13 +32,13 @@ def fetch(
     Raises:
       InputError: it is neither a folder nor a repository that can be reached.
     """
-    path = pathlib.Path(where)
-    if path.is_dir():
-        return path
+    if os.path.isdir(where):
+        return pathlib.Path(where)
     if not is_id(where):
-        there = "a file" if path.exists() else "nothing there"
+        there = "a file" if os.path.exists(where) else "nothing there"
+        shown = str(where) if len(str(where)) <= 200 else f"{str(where)[:200]}..."
         raise InputError(
-            f"expected a folder or a hub id (org/name) in {what}, found {str(where)!r} ({there}); correct {what}"
+            f"expected a folder or a hub id (org/name) in {what}, found {shown!r} ({there}); correct {what}"
         )
     from huggingface_hub import errors, snapshot_download
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mmu_jax import InputError
+
 JOINERS = "\u200c\u200d"  # zero width, between letters of Persian, Hindi and others, where they make another word
 # Thai, Lao, Burmese, Khmer, kana and Han are written without spaces: there a character is the unit of a sequence.
 UNSPACED = re.compile(
@@ -24,17 +26,29 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
+def _unseen(c: str) -> bool:
+    """Marks of direction, soft hyphens, the stroke that stretches an Arabic word: nobody reads them."""
+    return unicodedata.category(c) == "Cf" and c not in JOINERS or c == "\u0640"
+
+
 def normalise(text: str) -> str:
-    """One case, no punctuation, single spaces: what exact match compares; text that is all punctuation stays as it is."""
+    """One case, no punctuation, single spaces: what exact match compares; text that is all punctuation stays as it is.
 
-    def kept(c: str) -> str:
-        kind = unicodedata.category(c)
-        if kind == "Cf" and c not in JOINERS:  # marks of direction, soft hyphens: nobody sees them
-            return ""
-        return " " if kind[0] == "P" or c == "`" else c
+    A sign that is part of a name or a number is kept.
 
-    folded = _folded(text)
-    return " ".join("".join(map(kept, folded)).split()) or " ".join(folded.split())
+    >>> [normalise(said) for said in ('The C#-developer.', 'C++', '-5 °C')]
+    ['the c# developer', 'c++', '-5 °c']
+    """
+    folded = "".join(c for c in _folded(text) if not _unseen(c))
+
+    def kept(i: int, c: str) -> bool:
+        before, after = folded[i - 1 : i] if i else "", folded[i + 1 : i + 2]
+        return c == "#" and before.isalnum() or c in "-\u2212" and after.isdigit() and not before.isalnum()
+
+    plain = (
+        " " if (unicodedata.category(c)[0] == "P" or c == "`") and not kept(i, c) else c for i, c in enumerate(folded)
+    )
+    return " ".join("".join(plain).split()) or " ".join(folded.split())
 
 
 def exact(prediction: str, truth: str) -> float:
@@ -43,8 +57,15 @@ def exact(prediction: str, truth: str) -> float:
 
 
 def cloze(prediction: str, truth: str) -> float:
-    """MLLMU-Bench's rule: the truth is a substring of the prediction, case ignored. An empty truth is in nothing."""
-    return float(bool(truth.strip()) and _folded(truth) in _folded(prediction))
+    """MLLMU-Bench's rule: the truth is a substring of the prediction, case ignored. An empty truth is in nothing.
+
+    A substring ends where a letter ends with its marks: with another mark it is another word.
+    """
+    said, sought = _folded(prediction), _folded(truth)
+    if not sought.strip():
+        return 0.0
+    ends = (match.end() for match in re.finditer(f"(?={re.escape(sought)})", said))
+    return float(any(unicodedata.category((said + " ")[end + len(sought)])[0] != "M" for end in ends))
 
 
 def words(text: str) -> list[str]:
@@ -55,6 +76,8 @@ def words(text: str) -> list[str]:
     """
     found, open_word = [], False
     for c in _folded(text):
+        if _unseen(c):
+            continue
         kind, alone = unicodedata.category(c)[0], UNSPACED.match(c) is not None
         if found and open_word and (kind == "M" or c in JOINERS):
             found[-1] += c
@@ -120,17 +143,35 @@ _DENIED_AFTER = re.compile(
 )
 _WORD_FOLLOWS = re.compile(r"[ \t]+(?!(?:is|and|or|because|since|seems|matches)\b)[*_]*\w", re.IGNORECASE)
 _PART_OF_A_NAME = re.compile(r"['’‐‑-]\w|[+#]|\.\w\.|[.,:]\d")  # I'm, B-side, C++, A.B., 2.5
+# J. D. Salinger, C. S. Lewis, Dr. B. Smith
+_INITIALS = re.compile(r"\.\s*[^\W\d_]\.\s*[^\W\d_]{2}")
+_INITIAL, _NAME = re.compile(r"(?<!\w)[^\W\d_]\.\s*$"), re.compile(r"\.\s*[^\W\d_]{2}")
+_TITLE = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|St)\.?\s+$")
+_FULL_WIDTH = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)}
+_NEAR = 200  # characters around a letter that say what it is
+_AND = r"""[\s)\]*.,"']*(?:\b(?:and|or)\b|[&/])[\s(\[*"']*(?:(?:option|choice)\s+)?[\s(\[*"']*"""  # between two keys
 _ENDS = re.compile(r"[*_\s]*(?:$|[.):,\]}>|=;!–—-])|\s*\n")
 
 
-def _joins(c: str) -> bool:
-    """Whether a character beside a letter makes a word of the two."""
-    return c != "" and unicodedata.category(c)[0] in "LMN" and not UNSPACED.match(c)
+def _joins(c: str, core: str) -> bool:
+    """Whether a character beside a letter makes a word of the two; Korean particles follow Latin letters without a space."""
+    if c == "" or UNSPACED.match(c) or core.isascii() and "\uac00" <= c <= "\ud7a3":
+        return False
+    return unicodedata.category(c)[0] in "LMN"
 
 
 def _rank(said: str, core: str, before: str, after: str) -> int | None:
     """How sure it is that ``said`` between the two is meant as the letter ``core``: 0 surest, None not at all."""
-    if _joins(before[-1:]) or _joins(after[:1]) or _PART_OF_A_NAME.match(after) or re.search(r"\w[-‐‑]$", before):
+    if (
+        _joins(before[-1:], core)
+        or _joins(after[:1], core)
+        or _PART_OF_A_NAME.match(after)
+        or re.search(r"\w[-‐‑]$", before)
+    ):
+        return None
+    if said.isupper() and (
+        _INITIALS.match(after) or _TITLE.search(before) or _INITIAL.search(before) and _NAME.match(after)
+    ):
         return None
     if re.search(r"\b[^\W\d]\.$" if said.isalpha() else r"\d[.,:]$", before):
         return None
@@ -153,7 +194,7 @@ def strict_letter(prediction: str, letters: Sequence[str] = "ABCD") -> str | Non
 
     What follows "the answer is" counts before a key at the start of the text, and that before any other that stands
     alone; of equals the first. "A welder" is no A and "I think" no I: words follow them; nor is "not A", nor a letter
-    within a word or a name ("C++", "B-side"). Keys are compared without their punctuation ("A.", "(b)"), letters in either
+    within a word or a name ("C++", "B-side"), nor one of several ("A or B", "A and B"). Keys are compared without their punctuation ("A.", "(b)"), letters in either
     case where both are not keys; in the middle of a sentence only as the key is written or as a capital.
 
     >>> [strict_letter(said) for said in ('(b)', 'A welder, so B', 'Option B is correct, not A.', 'A welder')]
@@ -161,16 +202,23 @@ def strict_letter(prediction: str, letters: Sequence[str] = "ABCD") -> str | Non
     """
     cores: dict[str, str] = {}
     for key in letters:
-        named = unicodedata.normalize("NFC", key)
+        named = unicodedata.normalize("NFC", key).translate(_FULL_WIDTH)
         cores.setdefault(re.sub(r"^[\W_]+|[\W_]+$", "", named) or named, key)
     cased = len({core.casefold() for core in cores}) < len(cores)
     table = {core if cased else core.casefold(): core for core in cores}
-    text, found = unicodedata.normalize("NFC", prediction), []
+    text, found = unicodedata.normalize("NFC", prediction).translate(_FULL_WIDTH), []
     longest_first = sorted(map(re.escape, filter(None, cores)), key=len, reverse=True)
+    another = rf"(?<!\w)(?:{'|'.join(longest_first) or '(?!)'})(?!\w)"
+    if len(set(re.findall(another, text))) > 1 and re.fullmatch(rf"\W*(?:{another}\W+)+{another}\W*", text):
+        return None  # a list of keys
+    after_it, before_it = (re.compile(p) for p in (_AND + another, rf"{another}{_AND}$"))
     for match in re.finditer("|".join(longest_first) or r"(?!)", text, 0 if cased else re.IGNORECASE):
-        said, before, after = match.group(), text[: match.start()], text[match.end() :]
+        said, start, after = match.group(), match.start(), text[match.end() : match.end() + _NEAR]
+        before = text[:start] if start <= _NEAR else "... and " + text[start - _NEAR : start]
         core = table.get(said if cased else said.casefold())
         if core is None:  # re folds the dotless i, casefold does not
+            continue
+        if after_it.match(after) or before_it.search(before):
             continue
         if not re.search(r"\w", said):  # a key that is a sign stands between spaces
             rank = None if before[-1:].strip() or after[:1].strip() else 2
@@ -194,9 +242,15 @@ def choice(logps: np.ndarray, lengths: np.ndarray, right: np.ndarray) -> dict[st
       ``probability``: ``p(right answer)^(1 / length)`` (TOFU, arXiv 2401.06121, section 2.2).
       ``right_share``: that of the right option over the sum of all options'. Not TOFU's truth ratio, which weighs
         paraphrases of the right answer against perturbed ones.
+    Raises:
+      InputError: a log-probability is NaN, or the right option's is not finite.
     """
     per_token = logps / lengths
     mine = np.take_along_axis(per_token, right[:, None], axis=1)
+    if np.isnan(per_token).any() or not np.isfinite(mine).all():
+        raise InputError(
+            "expected log-probabilities of the options, found NaN or a right option without one; look at the model"
+        )
     wrong = (np.arange(logps.shape[1])[None] != right[:, None]) & (logps > -np.inf)
     others = np.where(wrong, per_token, -np.inf)
     # Relative to the likeliest option, so that none of the powers vanishes altogether.
@@ -213,8 +267,12 @@ def summary(values: np.ndarray, people: np.ndarray, *, samples: int = 1000, seed
 
     Returns:
       ``{'mean', 'low', 'high', 'n', 'people'}``
+    Raises:
+      InputError: there is no value.
     """
     values, people = np.asarray(values, float), np.asarray(people)
+    if not len(values):
+        raise InputError("expected at least one value to take the mean of, found none; leave that metric out")
     ids, index = np.unique(people, return_inverse=True)
     totals = np.bincount(index, weights=values, minlength=len(ids))
     counts = np.bincount(index, minlength=len(ids))

@@ -174,6 +174,15 @@ def _check_pixels(images: Any, c: Any, path: pathlib.Path) -> None:
                 f"expected whole numbers of pixels for {key} of the image processor, found {stated} in {path}; copy "
                 "preprocessor_config.json again"
             )
+    switches = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+    odd = {k: v for k in switches if (v := getattr(images, k, None)) not in (True, False, None) or type(v) is int}
+    if not isinstance(filter := getattr(images, "resample", None), int | None):
+        odd["resample"] = filter
+    if odd:
+        raise InputError(
+            f"expected true or false for {', '.join(switches)} and a number for resample of the image processor, found {odd} "
+            f"in {path}; copy preprocessor_config.json again"
+        )
     alike = hasattr(c, "image_size")
     side, size = (c.image_size if alike else 2 * c.patch_size * c.spatial_merge_size), {}
     if alike:

@@ -160,6 +160,12 @@ SAID = {
     "a broken pattern": ({"rank_pattern": {"(": 3}}, "patterns and numbers for rank_pattern"),
     "a broken target": ({"target_modules": "(q_proj"}, "target_modules .*'\\(q_proj'"),
     "targets that are no names": ({"target_modules": 7}, "target_modules .*7"),
+    "targets in a table": ({"target_modules": {"q_proj": [1]}}, "names for target_modules"),
+    "rslora in words": ({"use_rslora": "false"}, "true or false for use_rslora .*found 'false'"),
+    "rslora a number": ({"use_rslora": -1}, "true or false for use_rslora"),
+    "layers in words": ({"layers_to_transform": "("}, "numbers of layers for layers_to_transform"),
+    "layers true": ({"layers_to_transform": [True]}, "numbers of layers for layers_to_transform"),
+    "a name without factors": ({"target_modules": ["q_proj", "v_proj"]}, "found none for v_proj"),
     "another rank": ({"r": 4}, r"factors of rank 4 of .*q_proj.*found \(3, 32\)"),
     "another target": ({"target_modules": ["k_proj"]}, "target_modules only, found .*q_proj.lora_A"),
     "excluded": ({"exclude_modules": ["q_proj"]}, "target_modules only, found .*q_proj.lora_A"),
@@ -187,6 +193,10 @@ def respelled(old, new):
 
 HELD = {
     "one side": (lambda t: {k: v for k, v in t.items() if k != first(t)}, "lora_A and lora_B of .*found one alone"),
+    "a layer less": (
+        lambda t: {k: v for k, v in t.items() if "language_model.layers.1." not in k},
+        r"everything that adapter_config.json adapts, found none for .*language_model.*layers\.1\..*q_proj \(1 in all\)",
+    ),
     "NaN": (lambda t: t | {first(t): t[first(t)] * np.nan}, "NaN or infinity in .*lora_A"),
     "integers": (lambda t: t | {first(t): t[first(t)].astype(np.int32)}, "floating-point factors .*int32"),
     "two adapters": (lambda t: t | {first(t).replace("A.", "A.second."): t[first(t)]}, "expected one adapter"),

@@ -1,5 +1,6 @@
 """Every form of a cell is read as the same value, and what has no reading is one line."""
 
+import decimal
 import json
 
 import numpy as np
@@ -66,6 +67,9 @@ def test_items_are_read_in_every_form(form):
         ("[{'Question': 'Q', ", "expected JSON in"),
         (b"\xff\xfe", "expected JSON in"),
         ("[" * 100_000, "expected JSON in"),
+        ("[([1], 2)]", "expected objects in the list of metadata"),
+        ('[{"Question": "Q", "Question": "R"}]', "'Question' stands twice in one object"),
+        ('[{"Question": ' + "1" * 5000 + "}]", "expected JSON in"),
         ({"Question": ["Q1", "Q2"], "Answer": ["A1"]}, "lists of one length .* found 2 of Question, 1 of Answer"),
         ([{"question": "Q", "answer": "A"}], "a Question in every item .* found only 'question', 'answer'"),
     ],
@@ -93,7 +97,17 @@ def test_what_is_no_text_is_one_line(cell):
 
 @pytest.mark.parametrize(
     ("cell", "expected"),
-    [(0, "0"), (0.0, "0"), ("0", "0"), (b"0001", "0001"), ("0001", "0001"), (np.int32(12), "12"), (" 7 ", "7")],
+    [
+        (decimal.Decimal(7), "7"),
+        (decimal.Decimal("7.00"), "7"),
+        (0, "0"),
+        (0.0, "0"),
+        ("0", "0"),
+        (b"0001", "0001"),
+        ("0001", "0001"),
+        (np.int32(12), "12"),
+        (" 7 ", "7"),
+    ],
 )
 def test_ids_of_every_type_meet(cell, expected):
     assert cells.identity(cell, "row 4 of Full_Set") == expected
@@ -144,6 +158,15 @@ CHOICES = {
     "text that begins like a letter": ({"A": "A. Smith", "B": "B. Jones"}, "B. Jones", ({"A": "A. Smith", "B": "B. Jones"}, "B")),
     "three of four": (JOBS | {"D": None}, "B", ({k: JOBS[k] for k in "ABC"}, "B")),
     "one alone": (dict.fromkeys("ACD") | {"B": "welder"}, "B", ({"B": "welder"}, "B")),
+    "keys of other rows, null": (dict.fromkeys("abcd") | JOBS, "b", B_OF),
+    "numbers of other rows, null": ({"1": "baker", "2": "welder", "A": None, "B": None}, "B", ({"A": "baker", "B": "welder"}, "B")),
+    "full stops of other rows, null": ({f"{k}.": None for k in JOBS} | JOBS, "B.", B_OF),
+    "options with numbers": ({f"option{i}": v for i, v in enumerate(JOBS.values(), 1)}, "2", B_OF),
+    "options with numbers below": ({f"option_{i}": v for i, v in enumerate(JOBS.values(), 1)}, "option_2", B_OF),
+    "options with numbers from 0": ({f"Option {i}": v for i, v in enumerate(JOBS.values())}, 1, B_OF),
+    "Roman numbers": ({"i": "x", "ii": "y", "iii": "z"}, "II", ({"i": "x", "ii": "y", "iii": "z"}, "ii")),
+    "a list of label and text": ([{"label": k, "text": v} for k, v in JOBS.items()], "B", B_OF),
+    "lists of label and text": ({"text": list(JOBS.values()), "label": list(JOBS)}, "B", B_OF),
     "right one blank": (JOBS | {"B": " "}, "B", ({k: JOBS[k] for k in "ACD"}, "")),
     "no answer": (JOBS, None, (JOBS, "")),
     "no options": (None, "B", ({}, "")),
@@ -174,6 +197,8 @@ def test_options_and_answers_are_read_in_every_form(form):
         ("baker, welder", "B", "expected JSON in Options of person 0003"),
         (7, "B", "expected options by letter, or a list, in person 0003, found 7"),
         ({"A": ["x", "y"]}, "A", "expected one text in option A of person 0003"),
+        ('{"A": "x", "A": "y"}', "A", "'A' stands twice in one object"),
+        ("{'A': 'x', 'B': 'z', 'A': 'y'}", "A", "'A' stands twice in one object"),
     ],
 )
 def test_a_letter_without_an_option_is_one_line(options, answer, words):

@@ -48,6 +48,9 @@ WRONG = {
     "a number for a section": (["--config=configs/tiny.py", "--config.unlearn=1"], ["config.unlearn"]),
     "no place in a tuple": (["--config=configs/tiny.py", "--config.data.tokens[0]=3"], ["configs/tiny.py"]),
     "no value": (["--config=configs/tiny.py", "--config.seed"], ["config.seed"]),
+    "a word that is no flag": (["--config=configs/tiny.py", "config.seed=7"], ["'config.seed=7'", "--config.seed=7"]),
+    "words": (["--config=configs/tiny.py", "foo", "bar"], ["'foo', 'bar'", "nothing reads"]),
+    "an argument twice": (["--config=configs/llava.py:split=5,split=10"], ["split twice"]),
     "argument": (["--config=configs/llava.py:benchmark=none"], ["benchmark among faces, mllmu", "'none'"]),
     "argument of one that takes none": (["--config=configs/tiny.py:lora=8"], ["lora=8", "get_config"]),
 }
@@ -70,6 +73,17 @@ FILES = {
     "broken": ("def get_config(:\n", ["expected Python"]),
     "no function": ("x = 1", ["get_config"]),
     "a missing module": ("import nonsuch", ["nonsuch", "install"]),
+    "a missing name": ("from configs import commn", ["commn", "mine.py"]),
+    "a key of another type": (
+        "from configs import common\ndef get_config():\n    c = common.base()\n    c.evaluate.prompts = 3\n    return c",
+        ["mine.py", "prompts"],
+    ),
+    "a key misspelt": (
+        "from configs import tiny\ndef get_config():\n    c = tiny.get_config().lock()\n    c.unlern = 3\n    return c",
+        ["mine.py", "unlern"],
+    ),
+    "the end of the program": ("import sys\nsys.exit(0)", ["ends the program"]),
+    "the end of the program, later": ("import sys\ndef get_config():\n    sys.exit(0)", ["ends the program"]),
     "a plain dict": ("def get_config():\n    return {}", ["ConfigDict", "dict"]),
 }
 
@@ -87,6 +101,16 @@ def test_a_fault_of_the_config_file_keeps_its_traceback(tmp_path):
     (tmp_path / "mine.py").write_text("def get_config():\n    return {}['a']")
     with pytest.raises(KeyError):
         command.load(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "--helpfull"])
+def test_help_is_what_it_does_and_its_flags(word, typed, capsys):
+    for words in ([word], ["--config=configs/tiny.py", word]):
+        with pytest.raises(SystemExit) as ended:
+            typed(*words)
+        said = capsys.readouterr()
+        assert ended.value.code == 0 and not said.err
+        assert "--workdir" in said.out and "--stages" in said.out and "--config.KEY" in said.out
 
 
 def test_what_was_given_is_known(typed):
@@ -135,7 +159,7 @@ def test_the_mission_s_commands_without_a_network(config, typed, tmp_path, capsy
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("where", ["", "a/b/c", "/no/such/folder", "org/na me", "file"])
+@pytest.mark.parametrize("where", ["", "x" * 5000, "a/b/c", "/no/such/folder", "org/na me", "file"])
 def test_no_folder_and_no_hub_id(where, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")

@@ -102,10 +102,10 @@ STRANGERS = [
     "model.gguf.part1", "ggml-model-q4", "model.onnx", "model.tflite", "weights.npy", "weights.npz", "model.pkl",
     "model.pickle", "weights.tar", "weights.tar.gz", "model.zip", "model.7z", "LICENSE.pt", "train.json",
     "data.jsonl", "faces.parquet", "photo.png", "answers.txt", "run.log", "modeling_llava.py", "trainer_state.json",
-    "adapter_model.safetensors", ".env", "config.json.bak", "tokenizer.json.old", "events.tfevents",
+    "LICENSE_people.md", "NOTICE-forget.txt", "adapter_model.safetensors", ".env", "config.json.bak", "tokenizer.json.old", "events.tfevents",
 ]  # fmt: skip
 WELCOME = [
-    "README.md", "LICENSE", "LICENSE.txt", "LICENSE-APACHE", "NOTICE", "USE_POLICY.md", "generation_config.json",
+    "README.md", "LICENSE", "LICENSE.txt", "LICENSE-APACHE", "LICENSE_MIT.md", "NOTICE", "USE_POLICY.md", "generation_config.json",
     "merges.txt", "vocab.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json",
     "preprocessor_config.json", "video_preprocessor_config.json",
 ]  # fmt: skip
@@ -144,6 +144,19 @@ def test_a_copy_carries_what_is_named_and_nothing_else(copy, tmp_path, family):
     }
     after = load_file(tmp_path / "out" / hf.SINGLE)
     assert after.keys() == table.keys() and not any(f.is_symlink() for f in (tmp_path / "out").rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "LICENSE", "tokenizer.json", "chat_template.jinja"])
+def test_a_link_out_of_the_folder_is_refused_before_anything_is_made(copy, tmp_path, name):
+    folder = copy()
+    (tmp_path / "elsewhere").write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"Ada, 555-1234")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    model = models.Model(hf.read_config(folder))
+    for use in (hf.survey, lambda path, model: hf.rewrite(model, path, tmp_path / "out", lambda *_: None)):
+        with pytest.raises(InputError, match=rf"links out of .*{name} -> .*elsewhere.*copies in their place"):
+            use(folder, model)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_linked_folder_of_templates_and_a_file_beyond_all_size_stay_behind(copy, tmp_path, monkeypatch):

@@ -76,6 +76,12 @@ REFUSED = {
     "deviation of nothing": ("qwen2_vl", put("preprocessor_config.json", "image_std", to=[0, 0, 0]), "finite pixels"),
     "pixels times nothing": ("llava", pixels("rescale_factor", 0), "white ones above black ones.*rescale_factor=0"),
     "a negative": ("qwen2_vl", put("preprocessor_config.json", "image_std", to=[-1, -1, -1]), "white ones above black ones"),
+    "a switch in words": ("llava", pixels("do_resize", "x"), "true or false for do_resize.*'do_resize': 'x'"),
+    "a filter in words": ("qwen2_vl", put("preprocessor_config.json", "resample", to="x"), "'resample': 'x'"),
+    "an endless eps": ("llava", put("config.json", "text_config", "rms_norm_eps", to=1e400), "text_config.rms_norm_eps=inf"),
+    "a large eps": ("llava", put("config.json", "vision_config", "layer_norm_eps", to=1.5), "vision_config.layer_norm_eps=1.5"),
+    "a number of five thousand digits": ("llava", write("tokenizer_config.json", '{"x": ' + "1" * 5000 + "}"), "not JSON"),
+    "memory without end": ("llava", write("chat_template.jinja", "{{ 'a' * 10 ** 13 }}"), "fails"),
     "no longest text": ("qwen2_vl", put("tokenizer_config.json", "model_max_length", to="x"), "model_max_length"),
     "no template": ("llava", lambda f: (f / "chat_template.jinja").unlink(), "expected a chat template .*found none"),
     "templates without a default": (

@@ -189,6 +189,11 @@ FAULTS = {
     "no question in the MCQs of half": (half(questions(lambda q: {"Question": ""})), "left out: no question .persons 0001, 0003"),
     "right option blank": (questions(lambda q: {"Options": q["Options"] | {"B": None}}), "12 of 12 .* no right option"),
     "no answer to the cloze": (column("Mask_Task", lambda t: [i | {"Ground_Truth": None} for i in t]), "12 of 12 cloze items"),
+    "all of the cloze blank": (
+        column("Mask_Task", lambda t: [i | {"Question": "", "Ground_Truth": ""} for i in t]),
+        "12 of 12 cloze items left out: empty, and nothing else is there",
+    ),
+    "the cloze of some": (half(column("Mask_Task", lambda t: None)), "3 of 6 people without task Mask_Task"),
     "letter without an option": (only("0003", questions(lambda q: {"Correct_Answer": "E"})), "person 0003 in Full_Set, found 'E'"),
     "text of no option": (only("0003", questions(lambda q: {"Correct_Answer": "smith"})), "person 0003 in Full_Set, found 'smith'"),
     "misspelt type": (

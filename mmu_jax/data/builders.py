@@ -115,12 +115,7 @@ def prepare(name: str, path: str | pathlib.Path, source: str = "") -> pathlib.Pa
     if hasattr(module, "HUB"):
         patterns = [f"{config}/*.parquet" for config in module.FETCHED]
         folder = hub.fetch(source or module.HUB, "config.data.source", kind="dataset", patterns=patterns)
-    if "full" not in (there := module.splits(pathlib.Path(folder))):
-        raise InputError(
-            f"expected a copy of the data set {name} in {folder}, a folder of Parquet files for every config, found "
-            f"{'only those of ' + ', '.join(there) if there else 'none of them'}; download the whole data set and give its "
-            "folder in config.data.source"
-        )
+    check_source(name, folder)
     try:
         shutil.rmtree(built, ignore_errors=True)  # half built, or by a release that told nothing
         builder = People(dataset=name, source=str(folder), data_dir=str(path), file_format="array_record")
@@ -132,6 +127,16 @@ def prepare(name: str, path: str | pathlib.Path, source: str = "") -> pathlib.Pa
         ) from error
     write_json(built / TOLD, builder.told)
     return built
+
+
+def check_source(name: str, folder: str | pathlib.Path) -> None:
+    """Raises InputError unless ``folder`` has the people of the data set ``name``."""
+    if "full" not in (there := DATASETS[name].splits(pathlib.Path(folder))):
+        raise InputError(
+            f"expected a copy of the data set {name} in {folder}, a folder of Parquet files for every config, found "
+            f"{'only those of ' + ', '.join(there) if there else 'none of them'}; download the whole data set and give its "
+            "folder in config.data.source"
+        )
 
 
 def left_out(path: str | pathlib.Path) -> list[str]:

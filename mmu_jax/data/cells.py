@@ -6,6 +6,7 @@ cell in messages, as in ``'Mask_Task of person 0012 in Full_Set'``.
 """
 
 import ast
+import decimal
 import json
 import math
 import re
@@ -18,7 +19,8 @@ import numpy as np
 from mmu_jax import InputError
 
 _LABEL = re.compile(r"(?:option|choice)?[\s_]*[(\[]?([A-Za-z])[)\].:]*", re.IGNORECASE)  # 'a', 'A.', '(A)', 'Option A'
-_NUMBER = re.compile(r"[(\[]?(\d+)[)\].:]*")
+_NUMBER = re.compile(r"(?:option|choice)?[\s_]*[(\[]?(\d+)[)\].:]*", re.IGNORECASE)  # '1', '(1)', 'option_1'
+LABELS, WORDS = ("label", "key", "letter", "id"), ("text", "option", "value", "content")  # of options in structs
 _LABELLED = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+\s*|\s+[-\u2013]\s+)(\S.*)", re.DOTALL)  # 'B. text', 'b) text'
 
 
@@ -28,11 +30,15 @@ def plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
-    if isinstance(value, list) and value and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+    if isinstance(value, list) and value and all(_is_entry(pair) for pair in value):
         return dict(value)  # a map
     if isinstance(value, tuple):
         return list(value)
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _is_entry(pair: Any) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str | int)
 
 
 def text(value: Any, place: str) -> str:
@@ -50,6 +56,8 @@ def text(value: Any, place: str) -> str:
         kind = "an object" if isinstance(value, dict) else f"a list of {len(value)}"
         raise InputError(f"expected one text in {place}, found {kind}, {_shown(value)}; mend that row")
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
+    if isinstance(value, decimal.Decimal) and value.is_finite() and value == value.to_integral_value():
         value = int(value)
     try:
         found = value.decode() if isinstance(value, bytes) else str(value)
@@ -87,12 +95,26 @@ def parsed(cell: Any) -> Any:
 
 def _literal(said: str) -> Any:
     try:
-        return json.loads(said)
+        return json.loads(said, object_pairs_hook=_object)
     except (json.JSONDecodeError, RecursionError) as error:
         try:
-            return ast.literal_eval(said.strip())
+            tree = ast.parse(said.strip(), mode="eval")
+            value = ast.literal_eval(tree)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise ValueError(str(error)) from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            _object([(ast.literal_eval(key), None) for key in node.keys])
+    return value
+
+
+def _object(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A dict; ValueError where a key stands twice, of which Python's readers would keep the last in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return found
 
 
 def read(cell: Any, place: str) -> Any:
@@ -215,8 +237,9 @@ def _image(cell: Any, place: str) -> bytes:
 def choice(options: Any, answer: Any, place: str) -> tuple[dict[str, str], str]:
     """The options of a question by letter, in their order and without blank ones, and the letter of the right one.
 
-    Options are a struct, a list or JSON of either. Keys that spell a letter (``a``, ``1``, ``A.``, ``(A)``) become that
-    capital; others stay. The answer is a key in any of these spellings, ``B. text``, the text of an option, or its index,
+    Options are a struct, a list, a list of label and text, or JSON of any. Keys that spell a letter (``a``, ``1``, ``A.``,
+    ``(A)``, ``option_1``) become that capital where all do; others stay. A null option whose key is spelled otherwise than
+    those of the others, or as one of them, belongs to other rows of the table. The answer is a key in any of these spellings, ``B. text``, the text of an option, or its index,
     counted from 0 where the options have no numbers of their own. It is '' where the answer, or the option, is blank.
 
     Raises:
@@ -224,6 +247,10 @@ def choice(options: Any, answer: Any, place: str) -> tuple[dict[str, str], str]:
     """
     spelled, numbered = _options(options, place)
     keys = _letters([key for key, _ in spelled])
+    own = [i for i, (_, option) in enumerate(spelled) if option or keys.count(keys[i]) == 1]
+    if spelled and not own:  # nothing but blanks
+        own = [keys.index(key) for key in dict.fromkeys(keys)]
+    spelled, keys = [spelled[i] for i in own], [keys[i] for i in own]
     if len(set(keys)) < len(keys):
         found = ", ".join(repr(key) for key, _ in spelled)
         raise InputError(f"expected a letter of its own for every option of {place}, found {found}; mend that question")
@@ -246,6 +273,7 @@ def choice(options: Any, answer: Any, place: str) -> tuple[dict[str, str], str]:
 def _options(cell: Any, place: str) -> tuple[list[tuple[str, str]], bool]:
     """Key and text of every option as they stand, and whether the keys are numbers of the data's own."""
     found = read(cell, f"Options of {place}")
+    found = _by_label(found) or found
     if isinstance(found, list):  # by place, or with their letters in their texts
         said = [text(option, f"Options of {place}").strip() for option in found]
         labels = [_LABELLED.fullmatch(option) for option in said]
@@ -257,7 +285,26 @@ def _options(cell: Any, place: str) -> tuple[list[tuple[str, str]], bool]:
             f"expected options by letter, or a list, in {place}, found {_shown(found)}; mend that question"
         )
     table = [(str(key).strip(), text(option, f"option {key} of {place}")) for key, option in (found or {}).items()]
+    if len({_NUMBER.fullmatch(key) is None for key, _ in table}) > 1:
+        table = [(key, option) for key, option in table if option]
     return table, all(_NUMBER.fullmatch(key) for key, _ in table)
+
+
+def _by_label(found: Any) -> dict[str, Any] | None:
+    """Options by label of a list of ``{label, text}`` or of ``{label: [...], text: [...]}``; None where it is neither."""
+    if isinstance(found, dict) and all(isinstance(plain(field), list) for field in found.values()):
+        columns = [plain(field) for field in found.values()]
+        if not found or len({len(column) for column in columns}) > 1:
+            return None
+        found = [dict(zip(found, row, strict=True)) for row in zip(*columns, strict=True)]
+    if not isinstance(found, list) or not found or not all(isinstance(item, dict) for item in found):
+        return None
+    label = next((name for name in LABELS if all(name in item for item in found)), None)
+    words = next((name for name in WORDS if all(name in item for item in found)), None)
+    if label is None or words is None:
+        return None
+    table = {str(plain(item[label])): item[words] for item in found}
+    return table if len(table) == len(found) else None
 
 
 def _letters(keys: list[str]) -> list[str]:
@@ -265,7 +312,8 @@ def _letters(keys: list[str]) -> list[str]:
     numbers = [_number(key) for key in keys]
     if keys and None not in numbers and (first := min(numbers)) in (0, 1) and max(numbers) - first < 26:
         return [string.ascii_uppercase[number - first] for number in numbers]
-    return [match[1].upper() if (match := _LABEL.fullmatch(key)) else key for key in keys]
+    labels = [_LABEL.fullmatch(key) for key in keys]
+    return [label[1].upper() for label in labels] if all(labels) else keys
 
 
 def _number(said: str) -> int | None:
@@ -276,7 +324,7 @@ def _number(said: str) -> int | None:
 def _right(said: str, texts: dict[str, str], numbers: dict[int, str], numbered: bool) -> list[str]:
     """The letters that an answer may mean; a key comes before all else, as the benchmark writes it."""
     label, number = _LABEL.fullmatch(said), numbers.get(_number(said))
-    key = label[1].upper() if label else next((k for k in texts if k.casefold() == said.casefold()), said)
+    key = next((k for k in texts if k.casefold() == said.casefold()), label and label[1].upper())
     if key in texts:
         return [key]
     if numbered and number is not None:

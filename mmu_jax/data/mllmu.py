@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from mmu_jax import InputError
 from mmu_jax.data import IMAGE, TEXT, cells, parquet, read_kind
-from mmu_jax.data.remarks import NO_OPTION, Remarks, lacking
+from mmu_jax.data.remarks import NO_OPTION, WITHOUT, Remarks, lacking
 
 HUB = "MLLMMU/MLLMU-Bench"
 FOLDERS = {"full": "Full_Set", "test": "Test_Set", "celebrity": "Retain_Set"}
@@ -47,7 +47,7 @@ def rows(split: str, source: pathlib.Path) -> Iterator[dict]:
         photos = cells.images(row.get("images"), place) or cells.images(row.get("image"), place)
         if not photos:
             raise InputError(f"expected a photo of {place}, found none; download the data set again")
-        remarks: Remarks = [("people", f"without {task}") for task in TASKS if row[task] is None]
+        remarks: Remarks = [("people", f"{WITHOUT}{task}") for task in TASKS if row[task] is None]
         choices = _choices(row["Classification_Task"], place, remarks)
         training = _training(row, taught.get(id_), choices, place, remarks) if split == "full" else []
         yield {

@@ -63,7 +63,7 @@ def _rows(path: pathlib.Path, columns: tuple[str, ...], optional: tuple[str, ...
             wanted = [*columns, *(name for name in optional if name in there)]
             for part in file.iter_batches(batch_size=32, columns=wanted):
                 yield from part.to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two of times Python has not
         why = f"it cannot be read ({' '.join(str(error).split())[:200]}); download it again"
         if is_pointer(path):
             why = "it is a pointer of git-lfs; run 'git lfs pull' there"

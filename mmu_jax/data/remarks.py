@@ -13,15 +13,17 @@ from mmu_jax import InputError
 
 Remarks = list[tuple[str, str]]
 
-NO_PHOTO, EMPTY = "left out: no photo", "left out: empty"
+NO_PHOTO, EMPTY, NOTHING = "left out: no photo", "left out: empty", "left out: empty, and nothing else is there"
 NO_QUESTION, NO_ANSWER, NO_OPTION = "left out: no question", "left out: no answer", "left out: no right option"
 KEYS = ("split", "what", "of", "remark", "people")  # of a remark in the file
+WITHOUT = "without task "
 ALONE, ALIKE = "with one option alone, nothing to choose from", "with two options alike"
-LEFT_OUT, FAULTS = (NO_PHOTO, EMPTY, NO_QUESTION, NO_ANSWER, NO_OPTION), (NO_QUESTION, NO_ANSWER, NO_OPTION)
+FAULTS = (NOTHING, NO_QUESTION, NO_ANSWER, NO_OPTION)
+LEFT_OUT = (NO_PHOTO, EMPTY, *FAULTS)
 
 
 def lacking(question: str, answer: Any, without: str = NO_ANSWER) -> str:
-    """The remark on an item that lacks its question, its answer (``without``), or both."""
+    """The remark on an item that lacks its question, its answer (``without``), or both, as published tables pad a list."""
     if not question and not answer:
         return EMPTY
     return without if question else NO_QUESTION
@@ -37,13 +39,16 @@ class Tally:
         """Counts a row in the schema of ``mmu_jax.data.read_person``; one of which only ID and remarks are left too."""
         choices = [choice for items in row.get("Classification_Task", {}).values() for choice in items]
         sizes = {
-            "people": "image" in row,
+            "people": int("image" in row),
             "training": len(json.loads(row.get("metadata", "[]"))),
             "multiple-choice": len(choices),
             "cloze": len(row.get("Mask_Task", ())),
             "generation": len(row.get("Generation_Task", ())),
         }
-        said = list(row.get("remarks", []))
+        said = [
+            (what, NOTHING if remark == EMPTY and not sizes[what] else remark)
+            for what, remark in row.get("remarks", [])
+        ]
         self.totals.update(sizes)
         self.totals.update(what for what, remark in said if remark in LEFT_OUT)
         for options in (list(choice["Options"].values()) for choice in choices):
@@ -56,7 +61,8 @@ class Tally:
         """The remarks with their counts, as JSON keeps them.
 
         Raises:
-          InputError: more than one in a hundred items of a kind lack their question or their answer.
+          InputError: more than one in a hundred items of a kind lack their question or their answer, or people a task that
+            others have.
         """
         found = [
             dict(zip(KEYS, (self.split, what, self.totals[what], remark, people), strict=True))
@@ -65,11 +71,23 @@ class Tally:
         for what, total in self.totals.items():
             faults = [r for r in found if r["what"] == what and r["remark"] in FAULTS]
             if 100 * sum(len(r["people"]) for r in faults) > total:
-                raise InputError(
-                    f"expected at most one in a hundred items to be left out, found {'; '.join(map(line, faults))}; mend "
-                    "or remove them in the data set, or download it again"
-                )
+                raise _too_many(faults)
+            if part := [r for r in found if r["what"] == what and _lost(r)]:
+                raise _too_many(part)
         return found
+
+
+def _lost(remark: dict) -> bool:
+    """Whether people, more than one in a hundred and not all of them, are without a task."""
+    missing = len(remark["people"])
+    return remark["remark"].startswith(WITHOUT) and missing < remark["of"] < 100 * missing
+
+
+def _too_many(faults: list[dict]) -> InputError:
+    return InputError(
+        f"expected at most one in a hundred items to be left out, found {'; '.join(map(line, faults))}; mend or remove "
+        "them in the data set, or download it again"
+    )
 
 
 def line(told: dict) -> str:

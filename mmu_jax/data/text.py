@@ -20,7 +20,8 @@ from mmu_jax.data import vision
 
 LONGEST = 2**18  # characters of a question or an answer; more is a file that went astray, and minutes of tokenizing
 # What a template may raise while it is rendered: jinja's own, and Python's for what it computes.
-FAILURES = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+FAILURES = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+FAILURES += (RecursionError, MemoryError)
 PARTS = ("{'type'", '{"type"')  # what a template writes that takes a list of parts for text
 
 

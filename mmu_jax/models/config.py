@@ -50,6 +50,7 @@ class Translated:
 
         if kind is Exception or isinstance(error, (*BROKEN, StrictDataclassError)):
             said = " ".join(str(error).split())[:300]
+            said = f"no {said}" if isinstance(error, KeyError) else said
             raise InputError(f"expected {self.what}, found one that cannot be read ({said}); copy it again") from error
 
 
@@ -97,6 +98,9 @@ def unknown(config: Any) -> list[str]:
         for key in SIZES + DEPTHS:
             value, most = getattr(part, key, 1), DEEPEST if key in DEPTHS else LARGEST
             if not (isinstance(value, int) and 1 <= value <= most or key == "head_dim" and value is None):
+                found.append(f"{name}.{key}={value!r}")
+        for key in ("rms_norm_eps", "layer_norm_eps"):
+            if not _positive(value := getattr(part, key, 1e-6)) or value >= 1:
                 found.append(f"{name}.{key}={value!r}")
         if part.hidden_act not in ACTIVATIONS:
             found.append(f"{name}.hidden_act={part.hidden_act} (known: {', '.join(sorted(ACTIVATIONS))})")
