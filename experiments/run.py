@@ -320,7 +320,7 @@ class Run:
         passes, score = self._scorer(mask)
         language = ["text"] if mask.mixed else ["retain", "text"]
         preserve = {"vision": [passes["retain"]], "language": [passes[name] for name in language]}
-        walked = {side: 2 * sum(map(len, [passes["forget"], *kept])) for side, kept in preserve.items()}
+        walked = {side: sum(map(len, [passes["forget"], *kept])) for side, kept in preserve.items()}
         found, bar = [], Progress(f"difference of scores by {mask.unit}", sum(walked.values()))
         for side, kept in preserve.items():
             leaves = rf"(?={self.model.module.SIDES[side]}\Z)(?:{mask.leaves or self.model.module.ELIGIBLE})"
@@ -334,7 +334,8 @@ class Run:
         streams = self.unlearning_streams(c.rows if mask.unit == "example" else self.config.unlearn.rows)
         if mask.mixed:
             streams["text"] = loader.mixed("retain and text", streams["retain"], streams["text"], self.config.seed)
-        passes = {name: loader.Pass((stream,), self.mesh) for name, stream in streams.items()}
+        shuffled = mask.unit == "batch"
+        passes = {name: loader.Pass((stream,), self.mesh, shuffled) for name, stream in streams.items()}
         common = {"leaves": mask.leaves or self.model.module.ELIGIBLE, "unit": mask.unit, "chunk": c.chunk}
         loss = methods.scored_loss(mask, self.model)
 

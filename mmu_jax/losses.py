@@ -10,6 +10,11 @@ import jax.numpy as jnp
 Pair = tuple[jax.Array, jax.Array]
 
 
+def mean(total: jax.Array, count: jax.Array) -> jax.Array:
+    """``sum / count``, the loss that a pair stands for; the sum itself, 0, where nothing counts."""
+    return total / jnp.where(count > 0, count, 1)
+
+
 def token_logps(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """``log p(token t | tokens before t)``, ``[B, T - 1]`` for t = 1 .. T - 1; no one-hot, no full log-softmax."""
     logits = logits[:, :-1].astype(jnp.float32)

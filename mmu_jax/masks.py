@@ -4,7 +4,9 @@ A mask has the structure and shapes of the params it is for, dtype bool, True = 
 exact (``selection``).
 """
 
+import functools
 import json
+import math
 import operator
 import pathlib
 from collections.abc import Callable
@@ -20,9 +22,24 @@ Tree = Any
 NOISE = 1e-12  # of a squared score, relative to its tensor's largest: fp32 gradients carry 1e-7, squared 1e-14
 
 
-@jax.jit
-def _ratio_leaf(forget, preserve, tau, eps, noise):
-    floor = noise * jnp.maximum(forget.max(), preserve.max())
+def _largest(x: jax.Array, layers: bool) -> jax.Array:
+    """The largest entry of a tensor, or of each of the layers that it stacks; of the whole of it inside ``jax.shard_map``."""
+    largest = x.max(axis=tuple(range(1, x.ndim)) if layers and x.ndim else None, keepdims=True, initial=0.0)
+    kind = jax.typeof(largest)
+    axes = tuple(getattr(kind, "vma", ())) or tuple(kind.sharding.mesh.manual_axes)
+    if not axes:
+        return largest
+    if layers:  # which layers a shard has is not known here
+        raise InputError(
+            "expected whole arrays of stacked layers, found a part of one inside jax.shard_map; call masks.ratio and masks.sign "
+            "outside it, where arrays are sharded all the same"
+        )
+    return jax.lax.pmax(largest, axes)
+
+
+@functools.partial(jax.jit, static_argnames="layers")
+def _ratio_leaf(forget, preserve, tau, eps, noise, layers):
+    floor = noise * _largest(jnp.maximum(forget, preserve), layers)
     evidence = jnp.maximum(forget, preserve) > floor
     # The product form never divides: (f + eps) / (p + eps) >= tau with p + eps > 0.
     return ((forget + eps) >= tau * (preserve + eps)) & evidence
@@ -31,8 +48,9 @@ def _ratio_leaf(forget, preserve, tau, eps, noise):
 def ratio(forget: Tree, preserve: Tree, *, tau: float = 1.0, eps: float = 1e-15, noise: float = NOISE) -> Tree:
     """``1[(F_f + eps) / (F_p + eps) >= tau]`` entry by entry (MMUnlearner, arXiv 2502.11051, section 3).
 
-    An entry whose two scores are both at most ``noise`` times the largest score of its tensor carries no evidence and
-    is not selected; ``noise=0`` still leaves out entries where both are exactly zero.
+    An entry whose two scores are both at most ``noise`` times the largest score of its tensor (of its layer, where a leaf
+    stacks layers: ``trees.stacked``) carries no evidence and is not selected; ``noise=0`` still leaves out entries where both
+    are exactly zero.
 
     >>> ratio({'w': jnp.array([4., 1., 0.])}, {'w': jnp.array([1., 4., 0.])})['w']
     Array([ True, False, False], dtype=bool)
@@ -40,31 +58,41 @@ def ratio(forget: Tree, preserve: Tree, *, tau: float = 1.0, eps: float = 1e-15,
     Args:
       forget, preserve: trees of finite non-negative float32 scores of equal names and shapes, see ``saliency.scores``.
     Raises:
-      InputError: names or shapes differ; or a score is not finite, negative, or not floating point.
+      InputError: names or shapes differ; a score is not finite, negative, or not floating point; or a number is none.
     """
+    _check_numbers(tau=tau, eps=eps, noise=noise)
     trees.check_like(preserve, forget, "the preserve score tree")
     trees.check_scores(forget, "the forget scores")
     trees.check_scores(preserve, "the preserve scores")
     preserve = trees.like(preserve, forget)
-    return jax.tree.map(lambda f, p: _ratio_leaf(f, p, tau, eps, noise), forget, preserve)
+    return trees.map_named(lambda n, f, p: _ratio_leaf(f, p, tau, eps, noise, trees.stacked(n)), forget, preserve)
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, jax.Array | np.ndarray | np.generic):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"expected a finite number for {name}, found {value!r}; correct it")
 
 
 def sign(difference: Tree, *, tau: float = 1.0, eps: float = 1e-15, noise: float = NOISE) -> Tree:
     """The ratio rule read off one accumulator ``F_f - tau * F_p`` (``saliency.difference``).
 
     ``(F_f + eps) / (F_p + eps) >= tau`` is ``F_f - tau * F_p >= (tau - 1) * eps``. A difference within ``noise`` times
-    the largest difference of its tensor is no evidence and is not selected.
+    the largest difference of its tensor, or of its layer, is no evidence and is not selected.
 
     Raises:
-      InputError: a difference is not finite, or not floating point.
+      InputError: a difference is not finite, or not floating point; or a number is none.
     """
+    _check_numbers(tau=tau, eps=eps, noise=noise)
     trees.check_scores(difference, "the difference of scores", signed=True)
+    return trees.map_named(lambda n, d: _sign_leaf(d, tau, eps, noise, trees.stacked(n)), difference)
 
-    @jax.jit
-    def leaf(d):
-        return (d >= (tau - 1.0) * eps) & (jnp.abs(d) > noise * jnp.abs(d).max())
 
-    return jax.tree.map(leaf, difference)
+@functools.partial(jax.jit, static_argnames="layers")
+def _sign_leaf(d, tau, eps, noise, layers):
+    return (d >= (tau - 1.0) * eps) & (jnp.abs(d) > noise * _largest(jnp.abs(d), layers))
 
 
 def _whole(k: Any, total: int, where: str) -> int:
@@ -151,6 +179,8 @@ def layer_counts(mask: Tree) -> dict[str, np.ndarray]:
 
 def random(key: jax.Array, mask: Tree) -> Tree:
     """As many True entries in every layer of every leaf as ``mask`` has, at positions drawn from ``key`` (seeded, exact)."""
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape != (2,):
+        raise InputError(f"expected a key, jax.random.key(seed), to draw positions from, found {key!r}; make one")
     counts = layer_counts(mask)
     keys = dict(zip(counts, jax.random.split(key, len(counts)), strict=True))
     # 23 random bits as a float in [0, 1) tie now and then; ties go by position, which is harmless.
@@ -173,6 +203,11 @@ def _check_values(tree: Tree, what: str) -> None:
 
 def _check_mask(mask: Tree, what: str) -> None:
     _check_values(mask, what)
+    _check_bool(mask, what)
+
+
+def _check_bool(mask: Tree, what: str) -> None:
+    trees.check_arrays(mask, what)
     for name, leaf in trees.flatten(mask).items():
         if leaf.dtype != jnp.bool_:
             raise InputError(f"expected a mask of bool in masks.{what}, found {leaf.dtype} at {name!r}; compare first")
@@ -183,6 +218,7 @@ def salun(magnitude: Tree, fraction: float = 0.5) -> Tree:
 
     ``magnitude`` comes from ``saliency.scores(..., kind='signed')``: signed sums first, absolute value last.
     """
+    _check_numbers(fraction=fraction)
     if not 0.0 < fraction <= 1.0:
         raise InputError(f"expected a fraction in (0, 1], found {fraction}; choose one")
     trees.check_arrays(magnitude, "the scores")
@@ -206,6 +242,8 @@ def intersect(first: Tree, second: Tree) -> Tree:
 
 
 def invert(mask: Tree) -> Tree:
+    """Entries that a mask does not have."""
+    _check_bool(mask, "invert")
     return jax.tree.map(jnp.logical_not, mask)
 
 
@@ -229,6 +267,7 @@ def fill(mask: Tree, params: Tree) -> Tree:
 
 def restrict(mask: Tree, pattern: str) -> Tree:
     """The mask with every leaf whose name ``pattern`` does not match switched off."""
+    _check_bool(mask, "restrict")
     chosen = trees.select(mask, pattern)
     return jax.tree.map(lambda keep, m: m if keep else jnp.zeros_like(m), chosen, mask)
 
@@ -272,7 +311,12 @@ def check(mask: Tree, params: Tree) -> None:
 
 
 def save(path: str | pathlib.Path, mask: Tree) -> None:
-    """Writes ``mask`` bit-packed: one safetensors file, ``ceil(n / 8)`` bytes of bits and a header of names and shapes."""
+    """Writes ``mask`` bit-packed: one safetensors file, ``ceil(n / 8)`` bytes of bits and a header of names and shapes.
+
+    Raises:
+      InputError: it is no mask, or there is no place to write it.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     _check_mask(mask, "save")
@@ -287,7 +331,12 @@ def save(path: str | pathlib.Path, mask: Tree) -> None:
         packed[start // 8 : start // 8 + len(bits)] |= bits
         start += len(flat)
     # One key of metadata: safetensors writes several in no fixed order, and the same mask should be the same bytes.
-    save_file({"bits": packed}, str(path), metadata={"mmu_jax.mask": json.dumps(shapes)})
+    try:
+        save_file({"bits": packed}, str(path), metadata={"mmu_jax.mask": json.dumps(shapes)})
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"expected a place to write the mask to, found that {path} is none ({error}); make its folder or free it"
+        ) from error
 
 
 def load(path: str | pathlib.Path, params: Tree) -> Tree:
@@ -301,14 +350,24 @@ def load(path: str | pathlib.Path, params: Tree) -> Tree:
     try:
         with safe_open(str(path), framework="np") as file:
             meta, bits = file.metadata() or {}, file.get_tensor("bits") if "bits" in file.keys() else None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise InputError(
-            f"expected a mask file, found {path} which is damaged ({error}); make the mask again"
+            f"expected a mask file, found {path} which is damaged or not there ({error}); make the mask again"
         ) from error
     if bits is None or "mmu_jax.mask" not in meta:
         raise InputError(f"expected a file written by masks.save, found {path} which is not; give it the mask's path")
-    shapes = json.loads(meta["mmu_jax.mask"])
-    stored = {name: jax.ShapeDtypeStruct(tuple(shape), jnp.bool_) for name, shape in shapes.items()}
+    try:
+        shapes = json.loads(meta["mmu_jax.mask"])
+        stored = {name: jax.ShapeDtypeStruct(tuple(shape), jnp.bool_) for name, shape in shapes.items()}
+        whole = bits.dtype == np.uint8 and len(bits) == -(-sum(math.prod(shape) for shape in shapes.values()) // 8)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"expected names and shapes in the header of {path}, found others; make the mask again"
+        ) from error
+    if not whole:
+        raise InputError(
+            f"expected a bit for every entry in {path}, found {bits.dtype}{bits.shape}; make the mask again"
+        )
     trees.check_like(stored, trees.flatten(params), f"the mask {path}")
     offsets = dict(zip(shapes, np.cumsum([0] + [int(np.prod(s)) for s in shapes.values()]), strict=False))
 

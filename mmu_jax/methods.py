@@ -169,10 +169,12 @@ def _official(source: str, *, clip_retain: bool) -> Method:
     Every token that is not padding has a loss, in scoring and in both steps. One AdamW for both (its eps is added before
     the bias correction, no decay), one learning rate. The forget gradient is clipped, then masked; its momentum is
     not, and what has no mask takes the whole ascent. The MLLMU script clips the retain gradient too, the CLEAR script does
-    not.
+    not. Batches are scored in shuffled order, so that one mixes people.
 
-    Where it is not the public code: scores are float32 (there the dtype of the params, whose rounding decides much of the
-    mask); a leaf that has no gradient at all in either set is not selected; clipping
+    Where it is not the public code: both sides are masked (there by the file that is given, in its README's commands that of
+    the language side); the CLEAR script's steps can be on the answer alone (``--ans_only``, which its README turns on, without
+    the end of turn) and its scores are of batches of 2: here every token, and the batch of the steps; scores are float32 (there
+    the dtype of the params, whose rounding decides much of the mask); a leaf that has no gradient at all in either set is not selected; clipping
     divides by the norm (there by the norm + 1e-6); a schedule falls step by step (there once an epoch, so that in the one
     epoch of the recipe the rate is constant: ``schedule='constant'``).
     """
@@ -227,7 +229,16 @@ def needs(method: Method) -> frozenset[str]:
 
 
 def scored_loss(mask: Mask, model: Any) -> Callable[[Any, dict[str, Any]], losses.Pair]:
-    """The ``loss(params, batch)`` whose gradients make the scores of a mask."""
+    """The ``loss(params, batch)`` whose gradients make the scores of a mask.
+
+    Raises:
+      InputError: the loss needs a teacher or a reference, of which a single model has none.
+    """
+    if needed := LOSSES[mask.loss].needs:
+        raise InputError(
+            f"expected a loss of params and batch alone for the scores of a mask, found {mask.loss}, which needs "
+            f"{', '.join(sorted(needed))}; use descent or descent_all"
+        )
     return lambda params, batch: LOSSES[mask.loss](model, params, batch, None, 0.0)
 
 
@@ -236,7 +247,7 @@ def objective(phase: Phase, model: Any, params: Any, batches: dict[str, Any], va
     values = {}
     for stream, name in phase.losses.items():
         total, count = LOSSES[name](model, params, batches[stream], vanilla, beta)
-        values[f"{stream}/{name}"] = total / jnp.maximum(count, 1.0)
+        values[f"{stream}/{name}"] = losses.mean(total, count)
     return jnp.sum(jnp.stack(jax.tree.leaves(values))), values
 
 

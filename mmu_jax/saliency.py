@@ -14,14 +14,14 @@ sharded as the params are; nothing per batch goes to the host.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from mmu_jax import InputError, trees
+from mmu_jax import InputError, losses, trees
 
 Tree = Any
 UNITS = ("example", "batch")
@@ -29,7 +29,7 @@ KINDS = {"squared": jnp.square, "absolute": jnp.abs, "signed": lambda g: g}
 
 
 def _weights(batch: Tree, rows: int) -> jax.Array:
-    """1.0 for every row that counts: all of them, or those with any loss weight (padding rows have none)."""
+    """1.0 for every row that counts: all of them, or those with any loss weight (padding rows have none), in a dict's ``weights``."""
     if isinstance(batch, dict) and "weights" in batch:
         weights = batch["weights"]
         return (weights > 0).any(axis=tuple(range(1, weights.ndim))).astype(jnp.float32)
@@ -37,12 +37,38 @@ def _weights(batch: Tree, rows: int) -> jax.Array:
 
 
 def _rows(batch: Tree) -> int:
-    return jax.tree.leaves(batch)[0].shape[0]
+    """The rows of a batch; InputError where its arrays do not agree on one number of at least 1."""
+    trees.check_arrays(batch, "a batch")
+    rows = {name: leaf.shape[:1] for name, leaf in trees.flatten(batch).items()}
+    if len(set(rows.values())) != 1 or not next(iter(rows.values())) or not next(iter(rows.values()))[0]:
+        shown = ", ".join(f"{name or 'the array'}: {shape[0] if shape else 'a scalar'}" for name, shape in rows.items())
+        raise InputError(
+            f"expected batches whose arrays have as many rows on axis 0, at least one, found {shown or 'no array'}; give rows "
+            "to every array, or use unit='batch'"
+        )
+    return next(iter(rows.values()))[0]
 
 
-def units(batch: Tree, unit: str = "example") -> float:
-    """How many units of evidence a batch holds: 1, or its rows that carry a loss."""
-    return 1.0 if unit == "batch" else float(_weights(batch, _rows(batch)).sum())
+def units(batches: Iterable[Tree], unit: str = "example") -> float:
+    """How many units of evidence there are: batches, or rows that carry a loss.
+
+    What counts its own, by a method ``units(unit)``, is not walked. One number comes to the host, at the end.
+    """
+    if hasattr(batches, "units"):
+        return float(batches.units(unit))
+    return float(sum(1.0 if unit == "batch" else _weights(batch, _rows(batch)).sum() for batch in batches))
+
+
+def _check_batches(batches: Any, what: str = "batches", again: bool = False) -> None:
+    if isinstance(batches, dict | str) or not isinstance(batches, Iterable) or hasattr(batches, "shape"):
+        raise InputError(
+            f"expected {what} as a list of batches, found one {type(batches).__name__}; put it into a list"
+        )
+    if again and isinstance(batches, Iterator):
+        raise InputError(
+            f"expected {what} that can be walked twice, found a {type(batches).__name__}, which is spent after one walk; "
+            "make a list of it"
+        )
 
 
 def accumulator(
@@ -56,10 +82,12 @@ def accumulator(
     """
     if unit not in UNITS or kind not in KINDS:
         raise InputError(f"expected unit in {UNITS} and kind in {tuple(KINDS)}, found {unit!r} and {kind!r}")
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise InputError(f"expected chunk as a whole number of rows, at least 1, found {chunk!r}; correct it")
 
     def mean(part, rest, batch):
         value = loss(trees.merge(part, rest), batch)
-        return value[0] / jnp.maximum(value[1], 1.0) if isinstance(value, tuple) else value
+        return losses.mean(*value) if isinstance(value, tuple) else value
 
     def gradient(part, rest, batch):
         grads = jax.grad(mean)(part, rest, batch)
@@ -127,7 +155,13 @@ def _check_loss(loss: Callable, part: Tree, rest: Tree, batch: Tree) -> None:
     value, sources = trees.dataflow(lambda part: loss(trees.merge(part, rest), batch), part)
     advice = "return the loss alone or (sum, count), and drop aux: lambda params, batch: loss(params, batch)[0]"
     values = value if isinstance(value, tuple) else (value,)
-    if len(values) > 2 or not all(_is_number(v) for v in values):
+    if (
+        len(values) > 2
+        or value == ()
+        or isinstance(value, tuple)
+        and len(value) != 2
+        or not all(_is_number(v) for v in values)
+    ):
         found = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", value)
         raise InputError(f"expected a loss of one real number, or of two, found {found}; {advice}")
     if not jnp.issubdtype(values[0].dtype, jnp.floating):
@@ -150,8 +184,11 @@ def _part(params: Tree, leaves: str) -> tuple[Tree, Tree]:
 
 
 def zeros(part: Tree) -> tuple[Tree, jax.Array]:
-    """An accumulator at nothing: float32 zeros sharded as ``part``, and no unit seen."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), part), jnp.float32(0.0)
+    """An accumulator at nothing: float32 zeros sharded as ``part``, and no unit seen, where every device has it."""
+    seen, where = jnp.float32(0.0), [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(part)]
+    if where and isinstance(where[0], NamedSharding) and not isinstance(where[0].mesh, AbstractMesh):
+        seen = jax.device_put(seen, NamedSharding(where[0].mesh, PartitionSpec()))
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), part), seen
 
 
 def scores(
@@ -169,7 +206,8 @@ def scores(
     Args:
       loss: ``loss(params, batch)`` -> scalar or ``(sum, count)``, never ``(loss, aux)``.
       params: tree of arrays; those that ``leaves`` matches are real floating point.
-      batches: trees whose arrays have rows on axis 0; equal shapes compile once.
+      batches: trees whose arrays have rows on axis 0; equal shapes compile once. Of a dict with an array ``weights``
+        (loss weights, rows on axis 0), rows whose weights are all 0 are no examples.
       leaves: pattern of the leaf names to score; no gradient of the others is ever formed.
       unit: ``'example'`` or ``'batch'``.
       kind: ``'squared'``, ``'absolute'``, or ``'signed'`` (mean gradient, then absolute value: SalUn).
@@ -180,9 +218,12 @@ def scores(
       InputError: no batch, or no row with a loss; a pattern that matches nothing, or a leaf that has no gradient; a loss
         that returns something else; or a score that is not finite, with the name of its leaf.
     """
+    _check_batches(batches)
     part, rest = _part(params, leaves)
     step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), zeros(part)
     for batch in batches:
+        if unit == "example":
+            _rows(batch)
         state = step(state, part, rest, batch, 1.0)
     total, seen = state
     if isinstance(seen, jax.core.Tracer):
@@ -216,13 +257,15 @@ def difference(
 ) -> Tree:
     """``F_forget - tau * F_preserve`` in one accumulator: half the memory of two score trees.
 
-    ``masks.sign`` turns it into the mask of ``masks.ratio``. Both are walked twice, once to count units: lists, or
-    anything that can be iterated again. Raises InputError as :func:`scores` does, with the name of the set.
+    ``masks.sign`` turns it into the mask of ``masks.ratio``. Both are walked twice, once to count units (:func:`units`):
+    lists, or anything that can be iterated again. Raises InputError as :func:`scores` does, with the name of the set.
     """
+    for batches, what in ((forget, "forget"), (preserve, "preserve")):
+        _check_batches(batches, what, again=True)
     part, rest = _part(params, leaves)
     step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), zeros(part)
     for batches, weight, what in ((forget, 1.0, "forget"), (preserve, -tau, "preserve")):
-        n = sum(units(batch, unit) for batch in batches)
+        n = units(batches, unit)
         if n == 0:
             raise InputError(f"expected at least one {what} example to score, found none; check that split")
         for batch in batches:

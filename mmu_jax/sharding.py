@@ -27,7 +27,7 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
       InputError: more devices asked for than there are.
     """
     available = jax.device_count()
-    if data == -1:
+    if data == -1 and model >= 1:
         data = max(available // model, 1)
     if data < 1 or model < 1 or data * model > available:
         raise InputError(

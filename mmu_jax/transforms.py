@@ -6,7 +6,7 @@
 
 Masking gradients alone leaks: weight decay and the moments of other steps move what the mask keeps out. Here the inner
 transformation sees the problem restricted to the mask: outside it gradient and param are zero and moments are new, so
-that nothing there counts for a clip, a norm or a statistic; afterwards its moments are as they were, and its update is
+that nothing there adds to a clip, a norm or a statistic; afterwards its moments are as they were, and its update is
 exactly zero.
 """
 
@@ -29,7 +29,10 @@ def masked(
     """``inner`` restricted to the entries where the mask is True.
 
     What holds, for every ``inner`` that is not refused: outside the mask params and moments stay bit for bit; inside
-    they move as if nothing were outside; a mask of ones is no mask, one of zeros is no step.
+    they move as if all were zero outside, which is as if nothing were there but for what divides by the number of entries
+    or turns whole matrices (adaptive_grad_clip, clip_by_block_rms, scale_by_param_block_rms, muon); a mask of ones is no
+    mask, one of zeros is no step. Params for evaluation that an optimizer makes of its state and the params
+    (``schedule_free_eval_params``) are rounded anew: take the params themselves outside the mask.
 
     To hold it, everything that ``inner`` keeps from one step to the next must have the shape of the params (it is
     masked) or not depend on gradients and params (counts, schedules, hyperparameters; integers and flags may). What
@@ -68,9 +71,14 @@ def masked(
     Returns:
       a transformation whose state is that of ``inner``.
     Raises:
-      InputError: at init, ``inner`` is refused, or a param is not floating point; at update, no mask was given, or its
-        names or shapes are not those of the updates.
+      InputError: ``inner`` is no optax transformation; at init, it is refused, or a param is not floating point; at update,
+        no mask was given, or its names or shapes are not those of the updates.
     """
+    if not callable(getattr(inner, "init", None)) or not callable(getattr(inner, "update", None)):
+        raise InputError(
+            f"expected an optax transformation first, as in masked(optax.adam(1e-3), mask), found {type(inner).__name__}; "
+            "call the optimizer's function, and give the mask second"
+        )
     inner = optax.with_extra_args_support(inner)
     fixed = mask
 
@@ -182,7 +190,10 @@ def _dataflow(inner, state, params):
 
         try:
             return trees.dataflow(update, params, state, params)
-        except ValueError as error:  # optax's own refusals: of these shapes, of a missing argument
+        except (
+            ValueError,
+            AttributeError,
+        ) as error:  # optax's own: of these shapes, of params that are no LookaheadParams
             faults.append((" ".join(str(error).split()), error))
         except TypeError as error:  # Python's: "transformation() missing 1 required keyword-only argument: 'value_fn'"
             if not re.search("required keyword-only argument|unexpected keyword argument 'value'", str(error)):

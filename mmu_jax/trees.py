@@ -73,9 +73,15 @@ def select(tree: Tree, pattern: str) -> Tree:
     {'a': {'bias': False, 'weight': True}}
 
     Raises:
-      InputError: no leaf matches; the message lists the names there are.
+      InputError: no leaf matches, and the message lists the names there are; or the pattern is none.
     """
-    chosen = map_named(lambda name, _: re.fullmatch(pattern, name) is not None, tree)
+    try:
+        matches = re.compile(pattern).fullmatch
+    except (re.error, TypeError) as error:
+        raise InputError(
+            f"expected a regular expression of leaf names, found {pattern!r} ({error}); correct it"
+        ) from error
+    chosen = map_named(lambda name, _: matches(name) is not None, tree)
     if not any(jax.tree.leaves(chosen)):
         names = list(flatten(tree))
         raise InputError(

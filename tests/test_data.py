@@ -185,6 +185,20 @@ def test_several_photos_of_a_person_are_dealt(processor, benchmark):
     assert len(set(drawn.tolist())) > faces.PHOTOS // 2
 
 
+def test_a_shuffled_epoch_deals_every_row_once_and_mixes_people(processor, benchmark):
+    stream = make_stream(processor, benchmark)
+
+    def dealt(**options):
+        return [batch["person"][batch["row"] >= 0] for batch in stream.epoch(**options)]
+
+    plain, shuffled = dealt(), dealt(shuffled=True)
+    assert sorted(np.concatenate(plain)) == sorted(np.concatenate(shuffled))
+    mixed = [np.mean([len(set(people)) for people in batches]) for batches in (plain, shuffled)]
+    assert mixed[1] > mixed[0] + 0.4
+    for batch, again in zip(stream.epoch(True), stream.epoch(True), strict=True):
+        np.testing.assert_array_equal(batch["row"], again["row"])
+
+
 @pytest.fixture(params=["llava", "qwen2_vl"])
 def family(request, tmp_path_factory):
     """(model, params, processor) of a tiny model of the family, made from nothing or by transformers."""

@@ -312,3 +312,76 @@ def test_inside_shard_map_ratio_is_right_and_counting_is_refused():
     for rule in (lambda x: masks.top_k(x, 1), lambda x: masks.random(jax.random.key(0), {"w": x["w"] > 0})):
         with pytest.raises(InputError, match=r"call it outside jax\.jit and jax\.shard_map"):
             jax.shard_map(rule, mesh=mesh, in_specs=(spec,), out_specs=spec)(tree)
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["vma", "no vma"])
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_inside_shard_map_the_floor_is_that_of_the_whole_tensor(axes, checked):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axes,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    f = {"w": jax.device_put(jnp.array([[1e6]] + [[1e-9]] * 7), rows)}
+    p = jax.tree.map(jnp.zeros_like, f)
+    options = {"mesh": mesh, "out_specs": PartitionSpec("data"), "check_vma": checked}
+    inside = jax.shard_map(masks.ratio, in_specs=(PartitionSpec("data"),) * 2, **options)(f, p)
+    signed = jax.shard_map(masks.sign, in_specs=(PartitionSpec("data"),), **options)(f)
+    for mask in (inside, signed, masks.ratio(f, p)):
+        assert np.asarray(mask["w"]).ravel().tolist() == [True] + [False] * 7
+    stacked = {"layers": f}
+    with pytest.raises(InputError, match="whole arrays of stacked layers.*outside"):
+        jax.shard_map(masks.sign, in_specs=(PartitionSpec("data"),), **options)(stacked)
+
+
+def test_the_floor_is_that_of_a_layer_stacked_or_not():
+    rows = jnp.array([[1.0, 1.0], [1e-13, 1e-13], [1.0, 1e-13]])
+    stacked, listed = {"layers": {"w": rows}}, {"layers": {str(i): {"w": row} for i, row in enumerate(rows)}}
+    for one, many in ((stacked, listed),):
+        for make in (masks.sign, lambda t: masks.ratio(t, jax.tree.map(jnp.zeros_like, t))):
+            got = np.asarray(make(one)["layers"]["w"])
+            assert got.tolist() == [[True, True], [True, True], [True, False]]
+            np.testing.assert_array_equal(got, np.stack([m["w"] for m in make(many)["layers"].values()]))
+
+
+def test_a_leaf_without_entries_has_a_mask_without_entries():
+    empty = {"w": jnp.zeros((0, 3)), "v": jnp.ones(2)}
+    for mask in (masks.ratio(empty, empty), masks.sign(empty)):
+        assert mask["w"].shape == (0, 3) and mask["v"].all()
+
+
+MASK = {"w": jnp.array([True, False])}
+SLIPS = {
+    "tau of words": (lambda: masks.ratio(scores(), scores(), tau="1"), "finite number for tau, found '1'"),
+    "tau of NaN": (lambda: masks.ratio(scores(), scores(), tau=np.nan), "finite number for tau"),
+    "endless eps": (lambda: masks.sign(scores(), eps=np.inf), "finite number for eps"),
+    "a fraction of words": (lambda: masks.salun(scores(), "half"), "finite number for fraction"),
+    "a seed for a key": (lambda: masks.random(0, MASK), r"a key, jax.random.key\(seed\).*found 0"),
+    "no pattern": (lambda: masks.restrict(MASK, "("), r"regular expression of leaf names, found '\('"),
+    "scores restricted": (lambda: masks.restrict(scores(), ".*"), "a mask of bool in masks.restrict, found float32 at 'a'"),
+    "integers inverted": (lambda: masks.invert({"w": jnp.arange(2)}), "a mask of bool in masks.invert, found int32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_slips_are_named(slip):
+    call, words = SLIPS[slip]
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+def test_what_is_no_file_of_a_mask_is_one_line(tmp_path):
+    masks.save(tmp_path / "m", MASK)
+    for bits, header in (
+        (np.zeros(3, np.uint8), '{"w": [2]}'),
+        (np.zeros(1, np.int32), '{"w": [2]}'),
+        (np.zeros(1, np.uint8), '{"w": 2}'),
+        (np.zeros(1, np.uint8), '{"w":'),
+        (np.zeros(1, np.uint8), "[2]"),
+    ):
+        save_file({"bits": bits}, str(tmp_path / "bad"), metadata={"mmu_jax.mask": header})
+        with pytest.raises(InputError, match="bad.*make the mask again"):
+            masks.load(tmp_path / "bad", MASK)
+    for nowhere in (tmp_path / "none", tmp_path):
+        with pytest.raises(InputError, match="expected a mask file"):
+            masks.load(nowhere, MASK)
+    for nowhere in (tmp_path / "none" / "m", tmp_path):
+        with pytest.raises(InputError, match="expected a place to write the mask to"):
+            masks.save(nowhere, MASK)

@@ -1,7 +1,6 @@
 """The notebook runs top to bottom on eight devices, and is kept without what a run leaves in it."""
 
 import importlib.metadata
-import importlib.util
 import os
 import pathlib
 import re
@@ -80,15 +79,27 @@ class Shell:
 
 def test_installing_leaves_the_machine_s_jax_as_it_is(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    without = [d for d in importlib.metadata.distributions() if d.name != "mmu_jax"]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: without)
     shell = Shell()
     cell = next(cell for cell in notebook.cells if cell.id == "install")
     exec(TransformerManager().transform_cell(cell.source), {"get_ipython": lambda: shell})
     clone, enter, install = shell.commands
     assert clone.startswith("git clone ") and enter == "%cd mmu_jax"
-    assert install == "%pip install --quiet --constraint ../constraints.txt ."
+    assert install == "%pip install --quiet --constraint constraints.txt ."
     held = (tmp_path / "constraints.txt").read_text().splitlines()
     for name in ("jax", "jaxlib", "flax", "numpy"):
         assert f"{name}=={importlib.metadata.version(name)}" in held
+    (tmp_path / "setup.py").touch()  # pip failed and the cell is run again, in the clone: only pip is
+    shell.commands.clear()
+    exec(TransformerManager().transform_cell(cell.source), {"get_ipython": lambda: shell})
+    assert shell.commands == [install]
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(importlib.metadata.PackageNotFoundError):  # what pip did not do is seen at once
+        exec(TransformerManager().transform_cell(cell.source), {"get_ipython": lambda: shell})
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     assert sum(len(re.findall(r"\bpip\b|\buv\b|\bconda\b", source)) for source in sources) == 1

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmu_jax import methods, saliency, sharding, train, trees
+from mmu_jax import InputError, methods, saliency, sharding, train, trees
 from mmu_jax.models import llava
 
 FORGET, RETAIN, TEXT = 3, 8, 2  # batches: f = 8 // 3 = 2, so forget steps in iterations 0, 2, 4, and not in 6
@@ -243,3 +243,10 @@ def test_one_accumulator_makes_the_same_mask(name, mixed):
         found.append(saliency.difference(loss, params, data["forget"].dealt, preserve, **options))
     signed = methods.sign_mask(rule, trees.merge(*found), params, llava.SIDES, noise=0.5, eps=1.0)
     jax.tree.map(np.testing.assert_array_equal, signed, mask)
+
+
+@pytest.mark.parametrize("name", ["kl", "npo"])
+def test_a_loss_that_needs_another_model_makes_no_scores(name):
+    rule = dataclasses.replace(methods.METHODS["mmunlearner"].mask, loss=name)
+    with pytest.raises(InputError, match=f"scores of a mask, found {name}, which needs"):
+        methods.scored_loss(rule, Network())

@@ -79,7 +79,7 @@ def test_rows_without_weight_do_not_count():
     np.testing.assert_allclose(
         np.asarray(got["w"]), by_hand(params(), sets, "example", "squared")["w"], rtol=1e-5, atol=1e-7
     )
-    assert saliency.units(sets[0]) == 5 and saliency.units(sets[0], "batch") == 1
+    assert saliency.units([sets[0]]) == 5 and saliency.units([sets[0]], "batch") == 1
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 8, 64])
@@ -283,3 +283,83 @@ def test_names_of_an_nnx_state_are_those_of_its_modules():
     mask = masks.fill(masks.top_k(got, 7), state)
     masks.check(mask, state)
     assert masks.coverage(mask)["linear"] == {"selected": 7, "total": 48, "density": 7 / 48}
+
+
+def test_a_count_below_one_is_a_count():
+    def fractional(size):
+        return lambda p, batch: tuple(size * part for part in loss(p, batch))
+
+    whole = saliency.scores(fractional(1.0), params(), batches(), unit="example")
+    for size in (0.1, 0.5, 2.0):
+        got = saliency.scores(fractional(size), params(), batches(), unit="example")
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, whole)
+
+
+def test_what_is_spent_after_one_walk_is_refused_where_two_are_needed():
+    listed = saliency.difference(loss, params(), batches(), batches(seed=1))
+    assert any(np.asarray(x).any() for x in jax.tree.leaves(listed))
+    for pair in ((iter(batches()), batches()), (batches(), (b for b in batches()))):
+        with pytest.raises(InputError, match="walked twice, found a .*make a list of it"):
+            saliency.difference(loss, params(), *pair)
+    one_walk = saliency.scores(loss, params(), iter(batches()))
+    jax.tree.map(np.testing.assert_array_equal, one_walk, saliency.scores(loss, params(), batches()))
+
+
+class Counted:
+    """Batches that know how many units they hold, and how often they were walked."""
+
+    def __init__(self):
+        self.walks = 0
+
+    def units(self, unit):
+        return 24.0 if unit == "example" else 3.0
+
+    def __iter__(self):
+        self.walks += 1
+        return iter(batches())
+
+
+@pytest.mark.parametrize("unit", saliency.UNITS)
+def test_batches_that_count_themselves_are_walked_once(unit):
+    forget, preserve = Counted(), Counted()
+    got = saliency.difference(loss, params(), forget, preserve, unit=unit, tau=0.5)
+    expected = saliency.difference(loss, params(), batches(), batches(), unit=unit, tau=0.5)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    assert forget.walks == preserve.walks == 1
+
+
+@pytest.mark.parametrize("unit", saliency.UNITS)
+def test_equal_shapes_compile_once_on_a_mesh(unit, mesh):
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    part = jax.device_put(params(), NamedSharding(mesh, PartitionSpec()))
+    step, state = saliency.accumulator(loss, unit=unit), saliency.zeros(part)
+    for batch in batches():
+        state = step(state, part, jax.tree.map(lambda _: None, part), jax.device_put(batch, rows), 1.0)
+    assert step._cache_size() == 1
+
+
+def spoiled(**change):
+    return [batches()[0] | change]
+
+
+SLIPS = {
+    "one batch": (lambda: saliency.scores(loss, params(), batches()[0]), "a list of batches, found one dict"),
+    "no batches": (lambda: saliency.scores(loss, params(), 3), "a list of batches, found one int"),
+    "an array": (lambda: saliency.scores(loss, params(), jnp.ones((2, 3))), "a list of batches"),
+    "a key": (lambda: saliency.scores(loss, params(), spoiled(key=jax.random.key(0))), "key: a scalar"),
+    "a scalar": (lambda: saliency.scores(loss, params(), spoiled(t=jnp.float32(1))), "t: a scalar"),
+    "rows that differ": (lambda: saliency.scores(loss, params(), spoiled(t=jnp.ones(3))), "as many rows .*t: 3.*x: 8"),
+    "no rows": (lambda: saliency.scores(loss, params(), [{"x": jnp.ones((0, 5)), "y": jnp.ones((0, 8))}]), "at least one"),
+    "words": (lambda: saliency.scores(loss, params(), spoiled(who="Ada")), "found str at 'who'"),
+    "chunk of none": (lambda: saliency.scores(loss, params(), batches(), chunk=0), "chunk .*found 0"),
+    "half a chunk": (lambda: saliency.scores(loss, params(), batches(), chunk=1.5), "chunk .*found 1.5"),
+    "a broken pattern": (lambda: saliency.scores(loss, params(), batches(), leaves="("), "regular expression"),
+    "a loss in brackets": (lambda: saliency.scores(lambda p, b: (loss(p, b)[0],), params(), batches()), "one real number, or of two"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_slips_are_named(slip):
+    call, words = SLIPS[slip]
+    with pytest.raises(InputError, match=words):
+        call()

@@ -217,3 +217,15 @@ def test_an_array_alone_is_a_tree():
     tx = transforms.masked(optax.adamw(0.1), MASK["a"])
     updates, _ = tx.update(grads(0)["a"], tx.init(PARAMS["a"]), PARAMS["a"])
     np.testing.assert_array_equal(np.asarray(updates) != 0, np.asarray(MASK["a"]))
+
+
+@pytest.mark.parametrize("inner", [optax.adam, {"w": jnp.array([True])}, None, 1e-3])
+def test_what_is_no_transformation_is_named(inner):
+    with pytest.raises(InputError, match="expected an optax transformation first"):
+        transforms.masked(inner, {"w": jnp.array([True])})
+
+
+def test_an_optimizer_of_params_of_its_own_is_refused_for_plain_ones():
+    tx = transforms.masked(optax.lookahead(optax.adam(0.1), 5, 0.5), {"w": jnp.array([True])})
+    with pytest.raises(InputError, match="steps from gradients and params.*fast"):
+        tx.init({"w": jnp.ones(1)})

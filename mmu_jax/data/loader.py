@@ -183,9 +183,11 @@ class Stream:
             shares[what] = 1.0 - float(lengths.sum()) / slots
         return shares
 
-    def epoch(self) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over all rows in order, each with its first photo, a batch at a time."""
+    def epoch(self, shuffled: bool = False) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over all rows, in order or ``shuffled`` by the seed, each with its first photo, a batch at a time."""
         rows = np.arange(len(self.examples))
+        if shuffled:
+            rows = np.random.default_rng(self.seed).permutation(rows)
         for start in range(0, len(rows), self.rows):
             part = rows[start : start + self.rows]
             yield self.gather(part, np.zeros(len(part), int))
@@ -270,15 +272,19 @@ def padding_line(streams: dict[str, Stream]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """One pass over streams, on the devices a batch at a time; it may be walked again. ``bar.add()`` is called for each."""
+    """One pass over streams, on the devices a batch at a time; it may be walked again. ``bar.add()`` is called for each.
+
+    ``shuffled``: whether a batch mixes the people of its stream, which matters where the batch is the unit.
+    """
 
     streams: tuple[Stream, ...]
     mesh: jax.sharding.Mesh
+    shuffled: bool = False
     bar: Any = None
 
     @classmethod
     def joined(cls, passes: list["Pass"]) -> "Pass":
-        return cls(tuple(s for p in passes for s in p.streams), passes[0].mesh)
+        return dataclasses.replace(passes[0], streams=tuple(s for p in passes for s in p.streams))
 
     def shown(self, bar: Any) -> "Pass":
         return dataclasses.replace(self, bar=bar)
@@ -292,7 +298,7 @@ class Pass:
 
     def __iter__(self) -> Iterator[dict]:
         for stream in self.streams:
-            for batch in stream.epoch():
+            for batch in stream.epoch(self.shuffled):
                 if self.bar is not None:
                     self.bar.add()
                 yield sharding.put(batch, self.mesh)
