@@ -165,18 +165,18 @@ def _official(source: str, *, clip_retain: bool) -> Method:
     """MMUnlearner as its public code runs (``MLLMU_manifold.py``, ``CLEAR_manifold.py`` and the mask scripts).
 
     Scored are all leaves that its name filter keeps, biases too: squares of the gradient of a batch, eps 1e-15, no noise
-    floor. The preserve set of the language side, retain VQA and the text QA of everyone, is shuffled into mixed batches.
-    Every token that is not padding has a loss, in scoring and in both steps. One AdamW for both (its eps is added before
-    the bias correction, no decay), one learning rate. The forget gradient is clipped, then masked; its momentum is
-    not, and what has no mask takes the whole ascent. The MLLMU script clips the retain gradient too, the CLEAR script does
-    not. Batches are scored in shuffled order, so that one mixes people.
+    floor. Batches are scored in shuffled order, so that one mixes people, and those of the preserve set of the language side
+    mix its two parts, retain VQA and the text QA of everyone. Every token that is not padding has a loss, in scoring and in
+    both steps. One AdamW for both (its eps is added before the bias correction, no decay), one learning rate. The forget
+    gradient is clipped, then masked; its momentum is not, and what has no mask takes the whole ascent. The MLLMU script
+    clips the retain gradient too, the CLEAR script does not.
 
-    Where it is not the public code: both sides are masked (there by the file that is given, in its README's commands that of
-    the language side); the CLEAR script's steps can be on the answer alone (``--ans_only``, which its README turns on, without
-    the end of turn) and its scores are of batches of 2: here every token, and the batch of the steps; scores are float32 (there
-    the dtype of the params, whose rounding decides much of the mask); a leaf that has no gradient at all in either set is not selected; clipping
-    divides by the norm (there by the norm + 1e-6); a schedule falls step by step (there once an epoch, so that in the one
-    epoch of the recipe the rate is constant: ``schedule='constant'``).
+    Where it is not the public code: both sides are masked (there by the file that is given, in its README's commands that
+    of the language side); the CLEAR script can take its steps on the answer alone (``--ans_only``, which its README turns
+    on, without the end of turn) and scores batches of 2: here every token, and the batch of the steps; scores are float32
+    (there the dtype of the params, whose rounding decides much of the mask); a leaf that has no gradient at all in either set
+    is not selected; clipping divides by the norm (there by the norm + 1e-6); a schedule falls step by step (there once an
+    epoch, so that in the one epoch of the recipe the rate is constant: ``schedule='constant'``).
     """
     return Method(
         (

@@ -194,8 +194,9 @@ def strict_letter(prediction: str, letters: Sequence[str] = "ABCD") -> str | Non
 
     What follows "the answer is" counts before a key at the start of the text, and that before any other that stands
     alone; of equals the first. "A welder" is no A and "I think" no I: words follow them; nor is "not A", nor a letter
-    within a word or a name ("C++", "B-side"), nor one of several ("A or B", "A and B"). Keys are compared without their punctuation ("A.", "(b)"), letters in either
-    case where both are not keys; in the middle of a sentence only as the key is written or as a capital.
+    within a word or a name ("C++", "B-side", "J. D. Salinger"), nor one of several ("A or B", "A, B, C"). Keys are compared
+    without their punctuation ("A.", "(b)"), letters in either case where both are not keys; in the middle of a sentence
+    only as the key is written or as a capital.
 
     >>> [strict_letter(said) for said in ('(b)', 'A welder, so B', 'Option B is correct, not A.', 'A welder')]
     ['B', 'B', 'B', None]

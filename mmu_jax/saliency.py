@@ -3,8 +3,8 @@
 Works on any pytree of arrays and any ``loss(params, batch)`` that returns a scalar, or a pair of scalars ``(sum, count)``
 whose quotient is the loss. **A pair is never (loss, aux)**: its second number says how much the sum is over, and may come
 from the batch alone. A second value that is no scalar, or that is computed from the params (a metric), is refused; wrap a
-loss with aux as ``lambda params, batch: loss(params, batch)[0]``. Scores are float32, accumulated on device inside the jitted step into a donated buffer that is
-sharded as the params are; nothing per batch goes to the host.
+loss with aux as ``lambda params, batch: loss(params, batch)[0]``. Scores are float32, accumulated on device inside the
+jitted step into a donated buffer that is sharded as the params are; nothing per batch goes to the host.
 
     params = {'w': jnp.ones(3)}
     loss = lambda params, batch: jnp.mean((batch['x'] @ params['w']) ** 2)
@@ -29,7 +29,7 @@ KINDS = {"squared": jnp.square, "absolute": jnp.abs, "signed": lambda g: g}
 
 
 def _weights(batch: Tree, rows: int) -> jax.Array:
-    """1.0 for every row that counts: all of them, or those with any loss weight (padding rows have none), in a dict's ``weights``."""
+    """1.0 for every row that counts: all of them, or those with any loss weight in a dict's ``weights`` (padding has none)."""
     if isinstance(batch, dict) and "weights" in batch:
         weights = batch["weights"]
         return (weights > 0).any(axis=tuple(range(1, weights.ndim))).astype(jnp.float32)

@@ -239,8 +239,8 @@ def choice(options: Any, answer: Any, place: str) -> tuple[dict[str, str], str]:
 
     Options are a struct, a list, a list of label and text, or JSON of any. Keys that spell a letter (``a``, ``1``, ``A.``,
     ``(A)``, ``option_1``) become that capital where all do; others stay. A null option whose key is spelled otherwise than
-    those of the others, or as one of them, belongs to other rows of the table. The answer is a key in any of these spellings, ``B. text``, the text of an option, or its index,
-    counted from 0 where the options have no numbers of their own. It is '' where the answer, or the option, is blank.
+    those of the others, or as one of them, belongs to other rows of the table. The answer is a key in any of these
+    spellings, ``B. text``, the text of an option, or its index, counted from 0 where the options have no numbers of their own. It is '' where the answer, or the option, is blank.
 
     Raises:
       InputError: the answer is none of the options, or two; or two keys spell one letter.
