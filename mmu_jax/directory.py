@@ -185,18 +185,19 @@ def _named(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def check_links(path: Path) -> None:
-    """Refuses a directory in which what a copy would carry is a link out of it; the cache of the hub is made of links.
+    """Refuses a directory in which what a copy would carry is a link out of it, other than to a file of the hub's cache.
 
     Raises:
       InputError: some are; all are named.
     """
     path = pathlib.Path(path)
-    homes = [path.resolve()]
-    if path.resolve().parent.name == "snapshots":
-        homes.append(path.resolve().parent.parent / "blobs")
+
+    def at_home(file: pathlib.Path) -> bool:
+        cache = file.parent.parent.name.startswith("models--") and file.parent.name == "blobs"
+        return cache or file.is_relative_to(path.resolve())
+
     files = [*_named(path), *(file for file in [path / INDEX] if file.is_file())]
-    away = [file for file in files if not any(file.resolve().is_relative_to(home) for home in homes)]
-    if away:
+    if away := [file for file in files if not at_home(file.resolve())]:
         found = ", ".join(f"{file.name} -> {file.resolve()}" for file in away)
         raise InputError(
             f"expected the files of a checkpoint in its own folder, found links out of {path}: {found}; put copies in their "

@@ -159,6 +159,17 @@ def test_a_link_out_of_the_folder_is_refused_before_anything_is_made(copy, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_links_within_the_folder_and_into_the_cache_of_the_hub_are_files(copy, tmp_path):
+    folder, blobs = copy(), tmp_path / "models--org--name" / "blobs"
+    blobs.mkdir(parents=True)
+    (folder / "tokenizer.json").rename(blobs / "c0ffee")
+    (folder / "tokenizer.json").symlink_to(blobs / "c0ffee")
+    (folder / "README.md").write_text("Ada")
+    (folder / "LICENSE").symlink_to("README.md")
+    directory.check_links(folder)
+    assert {"tokenizer.json", "README.md", "LICENSE"} <= set(map(str, directory.carried(folder)))
+
+
 def test_a_linked_folder_of_templates_and_a_file_beyond_all_size_stay_behind(copy, tmp_path, monkeypatch):
     folder = copy()
     (tmp_path / "elsewhere").mkdir()
