@@ -264,6 +264,16 @@ def test_answers_that_are_no_strings_are_trained_on_as_text(answer, tmp_path):
     assert json.loads(row["metadata"])[0]["Answer"] == (answer if isinstance(answer, str) else str(answer).strip("[']"))
 
 
+@pytest.mark.parametrize(("unit", "time"), [("ns", 1), ("us", 2**62)])
+def test_times_that_python_has_not_are_one_line(unit, time, tmp_path):
+    folder = folder_of(tmp_path / "in")
+    (file,) = (folder / "Full_Set").iterdir()
+    table = pq.read_table(file)
+    ids = pa.array([time] * len(table), pa.timestamp(unit))
+    pq.write_table(table.set_column(table.schema.get_field_index("ID"), "ID", ids), file)
+    refused("expected a Parquet file at .*Full_Set", builders.prepare, "mllmu_bench", tmp_path, str(folder))
+
+
 def test_one_item_in_a_hundred_may_lack_its_answer(tmp_path):
     def meta(missing):
         asked = [{"Question": f"Q{k}?", "Answer": None if k < missing else "A"} for k in range(100)]

@@ -63,6 +63,8 @@ def _rows(path: pathlib.Path, columns: tuple[str, ...], optional: tuple[str, ...
             wanted = [*columns, *(name for name in optional if name in there)]
             for part in file.iter_batches(batch_size=32, columns=wanted):
                 yield from part.to_pylist()
+    except InputError:  # a ValueError too
+        raise
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two of times Python has not
         why = f"it cannot be read ({' '.join(str(error).split())[:200]}); download it again"
         if is_pointer(path):
