@@ -22,6 +22,7 @@ STAGES = flags.DEFINE_list("stages", [], "Only these stages, by name or by their
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 # What a file system says when it will not: no room, no right, no such place.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # said of an open file, without its name
 REFUSALS |= {errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EMFILE, errno.EEXIST}
 
 
@@ -40,9 +41,10 @@ def spoken(program: Callable[..., Any], *args: Any) -> Any:
     except InputError as error:
         message, code = f"error: {' '.join(str(error).split())}", 2
     except OSError as error:
-        if error.errno not in REFUSALS or error.filename is None:
+        if error.errno not in REFUSALS or error.filename is None and error.errno not in FULL:
             raise
-        message = f"error: expected a file system that lets us write and read {error.filename}, found {error.strerror}"
+        place = error.filename or "the workdir"
+        message = f"error: expected a file system that lets us write and read {place}, found {error.strerror}"
         message, code = f"{message}; free that place, or name another", 2
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

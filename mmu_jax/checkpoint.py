@@ -1,12 +1,14 @@
 """Training state in and out of orbax: whole or not there, kept by step, restored onto any mesh."""
 
 import pathlib
+import shutil
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from mmu_jax import InputError, trees
+from mmu_jax.files import refused
 
 Tree = Any
 
@@ -28,7 +30,26 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Tree) -> None:
-        self._manager.save(step, args=ocp.args.StandardSave(_named(state)))
+        """Keeps a state.
+
+        Raises:
+          InputError: there is no room for it, or no right to write; what was kept before is whole.
+        """
+        needed, free = trees.nbytes(state), shutil.disk_usage(self.path).free
+        if free < needed:  # before anything is written: orbax ends with an error for every array
+            raise self._no_room(f"{free:,} bytes free for {needed:,}")
+        try:
+            self._manager.save(step, args=ocp.args.StandardSave(_named(state)))
+        except (ValueError, OSError) as error:
+            if not refused(error):
+                raise
+            raise self._no_room(" ".join(str(error).split())[:200]) from error
+
+    def _no_room(self, found: str) -> InputError:
+        return InputError(
+            f"expected room and permission for a checkpoint in {self.path}, found {found}; free some, and the same command goes "
+            "on from the last one"
+        )
 
     def restore(self, step: int, like: Tree) -> Tree:
         """The state of ``step`` with the structure, dtypes and shardings of ``like`` (arrays, or their shapes).

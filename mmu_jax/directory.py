@@ -234,6 +234,6 @@ def write(out: Path, fill: Callable[[pathlib.Path], None]) -> None:
         if out.exists():
             os.replace(out, old)
         os.replace(partial, out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"expected room and permission to write {out}, found {error}; free or change it") from error
     shutil.rmtree(old, ignore_errors=True)

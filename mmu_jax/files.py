@@ -1,5 +1,6 @@
 """JSON files in and out: what a file system or a half-written file does to a reader arrives as one line."""
 
+import errno
 import json
 import math
 import os
@@ -7,6 +8,14 @@ import pathlib
 from typing import Any
 
 from mmu_jax import InputError
+
+# What libraries that raise no OSError repeat of one.
+REFUSALS = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM))
+
+
+def refused(error: Exception) -> bool:
+    """Whether an exception of a library tells that a file system would not write: it is full, or may not be written."""
+    return any(words in str(error) for words in (*REFUSALS, "RESOURCE_EXHAUSTED"))
 
 
 def read_text(path: str | pathlib.Path, what: str = "a text file") -> str:

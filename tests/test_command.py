@@ -127,6 +127,13 @@ def test_a_file_system_that_refuses_is_one_line_and_a_fault_of_ours_is_not(capsy
         command.spoken(full)
     assert ended.value.code == 2
     refused(capsys, "/disk/model.safetensors", "No space left")
+
+    def full_without_a_name():  # as of a file that is open
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(SystemExit):
+        command.spoken(full_without_a_name)
+    refused(capsys, "the workdir", "No space left")
     with pytest.raises(ZeroDivisionError):
         command.spoken(lambda: 1 / 0)
 

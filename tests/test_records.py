@@ -1,16 +1,20 @@
 """What lies on disk between two runs: records of stages, JSON, checkpoints. A damaged one is named, with what to do."""
 
+import errno
 import json
 import math
+import os
 import pathlib
 import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from experiments import stages
-from mmu_jax import InputError, checkpoint, files
+from mmu_jax import InputError, checkpoint, directory, files
+from mmu_jax.data import builders
 
 STATE = {"a": jnp.arange(1000.0), "b": {"c": jnp.ones((3, 4))}}
 
@@ -134,3 +138,42 @@ def test_every_file_of_a_checkpoint_that_is_cut_is_named_or_not_needed(kept, tmp
 def test_a_checkpoint_of_another_state_is_refused(like, kept):
     with pytest.raises(InputError, match="complete checkpoint of this stage"):
         restored(kept, like)
+
+
+FULL = os.strerror(errno.ENOSPC)
+
+
+def test_a_checkpoint_without_room_is_one_line_and_the_last_one_stays(tmp_path, monkeypatch):
+    state = {"w": jnp.arange(8.0)}
+    kept = checkpoint.Checkpoints(tmp_path / "c")
+    kept.save(1, state)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 69, 31))
+        with pytest.raises(InputError, match="room .*for a checkpoint in .*c, found 31 bytes free for 32.*goes on"):
+            kept.save(2, state)
+    for fault, kind in ((ValueError(f"Error writing w: {FULL}"), InputError), (ValueError("a bug"), ValueError)):
+        with monkeypatch.context() as patch:
+            patch.setattr(kept._manager, "save", raising(fault))
+            with pytest.raises(kind) as said:
+                kept.save(2, state)
+            assert isinstance(said.value, InputError) == (kind is InputError)
+    assert kept.latest == 1
+    np.testing.assert_array_equal(kept.restore(1, state)["w"], state["w"])
+
+
+def raising(error):
+    def call(*args, **options):
+        raise error
+
+    return call
+
+
+def test_writers_that_know_no_oserror_are_one_line_where_the_disk_is_full(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="room and permission to write .*out"):
+        directory.write(tmp_path / "out", raising(SafetensorError(f"Error while serializing: I/O error: {FULL}")))
+    monkeypatch.setattr(builders.People, "download_and_prepare", raising(RuntimeError(f"write() failed: {FULL}")))
+    with pytest.raises(InputError, match="room and permission to prepare the data set"):
+        builders.prepare("embedded_faces", tmp_path / "data")
+    monkeypatch.setattr(builders.People, "download_and_prepare", raising(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        builders.prepare("embedded_faces", tmp_path / "data")

@@ -15,7 +15,7 @@ from google.protobuf import json_format
 
 from mmu_jax import InputError, hub
 from mmu_jax.data import Benchmark, Person, check, clear, faces, mllmu, parquet, read_person, remarks
-from mmu_jax.files import read_json, read_object, write_json
+from mmu_jax.files import read_json, read_object, refused, write_json
 
 # A module of rows in one schema (``read_person``) each: what splits it has, and their rows, read from a source folder.
 TOLD = "left_out.json"  # in the prepared directory
@@ -121,7 +121,9 @@ def prepare(name: str, path: str | pathlib.Path, source: str = "") -> pathlib.Pa
         builder = People(dataset=name, source=str(folder), data_dir=str(path), file_format="array_record")
         with contextlib.redirect_stdout(io.StringIO()):  # it announces a download; there is none
             builder.download_and_prepare()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the array_record writer knows RuntimeError alone
+        if isinstance(error, RuntimeError) and not refused(error):
+            raise
         raise InputError(
             f"expected room and permission to prepare the data set in {path}, found {_brief(error)}; free or change it"
         ) from error
