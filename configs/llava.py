@@ -32,11 +32,11 @@ accelerator. Expect, at 8 FLOPs per parameter and token and 40 % of peak, for a 
 A100 1.2 s, eight chips of TPU v5e 0.25 s; MLLMU-Bench has about 1,800 retain and 100 forget steps.
 """
 
-from configs import common
+from configs import benchmarks
 
 
 def get_config(argument: str | None = None):
-    config = common.published(common.base(), argument)
+    config = benchmarks.published(argument)
     config.model.path = "llava-hf/llava-1.5-7b-hf"
     # 576 image tokens and a question; text alone is short. Every size compiles once.
     config.data.tokens = (64, 128, 256, 640, 704, 768, 1024)

@@ -24,11 +24,11 @@ accelerator. Expect, at 8 FLOPs per parameter and token and 40 % of peak, for a 
 A100 1.4 s, eight chips of TPU v5e 0.3 s; CLEAR has about 900 retain and 50 forget steps.
 """
 
-from configs import common
+from configs import benchmarks
 
 
 def get_config(argument: str | None = None):
-    config = common.published(common.base(), argument)
+    config = benchmarks.published(argument)
     config.model.path = "Qwen/Qwen2-VL-7B-Instruct"
     config.data.max_pixels = 512 * 28 * 28  # 512 image tokens of 28 x 28 pixels, 2048 patches
     config.data.patches = (256, 512, 1024, 2048)

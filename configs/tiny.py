@@ -11,6 +11,7 @@ the rate of the steps that only descend, by the strongest baseline, then the rat
 """
 
 from configs import common
+from mmu_jax.methods import METHODS
 
 # Printed by the sweep. Ablations run at mmunlearner's rate, so that only the mask differs; fine-tuning on the retain set
 # forgets nothing and has no rate but config.unlearn.retain_rate. Methods that are not in config.unlearn.methods were swept with
@@ -26,11 +27,13 @@ RATES = {
     "mmunlearner": 8e-4,
     "mmunlearner_official": 5e-4,
     "mmunlearner_official_clear": 8e-4,
+    **dict.fromkeys(common.ABLATIONS, 8e-4),
 }
 
 
 def get_config():
     config = common.base()
+    config.gold = True
     config.model.vision = dict(
         hidden_size=96,
         intermediate_size=192,
@@ -47,15 +50,23 @@ def get_config():
         num_attention_heads=4,
         num_key_value_heads=4,
     )
-    config.vanilla.update(
-        dict(epochs=14.28, rows={"vqa": 48, "text": 24}, learning_rate=1e-3, schedule="cosine", warmup=0.1)
-    )
-    config.gold = True
-    config.saliency.update(dict(rows=32, chunk=8))
-    config.unlearn.update(dict(epochs=1.0, rows=8, retain_rate=2e-4))
-    config.unlearn.methods = common.ALL + ("mmunlearner_official",) + common.ABLATIONS
-    config.unlearn.learning_rate = RATES | {name: RATES["mmunlearner"] for name in common.ABLATIONS}
+    config.vanilla.epochs = 14.28
+    config.vanilla.rows = {"vqa": 48, "text": 24}
+    config.vanilla.learning_rate = 1e-3
+    config.vanilla.schedule = "cosine"
+    config.vanilla.warmup = 0.1
+    config.saliency.rows = 32
+    config.saliency.chunk = 8
+    config.unlearn.methods = (*common.ALL, "mmunlearner_official", *common.ABLATIONS)
+    config.unlearn.epochs = 1.0
+    config.unlearn.rows = 8
+    config.unlearn.retain_rate = 2e-4
+    # A method that was not swept has the rate of the strongest baseline.
+    config.unlearn.learning_rate = {name: RATES.get(name, RATES["grad_diff"]) for name in METHODS}
     # The model was never taught the letter format, so letters are not asked for; a blank is asked for as it was taught.
-    config.evaluate.update(dict(rows=64, new_tokens=8, letters=False))
-    config.evaluate.prompts.update(dict(cloze="{question}", blank="__"))
+    config.evaluate.rows = 64
+    config.evaluate.new_tokens = 8
+    config.evaluate.letters = False
+    config.evaluate.prompts.cloze = "{question}"
+    config.evaluate.prompts.blank = "__"
     return config

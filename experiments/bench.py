@@ -98,7 +98,7 @@ def measure_saliency():
     model = models.Model(hub)
     params = model.init(0)
     batches = [batch(rng, ROWS.value, len(processor.tokenizer), hub.image_token_id) for _ in range(BATCHES.value)]
-    leaves = model.module.ELIGIBLE
+    leaves = model.family.eligible
 
     def loss(p, b):
         total, count = losses.cross_entropy(model.forward(p, b), b["tokens"], b["weights"])
@@ -166,7 +166,7 @@ def synthetic(out, gib):
     noise = np.random.default_rng(0).standard_normal(2**20).astype(ml_dtypes.bfloat16)
     places = [(n, r, x.shape if r is None else x.shape[1:]) for n, x in trees.flatten(model.abstract()).items()
               for n, r in hf.places(n, x.shape)]  # fmt: skip
-    places += [(*hf.rename(name, []), shape) for name, shape in model.module.unread(config).items()]
+    places += [(*hf.rename(name, []), shape) for name, shape in model.family.unread(config).items()]
     where, tensors = {}, {}
 
     def flush():
@@ -195,13 +195,13 @@ def read_and_report(path, whole):
     model, mesh = models.Model(hf.read_config(path)), sharding.make_mesh(8)
     before = peak()
     if whole:
-        tensors = {hf.rename(k, model.module.HF_NAMES): v for f in hf.files(path) for k, v in load_file(f).items()}
+        tensors = {hf.rename(k, model.family.names): v for f in hf.files(path) for k, v in load_file(f).items()}
 
         def leaf(name, x, where):
             rows = [tensors[place] for place in hf.places(name, x.shape)]
             return jax.device_put(np.stack(rows) if trees.stacked(name) else rows[0], where)
 
-        placed = sharding.shardings(model.abstract(), model.module.RULES, mesh)
+        placed = sharding.shardings(model.abstract(), model.family.rules, mesh)
         params = trees.map_named(leaf, model.abstract(), placed)
     else:
         params = hf.load(path, model, mesh, dtype=None)

@@ -2,11 +2,11 @@
 
     python -m experiments.sweep --config=configs/tiny.py --seeds=1
 
-For each seed a vanilla model and the masks are made by ``experiments.run``; each method is then run at each rate, with
+For each seed a vanilla model and the masks are made as ``experiments.run`` makes them; each method is then run at each rate, with
 the passes, batch and everything else of the config. A rate is judged by its *worst axis*, in [0, 1]: the four-way goal
 is only as good as the axis that fails. The axes are forget VQA and forget Test VQA (1 at or below the chance level of
 four options, 0 where all are still right), forget QA, retain VQA and retain QA (exact answers). The best mean over
-seeds wins, the smaller rate on a tie. What is measured is kept in ``<workdir>/sweep.json``; the same command goes on.
+seeds wins, the smaller rate on a tie. What is measured is kept in ``<workdir>/sweep.json``; the same command resumes.
 
 With ``--retain_rates`` the rate of the steps that only descend is chosen too, one for all methods: that at which the
 methods of the sweep do best on average, each at its own best learning rate.
@@ -18,8 +18,11 @@ import pathlib
 import numpy as np
 from absl import app, flags
 
-from experiments import command, run
+from experiments import command
 from mmu_jax import InputError, files, train
+from mmu_jax.study import steps
+from mmu_jax.study.study import Study
+from mmu_jax.study.workspace import Workspace
 
 SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds to choose on.")
 RATES = flags.DEFINE_list("rates", ["3e-5", "1e-4", "2e-4", "3e-4", "5e-4", "8e-4"], "The grid, for every method.")
@@ -43,12 +46,13 @@ def axes(results: dict, chance: float = 0.25) -> dict[str, float]:
     }
 
 
-def measure(runner: run.Run, name: str, **rates: float) -> dict[str, float]:
+def measure(work: Workspace, name: str, **rates: float) -> dict[str, float]:
     """One method at one pair of rates on one seed."""
-    plan, streams, mask = runner.prepared(name, **rates)
-    params = runner.vanilla_params if plan.lora else runner.take_vanilla_params()
-    state = train.fit(plan, runner.model, params, streams, mesh=runner.mesh, mask=mask)
-    results, _ = runner.questioned(f"{name} at {rates['learning_rate']:g}", state.params)
+    plan, streams, mask = steps.prepare(work, name, **rates)
+    params = work.load(work.vanilla, consumed=plan.trainable.consumes)
+    state = train.fit(plan, work.model, params, streams, mesh=work.mesh, mask=mask)
+    trained = plan.trainable.view(state.params, params, mask, plan.method.phases[-1])
+    results, _ = steps.question(work, f"{name} at {rates['learning_rate']:g}", trained.whole(trained.part))
     return axes(results)
 
 
@@ -87,15 +91,15 @@ def sweep() -> None:
         config = command.CONFIG.value.copy_and_resolve_references()
         with config.unlocked():
             config.seed, config.gold = seed, False
-        runner = run.Run(config, workdir / f"seed{seed}", given)
-        runner.go(["data", "base", "vanilla", "evaluate/vanilla", "saliency"])
+        study = Study(config, workdir / f"seed{seed}", given)
+        study.run(["data", "base", "vanilla", "evaluate/vanilla", "saliency"])
         retain_rates = numbers(RETAIN_RATES.value, "retain_rates", float) or [config.unlearn.retain_rate]
         grid = itertools.product(METHODS.value or config.unlearn.methods, retain_rates, rates)
         for name, retain_rate, rate in grid:
             key = {"seed": seed, "method": name, "retain_rate": retain_rate, "learning_rate": rate}
             row = next((row for row in rows if key.items() <= row.items()), None)
             if row is None:
-                row = key | {"axes": measure(runner, name, learning_rate=rate, retain_rate=retain_rate)}
+                row = key | {"axes": measure(study.work, name, learning_rate=rate, retain_rate=retain_rate)}
                 rows.append(row)
                 files.write_json(kept, rows)
             asked.append(row)

@@ -1,6 +1,83 @@
-"""Multimodal machine unlearning in JAX: forget a face, keep the facts."""
+"""Multimodal machine unlearning in JAX: forget a face, keep the facts.
+
+    >>> import mmu_jax
+    >>> mmu_jax.masks.count({"w": jnp.array([True, False])})
+    1
+
+Every module is here by name and is loaded when it is first named.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mmu_jax import (
+        adapters,
+        checkpoint,
+        data,
+        directory,
+        evaluate,
+        files,
+        generate,
+        hf,
+        hub,
+        letters,
+        lora,
+        losses,
+        masks,
+        memory,
+        methods,
+        metrics,
+        models,
+        plan,
+        questions,
+        report,
+        rules,
+        saliency,
+        selection,
+        sharding,
+        study,
+        train,
+        trainable,
+        transforms,
+        trees,
+    )
+
+__all__ = [
+    "InputError",
+    "__version__",
+    "adapters",
+    "checkpoint",
+    "data",
+    "directory",
+    "evaluate",
+    "files",
+    "generate",
+    "hf",
+    "hub",
+    "letters",
+    "lora",
+    "losses",
+    "masks",
+    "memory",
+    "methods",
+    "metrics",
+    "models",
+    "plan",
+    "questions",
+    "report",
+    "rules",
+    "saliency",
+    "selection",
+    "sharding",
+    "study",
+    "train",
+    "trainable",
+    "transforms",
+    "trees",
+]
 
 
 class InputError(ValueError):
@@ -8,3 +85,13 @@ class InputError(ValueError):
 
     The message is one line: what was expected, what was found, what to do. Programs print it and exit with code 2.
     """
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return importlib.import_module(f"mmu_jax.{name}")
+    raise AttributeError(f"module 'mmu_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

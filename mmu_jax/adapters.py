@@ -176,7 +176,7 @@ def _pairs(adapter: pathlib.Path, config: dict[str, Any], model: models.Model, t
     modules: dict[tuple, str] = {}
     for tensor in tensors(adapter / WEIGHTS):
         key = tensor.key.removeprefix(PREFIX)
-        if _is_of_base(tensor, table.get(hf.rename(key.replace(".base_layer.", "."), model.module.HF_NAMES))):
+        if _is_of_base(tensor, table.get(hf.rename(key.replace(".base_layer.", "."), model.family.names))):
             continue  # an adapted embedding or head is saved once more
         found = FACTOR.fullmatch(key)
         if found is None or not _targeted(config, found["module"]):
@@ -184,7 +184,7 @@ def _pairs(adapter: pathlib.Path, config: dict[str, Any], model: models.Model, t
                 f"expected factors lora_A and lora_B of target_modules only, found {tensor.key} in {adapter / WEIGHTS}; "
                 "merge it with PEFT (merge_and_unload) and give the merged model"
             )
-        place = hf.rename(f"{found['module']}.weight", model.module.HF_NAMES)
+        place = hf.rename(f"{found['module']}.weight", model.family.names)
         if found["side"] in sides.setdefault(place, {}):
             raise InputError(f"expected one adapter, found another, {tensor.key}, in {adapter / WEIGHTS}; keep one")
         sides[place][found["side"]] = tensor

@@ -2,15 +2,13 @@
 
 import pathlib
 import shutil
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from mmu_jax import InputError, trees
 from mmu_jax.files import refused
-
-Tree = Any
+from mmu_jax.trees import Tree
 
 
 class Checkpoints:

@@ -112,8 +112,8 @@ def weights(path: Path) -> list[pathlib.Path]:
             f"expected a model or an adapter, found {ADAPTER} beside a whole model in {path}, which changes what the model is: "
             f"transformers loads both; merge the adapter first, or move {ADAPTER} and its weights to a folder of their own"
             if whole
-            else f"expected a whole model, found an adapter ({ADAPTER}) in {path}; give it as config.vanilla.path and its base "
-            "as config.model.path"
+            else f"expected a whole model, found an adapter ({ADAPTER}) in {path}; merge it onto its base "
+            "(adapters.merge), or give both, it as vanilla.path and the base as model.path"
         )
     if (path / SINGLE).is_file():
         return [path / SINGLE]

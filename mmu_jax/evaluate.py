@@ -11,8 +11,8 @@ import numpy as np
 from mmu_jax import InputError, generate, losses, metrics, models, sharding
 from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, loader, text
 from mmu_jax.questions import Prompts
+from mmu_jax.trees import Tree
 
-Tree = Any
 TASKS = {"vqa": IMAGE, "qa": TEXT}
 Progress = Callable[[int], None]
 
@@ -29,8 +29,31 @@ def check_finite(good: np.ndarray, whose: Callable[[int], str]) -> None:
     if len(broken):
         raise InputError(
             f"expected finite numbers from the model, found NaN or infinity for {whose(int(broken[0]))} ({len(broken)} of "
-            f"{len(good)} rows); its weights are not finite or do not fit its config, or config.model.dtype is too coarse"
+            f"{len(good)} rows); its weights are not finite or do not fit its config, or the dtype it computes in is too coarse"
         )
+
+
+def reference_logps(model: models.Model, params: Tree, stream: loader.Stream, mesh: jax.sharding.Mesh) -> np.ndarray:
+    """log p(answer) under ``params`` of every row and photo of a stream, ``[R, P]``: a column ``ref_logps`` for it.
+
+    Raises:
+      InputError: one is not finite; its row is named.
+    """
+    rows = len(stream.examples)
+    photos = max(len(stream.photos(row)) for row in range(rows))
+    column = np.zeros((rows, photos), np.float32)
+    with jax.set_mesh(mesh):
+        for photo in range(photos):
+            for start in range(0, rows, stream.rows):
+                part = np.arange(start, min(start + stream.rows, rows))
+                batch = sharding.put(stream.gather(part, np.full(len(part), photo)), mesh)
+                values = np.asarray(answer_logps(model, params, batch))
+                check_finite(
+                    np.isfinite(values[: len(part)]),
+                    lambda i, part=part: f"the reference of {stream.describe({'row': part[i : i + 1]})}",
+                )
+                column[part, photo] = values[: len(part)]
+    return column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,24 +182,18 @@ class Examiner:
         free_said, blank_said = ask(free, self.prompts.free), ask(blanks, self.prompts.filled_blank)
         values, owners = {}, {}
 
-        def add(items, **found):
-            for name, value in found.items():
-                values[name], owners[name] = value, [item.person for item in items]
+        def judge(asks, items, score):
+            for name, metric in metrics.asked(asks).items() if items else ():
+                values[name], owners[name] = score(metric.of), [item.person for item in items]
 
-        if free:
-            pairs = [(s, item.answer) for s, item in zip(free_said, free, strict=True)]
-            add(free, exact=[metrics.exact(*p) for p in pairs], rouge_l=[metrics.rouge_l(*p) for p in pairs])
-        if blanks:
-            pairs = [(s, item.answer) for s, item in zip(blank_said, blanks, strict=True)]
-            add(blanks, cloze=[metrics.cloze(*p) for p in pairs], cloze_exact=[metrics.exact(*p) for p in pairs])
+        for asks, items, said in (("generation", free, free_said), ("cloze", blanks, blank_said)):
+            judge(asks, items, lambda of: [of(s, i.answer) for s, i in zip(said, items, strict=True)])  # noqa: B023
         if choices:
             scored = self.option_logps(params, choices, rows(choices), album, split)
-            add(choices, **metrics.choice(*scored, right))
+            judge("options", choices, lambda of: of(*scored, right))
         if choices and self.letters:
             pairs = list(zip(ask(choices, self.prompts.asked_letter), choices, strict=True))
-            strict = [float(metrics.strict_letter(s, list(c.options)) == c.letter) for s, c in pairs]
-            published = [float(metrics.published_key(s, list(c.options)) == c.letter) for s, c in pairs]
-            add(choices, letter=strict, letter_published=published)
+            judge("letter", choices, lambda of: [float(of(s, list(c.options)) == c.letter) for s, c in pairs])
         results = {
             name: metrics.summary(np.asarray(v), np.asarray(owners[name]), samples=self.samples, seed=self.seed)
             for name, v in values.items()
@@ -235,77 +252,3 @@ def evaluate(
                 results[split][task], answers[split][task] = examiner.examine(params, people, kind, album, split)
             progress(1)
     return results, answers
-
-
-def flags(
-    results: dict,
-    moved: dict[str, dict[str, float]] | None = None,
-    saved: float | None = None,
-    *,
-    headline: str = "exact",
-) -> list[str]:
-    """What a reader must be told about a model.
-
-    ``collapsed``: it answers everyone's questions alike, or the ``headline`` metric says it knows almost nothing of the
-    people to keep. ``over-unlearned``: on the forgotten faces the right option is chosen less than half as often as by
-    chance, interval included: the model avoids the answer, and so still knows it. ``inert mask``: masked steps moved
-    nothing inside the mask. ``leaking mask``: they moved something outside it. ``lost in rounding``: of the trained
-    entries the share ``saved``, under one in a hundred, changed in the dtype of the files.
-    """
-    found, retain, mcq = [], results["retain"], results["forget"]["vqa"].get("mcq")
-    known = [cell[headline]["mean"] for cell in retain.values() if headline in cell]
-    alike = [cell["distinct"]["mean"] for task, cell in retain.items() if task == "vqa" and "distinct" in cell]
-    if (known and max(known) < 0.1) or any(share < 0.1 for share in alike):
-        found.append("collapsed")
-    if mcq and mcq["high"] < mcq["chance"] / 2:
-        found.append("over-unlearned")
-    if moved and sum(group["inside"] for group in moved.values()) == 0:
-        found.append("inert mask")
-    if moved and sum(group["outside"] for group in moved.values()) > 0:
-        found.append("leaking mask")
-    if saved is not None and saved < 0.01:
-        found.append("lost in rounding")
-    return found
-
-
-def gate(results: dict, headline: str, memorised: float, *, trained: bool, prompts: Prompts) -> str | None:
-    """Why nothing should be unlearned from a vanilla model with these ``results``, and what to do; None if it knows them.
-
-    Args:
-      headline: the metric that must reach ``memorised`` (0 to 1) on photos of the people to forget.
-      trained: whether the model was fine-tuned here.
-      prompts: how it was asked.
-    """
-    forget, retain = (results[split]["vqa"] for split in ("forget", "retain"))
-    if headline not in forget:
-        there = ", ".join(name for name in forget if name != "distinct") or "none at all"
-        return (
-            f"expected the headline metric {headline} of the people to forget, found only {there}; set "
-            "config.evaluate.headline to one that the data set has items for"
-        )
-    known, kept = forget[headline]["mean"], retain.get(headline, {}).get("mean", 0.0)
-    if known >= memorised:
-        return None
-    advice, overlap = [], forget.get("rouge_l", {}).get("mean", 0.0)
-    sentences = "sentence" in prompts.generation or overlap >= max(0.3, 2 * known)
-    if headline in ("exact", "cloze_exact") and sentences:
-        advice.append(
-            f"{headline} wants the very words, and the model answers or is asked in sentences (ROUGE-L {100 * overlap:.0f} %): set "
-            "config.evaluate.headline=rouge_l, or ask for less in config.evaluate.prompts"
-        )
-    if trained:
-        advice.append("train it longer in another --workdir (config.vanilla.epochs)")
-    elif kept >= memorised:
-        advice.append(
-            f"it knows the people to keep ({100 * kept:.1f} %): config.data.forget is another split than it was taught, or "
-            "it has forgotten them already"
-        )
-    else:
-        advice.append(
-            f"it was not trained here and knows the people to keep no better ({100 * kept:.1f} %): give the model that was "
-            "taught this data set (config.vanilla.path), or the data set that it was taught (config.data)"
-        )
-    return (
-        f"expected a vanilla model that knows the people to forget ({headline} on their VQA of at least {100 * memorised:.1f} "
-        f"%), found {100 * known:.1f} %; {'; '.join(advice)}; or lower config.evaluate.memorised to go on all the same"
-    )

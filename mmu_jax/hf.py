@@ -26,7 +26,9 @@ from mmu_jax.directory import INDEX, SINGLE, Path, Tensor, carried, check_links,
 from mmu_jax.directory import tensors as _tensors
 from mmu_jax.directory import weights as files
 from mmu_jax.models import config as configs
-from mmu_jax.processors import Processor, read_processor, stop_tokens
+from mmu_jax.models.processors import read_processor, stop_tokens
+from mmu_jax.models.reading import Processor
+from mmu_jax.trees import Tree
 
 __all__ = [
     "INDEX",
@@ -46,7 +48,6 @@ __all__ = [
     "survey",
 ]
 
-Tree = Any
 STACK = re.compile(r"\.(layers|blocks)\.(\d+)\.")
 BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|position_ids)$")  # in old files; constants, copied through
 HEAD, EMBED = "lm_head/weight", "language_model/embed_tokens/weight"
@@ -64,7 +65,7 @@ def read_config(path: Path) -> Any:
         return config
     found = weights(path)  # refuses what would change what the config means
     if config.tie_word_embeddings:
-        table, _ = _catalogue(found, models.MODELS[config.model_type].HF_NAMES)
+        table, _ = _catalogue(found, models.MODELS[config.model_type].names)
         if not _tied(table):
             config.tie_word_embeddings = False
             log.warning(
@@ -124,8 +125,8 @@ def survey(path: Path, model: models.Model) -> dict[tuple[str, int | None], Tens
         them all. Or the model is tied and the head is another than its embedding; or a file is a link out of the directory.
     """
     check_links(path)
-    abstract, module = trees.flatten(model.abstract()), model.module
-    table, twice = _catalogue(weights(path), module.HF_NAMES)
+    abstract, family = trees.flatten(model.abstract()), model.family
+    table, twice = _catalogue(weights(path), family.names)
     tied = model.config.tie_word_embeddings
     if tied and not _tied(table):
         raise InputError(
@@ -146,7 +147,7 @@ def survey(path: Path, model: models.Model) -> dict[tuple[str, int | None], Tens
                 faults.append(f"{table[place].key} has shape {table[place].shape}, expected {shape}")
             elif not jnp.issubdtype(table[place].dtype, jnp.floating):
                 faults.append(f"{table[place].key} is {table[place].dtype}, expected floating point")
-    known = {rename(key, []) for key in module.unread(model.config)}
+    known = {rename(key, []) for key in family.unread(model.config)}
     for place, tensor in table.items():
         if place not in owned and place not in known and not BUFFERS.match(tensor.key):
             faults.append(f"{tensor.key} is not a tensor of this model")
@@ -217,7 +218,7 @@ def load(path: Path, model: models.Model, mesh: Mesh | None = None, dtype: Any =
             value = jax.block_until_ready(_fill(value, _place(tensor, kind, of_row), index, where))
         return value
 
-    placed = sharding.shardings(abstract, model.module.RULES, mesh)
+    placed = sharding.shardings(abstract, model.family.rules, mesh)
     return trees.map_named(leaf, abstract, placed)
 
 
@@ -293,7 +294,7 @@ def create(params: Tree, model: models.Model, processor: Any, out: Path, seed: i
         value = np.asarray(jax.device_get(leaf))
         for place, row in places(name, value.shape):
             tensors[hub_name(place, row, model)] = value if row is None else np.ascontiguousarray(value[row])
-    for name, shape in model.module.unread(model.config).items():
+    for name, shape in model.family.unread(model.config).items():
         place, row = rename(name, [])
         constant = 1.0 if "norm" in name and name.endswith("weight") else 0.0
         noise = 0.02 * rng.standard_normal(shape) if len(shape) > 1 else np.full(shape, constant)
@@ -312,6 +313,6 @@ def hub_name(name: str, row: int | None, model: models.Model) -> str:
     key = name.replace("/", ".")
     if row is not None:
         key = re.sub(r"\.(layers|blocks)\.", rf".\1.{row}.", key, count=1)
-    for pattern, replacement in model.module.HUB_NAMES:
+    for pattern, replacement in model.family.hub_names:
         key = re.sub(pattern, replacement, key)
     return key

@@ -11,6 +11,7 @@ column of the weight, and with ``B = 0`` the gradient of ``A`` is exactly zero, 
 
 import dataclasses
 import zlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.struct
@@ -19,14 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError, trees
+from mmu_jax.trainable import Change, Counts, View, states
+from mmu_jax.trees import Tree
 
-Tree = Any
 KINDS = ("free", "masked")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
     """Which leaves are adapted, and how.
+
+    >>> LoRA(rank=8, alpha=16.0, targets='.*proj/weight').scale
+    2.0
 
     Attributes:
       rank, alpha: of the update ``(alpha / rank) B A``.
@@ -37,10 +42,74 @@ class LoRA:
     rank: int
     alpha: float
     targets: str
+    consumes = False
+    mask_in_params = True
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+    @property
+    def reach(self) -> str:
+        return self.targets
+
+    def check(self, method: Any) -> None:
+        """Refuses a method that LoRA would change in silence: its mask or its scope would do nothing."""
+        if method.mask and (method.mask.gradients_only or method.moments == "shared"):
+            raise InputError(
+                f"expected a method whose mask holds on the merged update, found one ({method.source}) that masks raw "
+                "gradients and shares moments between masked and unmasked steps: with LoRA its mask would do nothing; set "
+                "lora.rank=0 or choose another method"
+            )
+        if method.scope != ".*":
+            raise InputError(
+                f"expected a method without a scope of its own, found {method.scope!r} ({method.source}): with LoRA what "
+                "trains is lora.targets; put the scope there"
+            )
+
+    def start(self, params: Tree, phases: Iterable[Any], seed: int) -> dict[str, Tree]:
+        """New adapters, by kind."""
+        key = jax.random.key(seed)
+        return {kind: init(self, params, jax.random.fold_in(key, i)) for i, kind in enumerate(_kinds(phases))}
+
+    def view(self, trained: dict[str, Tree], frozen: Tree, mask: Tree | None, phase: Any) -> View:
+        kind = _kind(phase)
+        return View(
+            trained[kind],
+            lambda part: adapt(self, frozen, trained | {kind: part}, mask),
+            lambda part: trained | {kind: part},
+        )
+
+    def moved(self, before: Tree, after: Tree, mask: Tree) -> Counts:
+        return moved(self, before, after, mask)
+
+    def change(self, trained: dict[str, Tree], mask: Tree | None) -> Change:
+        return merge(self, trained, mask)
+
+    def needs(self, params: Tree, method: Any, count: Callable[..., int]) -> dict[str, int]:
+        factors = count(jax.eval_shape(lambda: init(self, params, jax.random.key(0))))
+        kinds = len(_kinds(method.phases))
+        return {"adapters": kinds * factors, "gradients": kinds * factors, "moments": 2 * states(method) * factors}
+
+    def describe(self, params: Tree, phases: Iterable[Any]) -> list[str]:
+        kinds = len(_kinds(phases))
+        factors = jax.eval_shape(lambda: init(self, params, jax.random.key(0)))
+        return [
+            f"    LoRA: rank {self.rank}, alpha {self.alpha:g}, {kinds * trees.size(factors):,} trained parameters in "
+            f"{kinds} set{'s' if kinds > 1 else ''} of factors; what is below stays as it is, updates are added to it"
+        ]
+
+    def says(self, leaves: int) -> str:
+        return f"{leaves} leaves adapted" if leaves else "untouched"
+
+
+def _kind(phase: Any) -> str:
+    """Which factors a phase moves: masked steps have their own, which act through the mask."""
+    return "masked" if phase.masked else "free"
+
+
+def _kinds(phases: Iterable[Any]) -> list[str]:
+    return sorted({_kind(phase) for phase in phases})
 
 
 class Factors(flax.struct.PyTreeNode):
@@ -72,7 +141,12 @@ class Adapted(flax.struct.PyTreeNode):
 
 
 def product(factors: Factors, scale: float, mask: jax.Array | None = None) -> jax.Array:
-    """The merged update ``[..., out, in]``: ``s B A``, zero outside the mask."""
+    """The merged update ``[..., out, in]``: ``s B A``, zero outside the mask.
+
+    >>> factors = Factors(jnp.ones((1, 3)), jnp.ones((2, 1)))
+    >>> product(factors, 2.0, jnp.array([[True, False, False]] * 2)).tolist()
+    [[2.0, 0.0, 0.0], [2.0, 0.0, 0.0]]
+    """
     update = scale * jnp.einsum("...or,...ri->...oi", factors.b, factors.a)
     return update if mask is None else jnp.where(mask, update, 0.0)
 
@@ -94,6 +168,10 @@ def check(spec: LoRA, params: Tree, eligible: str) -> None:
 def init(spec: LoRA, params: Tree, key: jax.Array) -> Tree:
     """Factors for every target, None elsewhere: ``A ~ N(0, 1 / r)``, ``B = 0``, so that the update starts at zero.
 
+    >>> factors = init(LoRA(2, 4.0, 'w'), {'w': jnp.zeros((3, 5))}, jax.random.key(0))
+    >>> factors['w'].a.shape, factors['w'].b.shape
+    ((2, 5), (3, 2))
+
     Raises:
       InputError: the pattern matches no leaf.
     """
@@ -108,6 +186,11 @@ def init(spec: LoRA, params: Tree, key: jax.Array) -> Tree:
 
 def adapt(spec: LoRA, params: Tree, adapters: dict[str, Tree], mask: Tree | None = None) -> Tree:
     """``params`` with every target replaced by its :class:`Adapted`.
+
+    >>> spec, params = LoRA(1, 1.0, 'w'), {'w': jnp.ones((2, 3))}
+    >>> adapted = adapt(spec, params, {'free': init(spec, params, jax.random.key(0))})
+    >>> adapted['w'].contract(jnp.ones(3), jnp.float32).tolist()
+    [3.0, 3.0]
 
     Args:
       adapters: ``free`` and ``masked``, either or both: trees of factors as :func:`init` makes them.
@@ -126,10 +209,15 @@ def adapt(spec: LoRA, params: Tree, adapters: dict[str, Tree], mask: Tree | None
     return jax.tree.map(leaf, params, free, masked, mask)
 
 
-def merge(spec: LoRA, adapters: dict[str, Tree], mask: Tree | None = None):
+def merge(spec: LoRA, adapters: dict[str, Tree], mask: Tree | None = None) -> Change:
     """``change(leaf name, row, tensor) -> tensor + merged update`` for ``hf.rewrite``; None for leaves not adapted.
 
     The sum is taken in float32 on the tensor as it is in the file, one layer at a time.
+
+    >>> spec = LoRA(1, 2.0, 'w')
+    >>> change = merge(spec, {'free': {'w': Factors(jnp.ones((1, 3)), jnp.ones((2, 1)))}})
+    >>> change('w', None, np.ones((2, 3), np.float32)).tolist()
+    [[3.0, 3.0, 3.0], [3.0, 3.0, 3.0]]
     """
     found = {kind: _factors(adapters[kind]) for kind in KINDS if kind in adapters}
     masks = trees.flatten(mask) if mask is not None else {}
@@ -151,10 +239,16 @@ def _factors(tree: Tree) -> dict[str, Factors]:
     return trees.flatten(tree, is_leaf=lambda x: isinstance(x, Factors))
 
 
-def moved(spec: LoRA, before: Tree, after: Tree, mask: Tree) -> dict[str, tuple[jax.Array, jax.Array]]:
+def moved(spec: LoRA, before: Tree, after: Tree, mask: Tree) -> Counts:
     """Leaf name -> entries of the merged update that changed ``(outside, inside)`` the mask, counted layer by layer.
 
     The mask is a factor of that update, so ``outside`` is zero by construction; ``inside`` says whether it acts.
+
+    >>> spec, mask = LoRA(1, 1.0, 'w'), {'w': jnp.array([[True, False, False]] * 2)}
+    >>> before = {'w': Factors(jnp.ones((1, 3)), jnp.zeros((2, 1)))}
+    >>> after = {'w': Factors(jnp.ones((1, 3)), jnp.ones((2, 1)))}
+    >>> [float(n) for n in moved(spec, before, after, mask)['w']]
+    [0.0, 2.0]
     """
     first, second, masks, counts = _factors(before), _factors(after), trees.flatten(mask), {}
     for name, old in first.items():

@@ -5,10 +5,8 @@ exact (``selection``).
 """
 
 import functools
-import json
 import math
 import operator
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError, selection, trees
+from mmu_jax.packing import load as load
+from mmu_jax.packing import save as save
+from mmu_jax.trees import Tree
 
-Tree = Any
 NOISE = 1e-12  # of a squared score, relative to its tensor's largest: fp32 gradients carry 1e-7, squared 1e-14
 
 
@@ -81,6 +81,9 @@ def sign(difference: Tree, *, tau: float = 1.0, eps: float = 1e-15, noise: float
 
     ``(F_f + eps) / (F_p + eps) >= tau`` is ``F_f - tau * F_p >= (tau - 1) * eps``. A difference within ``noise`` times
     the largest difference of its tensor, or of its layer, is no evidence and is not selected.
+
+    >>> sign({'w': jnp.array([3., -3., 0.])})['w']
+    Array([ True, False, False], dtype=bool)
 
     Raises:
       InputError: a difference is not finite, or not floating point; or a number is none.
@@ -155,7 +158,7 @@ def top_k(scores: Tree, k: int | dict[str, int] | Tree, *, scope: str = "global"
     """
     if scope not in ("global", "leaf", "layer"):
         raise InputError(f"expected scope 'global', 'leaf' or 'layer', found {scope!r}; choose one of the three")
-    _check_values(scores, "top_k")
+    trees.check_values(scores, "top_k")
     trees.check_scores(scores, "the scores")
     leaves, structure = jax.tree.flatten(scores)
     if scope == "global":
@@ -171,14 +174,22 @@ def _largest_of(leaf: jax.Array, counts: np.ndarray) -> jax.Array:
 
 
 def layer_counts(mask: Tree) -> dict[str, np.ndarray]:
-    """Leaf name -> True entries of each layer, int64 ``[layers]`` where the leaf stacks them, ``[1]`` where it does not."""
-    _check_mask(mask, "layer_counts")
+    """Leaf name -> True entries of each layer, int64 ``[layers]`` where the leaf stacks them, ``[1]`` where it does not.
+
+    >>> {name: n.tolist() for name, n in layer_counts({'layers': {'w': jnp.array([[True, True], [False, True]])}}).items()}
+    {'layers/w': [2, 1]}
+    """
+    trees.check_mask(mask, "layer_counts")
     counts = {name: selection.rows(leaf) for name, leaf in trees.flatten(mask).items()}
     return {name: rows if trees.stacked(name) else rows.sum(keepdims=True) for name, rows in counts.items()}
 
 
 def random(key: jax.Array, mask: Tree) -> Tree:
-    """As many True entries in every layer of every leaf as ``mask`` has, at positions drawn from ``key`` (seeded, exact)."""
+    """As many True entries in every layer of every leaf as ``mask`` has, at positions drawn from ``key`` (seeded, exact).
+
+    >>> count(random(jax.random.key(0), {'w': jnp.array([True, False, True, False])}))
+    2
+    """
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape != (2,):
         raise InputError(f"expected a key, jax.random.key(seed), to draw positions from, found {key!r}; make one")
     counts = layer_counts(mask)
@@ -193,30 +204,13 @@ def _uniform(key: jax.Array, like: jax.Array) -> jax.Array:
     return jax.jit(lambda key: jax.random.uniform(key, like.shape), out_shardings=where)(key)
 
 
-def _check_values(tree: Tree, what: str) -> None:
-    trees.check_arrays(tree, what)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
-        raise InputError(
-            f"expected arrays with values in masks.{what}, found tracers; call it outside jax.jit and jax.shard_map"
-        )
-
-
-def _check_mask(mask: Tree, what: str) -> None:
-    _check_values(mask, what)
-    _check_bool(mask, what)
-
-
-def _check_bool(mask: Tree, what: str) -> None:
-    trees.check_arrays(mask, what)
-    for name, leaf in trees.flatten(mask).items():
-        if leaf.dtype != jnp.bool_:
-            raise InputError(f"expected a mask of bool in masks.{what}, found {leaf.dtype} at {name!r}; compare first")
-
-
 def salun(magnitude: Tree, fraction: float = 0.5) -> Tree:
     """SalUn (arXiv 2310.12508, eq. 4): the global top ``fraction`` of ``|sum of forget gradients|``.
 
     ``magnitude`` comes from ``saliency.scores(..., kind='signed')``: signed sums first, absolute value last.
+
+    >>> salun({'w': jnp.array([4., 1., 3., 2.])}, 0.5)['w']
+    Array([ True, False,  True, False], dtype=bool)
     """
     _check_numbers(fraction=fraction)
     if not 0.0 < fraction <= 1.0:
@@ -232,18 +226,30 @@ def _both(first: Tree, second: Tree, rule: Callable) -> Tree:
 
 
 def union(first: Tree, second: Tree) -> Tree:
-    """Entries in either of two masks of equal names and shapes."""
+    """Entries in either of two masks of equal names and shapes.
+
+    >>> union({'w': jnp.array([True, False])}, {'w': jnp.array([False, False])})['w']
+    Array([ True, False], dtype=bool)
+    """
     return _both(first, second, jnp.logical_or)
 
 
 def intersect(first: Tree, second: Tree) -> Tree:
-    """Entries in both of two masks of equal names and shapes."""
+    """Entries in both of two masks of equal names and shapes.
+
+    >>> intersect({'w': jnp.array([True, False])}, {'w': jnp.array([True, True])})['w']
+    Array([ True, False], dtype=bool)
+    """
     return _both(first, second, jnp.logical_and)
 
 
 def invert(mask: Tree) -> Tree:
-    """Entries that a mask does not have."""
-    _check_bool(mask, "invert")
+    """Entries that a mask does not have.
+
+    >>> invert({'w': jnp.array([True, False])})['w']
+    Array([False,  True], dtype=bool)
+    """
+    trees.check_bool(mask, "invert")
     return jax.tree.map(jnp.logical_not, mask)
 
 
@@ -251,6 +257,9 @@ def fill(mask: Tree, params: Tree) -> Tree:
     """A mask for all of ``params``: leaves that ``mask`` does not have (None) are False, that is, frozen.
 
     Integer, bool and PRNG-key params are frozen with them; None in ``params`` (``equinox.partition``) stays None.
+
+    >>> fill({'w': jnp.array([True, False]), 'b': None}, {'w': jnp.zeros(2), 'b': jnp.zeros(1)})
+    {'b': Array([False], dtype=bool), 'w': Array([ True, False], dtype=bool)}
 
     Raises:
       InputError: ``mask`` has leaves that ``params`` do not have, or of another shape; a leaf is not an array.
@@ -266,20 +275,32 @@ def fill(mask: Tree, params: Tree) -> Tree:
 
 
 def restrict(mask: Tree, pattern: str) -> Tree:
-    """The mask with every leaf whose name ``pattern`` does not match switched off."""
-    _check_bool(mask, "restrict")
+    """The mask with every leaf whose name ``pattern`` does not match switched off.
+
+    >>> restrict({'w': jnp.array([True]), 'b': jnp.array([True])}, 'w')
+    {'b': Array([False], dtype=bool), 'w': Array([ True], dtype=bool)}
+    """
+    trees.check_bool(mask, "restrict")
     chosen = trees.select(mask, pattern)
     return jax.tree.map(lambda keep, m: m if keep else jnp.zeros_like(m), chosen, mask)
 
 
 def count(mask: Tree) -> int:
-    """True entries over all leaves."""
-    _check_mask(mask, "count")
+    """True entries over all leaves.
+
+    >>> count({'w': jnp.array([True, False, True])})
+    2
+    """
+    trees.check_mask(mask, "count")
     return sum(int(selection.rows(leaf).sum()) for leaf in jax.tree.leaves(mask))
 
 
 def coverage(mask: Tree, group=trees.group) -> dict[str, dict[str, float]]:
-    """Per leaf group: ``{'selected': entries, 'total': entries, 'density': selected / total}``."""
+    """Per leaf group: ``{'selected': entries, 'total': entries, 'density': selected / total}``.
+
+    >>> coverage({'tower': {'fc1': {'weight': jnp.array([True, False, False, False])}}})
+    {'tower': {'selected': 1, 'total': 4, 'density': 0.25}}
+    """
     table: dict[str, dict[str, float]] = {}
     for name, leaf in trees.flatten(mask).items():
         row = table.setdefault(group(name), {"selected": 0, "total": 0})
@@ -291,7 +312,11 @@ def coverage(mask: Tree, group=trees.group) -> dict[str, dict[str, float]]:
 
 
 def by_layer(mask: Tree) -> dict[str, list[float]]:
-    """Leaf name -> density, one value per layer for stacked leaves; leaves with nothing selected are left out."""
+    """Leaf name -> density, one value per layer for stacked leaves; leaves with nothing selected are left out.
+
+    >>> by_layer({'layers': {'w': jnp.array([[True, True], [False, True]])}})
+    {'layers/w': [1.0, 0.5]}
+    """
     table = {}
     for name, leaf in trees.flatten(mask).items():
         if count(leaf):
@@ -301,79 +326,13 @@ def by_layer(mask: Tree) -> dict[str, list[float]]:
 
 
 def check(mask: Tree, params: Tree) -> None:
-    """Refuses a mask that cannot act: other names or shapes than ``params``, nothing selected, or everything."""
+    """Refuses a mask that cannot act: other names or shapes than ``params``, nothing selected, or everything.
+
+    >>> check({'w': jnp.array([True, False])}, {'w': jnp.zeros(2)})
+    """
     trees.check_like(mask, params, "the mask", dtype=jnp.bool_)
     selected, total = count(mask), trees.size(mask)
     if selected == 0:
         raise InputError("expected a mask that selects something, found none of its entries set; lower tau")
     if selected == total:
         raise InputError(f"expected a mask that restricts something, found all {total} entries set; run without a mask")
-
-
-def save(path: str | pathlib.Path, mask: Tree) -> None:
-    """Writes ``mask`` bit-packed: one safetensors file, ``ceil(n / 8)`` bytes of bits and a header of names and shapes.
-
-    Raises:
-      InputError: it is no mask, or there is no place to write it.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    _check_mask(mask, "save")
-    leaves = trees.flatten(mask)
-    shapes = {name: list(leaf.shape) for name, leaf in leaves.items()}
-    total = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
-    packed, start = np.zeros(-(-total // 8), np.uint8), 0
-    for leaf in leaves.values():  # leaf by leaf, so that the host never holds a byte for every bit of the whole
-        flat = np.asarray(leaf).reshape(-1)
-        shift = start % 8
-        bits = np.packbits(np.concatenate([np.zeros(shift, bool), flat]))
-        packed[start // 8 : start // 8 + len(bits)] |= bits
-        start += len(flat)
-    # One key of metadata: safetensors writes several in no fixed order, and the same mask should be the same bytes.
-    try:
-        save_file({"bits": packed}, str(path), metadata={"mmu_jax.mask": json.dumps(shapes)})
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"expected a place to write the mask to, found that {path} is none ({error}); make its folder or free it"
-        ) from error
-
-
-def load(path: str | pathlib.Path, params: Tree) -> Tree:
-    """Reads a mask written by :func:`save` for ``params``, with their structure and sharding.
-
-    Raises:
-      InputError: the file is not a mask, or its names or shapes are not those of ``params``.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="np") as file:
-            meta, bits = file.metadata() or {}, file.get_tensor("bits") if "bits" in file.keys() else None
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"expected a mask file, found {path} which is damaged or not there ({error}); make the mask again"
-        ) from error
-    if bits is None or "mmu_jax.mask" not in meta:
-        raise InputError(f"expected a file written by masks.save, found {path} which is not; give it the mask's path")
-    try:
-        shapes = json.loads(meta["mmu_jax.mask"])
-        stored = {name: jax.ShapeDtypeStruct(tuple(shape), jnp.bool_) for name, shape in shapes.items()}
-        whole = bits.dtype == np.uint8 and len(bits) == -(-sum(math.prod(shape) for shape in shapes.values()) // 8)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"expected names and shapes in the header of {path}, found others; make the mask again"
-        ) from error
-    if not whole:
-        raise InputError(
-            f"expected a bit for every entry in {path}, found {bits.dtype}{bits.shape}; make the mask again"
-        )
-    trees.check_like(stored, trees.flatten(params), f"the mask {path}")
-    offsets = dict(zip(shapes, np.cumsum([0] + [int(np.prod(s)) for s in shapes.values()]), strict=False))
-
-    def leaf(name, p):
-        start, n = int(offsets[name]), int(np.prod(p.shape))
-        part = np.unpackbits(bits[start // 8 : -(-(start + n) // 8)])[start % 8 : start % 8 + n]
-        return jax.device_put(part.view(bool).reshape(p.shape), getattr(p, "sharding", None))
-
-    return trees.map_named(leaf, params)

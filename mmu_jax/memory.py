@@ -13,10 +13,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mmu_jax import InputError, lora, methods, models, sharding, trees
+from mmu_jax import InputError, methods, models, sharding, trees
 from mmu_jax.models import decoder
+from mmu_jax.rules import Rule
+from mmu_jax.trainable import Trainable, Whole
+from mmu_jax.trees import Tree
 
-Tree = Any
 Needs = dict[str, int]  # what -> bytes on a device
 
 
@@ -44,7 +46,7 @@ class Ledger:
 
     def bytes(self, tree: Tree, dtype: Any = None) -> int:
         """Bytes a device holds of ``tree`` (shapes of the params), each leaf by its rule; ``dtype`` if not the leaf's."""
-        placed = sharding.shardings(tree, self.model.module.RULES, self.mesh)
+        placed = sharding.shardings(tree, self.model.family.rules, self.mesh)
         sizes = jax.tree.map(
             lambda x, s: int(np.prod(s.shard_shape(x.shape))) * np.dtype(dtype or x.dtype).itemsize, tree, placed
         )
@@ -65,7 +67,7 @@ class Ledger:
         inside += 2 * b * heads * t * t * 4 // split
         logits = b * t * c.vocab_size * (width + (8 if backward else 4)) // split  # and in float32 once each way
         if shape.images or shape.patches:
-            own, size, depth, heads = self.model.module.tower(self.model.config)
+            own, size, depth, heads = self.model.family.tower(self.model.config)
             images, patches = (b * shape.images, own) if own else (b, shape.patches)
             kept += (depth if backward else 2) * images * patches * size * width
             inside = max(inside, images * patches * (12 * size * width + 2 * heads * patches * 4) // split)
@@ -74,32 +76,23 @@ class Ledger:
     def params(self) -> int:
         return self.bytes(self.model.abstract(), self.param_dtype)
 
-    def training(self, method: methods.Method, shape: Shape, spec: lora.LoRA | None = None) -> Needs:
-        """Of ``train.fit``: what -> bytes on a device."""
+    def training(self, method: methods.Method, shape: Shape, trainable: Trainable | None = None) -> Needs:
+        """Of ``train.fit`` with a ``trainable``, None for the params in the method's scope: what -> bytes on a device."""
         whole = self.model.abstract()
-        phases = 1 if method.moments == "shared" else len(method.phases)
-        needs = {"params": self.params()}
-        if spec is None:
-            part, _ = trees.split(whole, method.scope)
-            needs |= {"gradients": self.bytes(part, np.float32), "moments": 2 * phases * self.bytes(part, np.float32)}
-        else:
-            factors = jax.eval_shape(lambda: lora.init(spec, whole, jax.random.key(0)))
-            kinds = len({phase.masked for phase in method.phases})
-            needs["adapters, gradients, moments"] = self.bytes(factors) * (2 * kinds + 2 * phases)
-        if "teacher" in methods.needs(method) and spec is None:
-            needs["teacher"] = self.params()
+        trainable = trainable or Whole(method.scope)
+        needs = {"params": self.params()} | trainable.needs(whole, method, self.bytes)
         together = max(len(phase.losses) for phase in method.phases)
         shape = dataclasses.replace(shape, rows=shape.rows * together)
         if method.mask:
             needs["mask"] = self.bytes(whole, np.bool_)
         return needs | {"activations (estimate)": self.activations(shape)}
 
-    def saliency(self, wanted: list[methods.Mask], shape: Shape, chunk: int, keep_scores: bool) -> Needs:
+    def saliency(self, wanted: list[Rule], shape: Shape, chunk: int, keep_scores: bool) -> Needs:
         """Of scoring: three trees of scores (SalUn one more) or one signed accumulator, and ``chunk`` gradients at once."""
-        part, _ = trees.split(self.model.abstract(), self.model.module.ELIGIBLE)
-        kept = [self.bytes(part, np.float32)] * (3 + any(m.rule == "salun" for m in wanted))
-        by_batch = any(m.unit == "batch" for m in wanted)  # one gradient, through all rows
-        at_once = max(chunk * any(m.unit == "example" for m in wanted), 1)
+        part, _ = trees.split(self.model.abstract(), self.model.family.eligible)
+        kept = [self.bytes(part, np.float32)] * (3 + any(rule.needs_sum for rule in wanted))
+        by_batch = any(rule.unit == "batch" for rule in wanted)  # one gradient, through all rows
+        at_once = max(chunk * any(rule.unit == "example" for rule in wanted), 1)
         rows = shape.rows if by_batch else min(at_once, shape.rows)
         if not keep_scores:  # both sides' differences, of which the second is made while the first is kept
             kept = kept[:1]
@@ -124,9 +117,7 @@ class Ledger:
 
 def checkpoint(needs: Needs) -> int:
     """Bytes of a device that a checkpoint of a stage writes: what trains and its moments; 0 where nothing trains."""
-    if "moments" in needs:
-        return needs["params"] + needs["moments"]
-    return needs.get("adapters, gradients, moments", 0)
+    return needs.get("adapters", needs["params"]) + needs["moments"] if "moments" in needs else 0
 
 
 def capacity(mesh: Mesh) -> int:

@@ -4,22 +4,20 @@ Text of any script is compared after Unicode's canonical composition (NFC) and c
 however they were typed, and a mark that tells two names apart (an accent, a matra, a point, a tone) is never dropped.
 """
 
+import dataclasses
 import functools
 import re
 import types
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from mmu_jax import InputError
+from mmu_jax.letters import UNSPACED, published_key, strict_letter
 
 JOINERS = "\u200c\u200d"  # zero width, between letters of Persian, Hindi and others, where they make another word
-# Thai, Lao, Burmese, Khmer, kana and Han are written without spaces: there a character is the unit of a sequence.
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
-)
 
 
 def _folded(text: str) -> str:
@@ -52,7 +50,11 @@ def normalise(text: str) -> str:
 
 
 def exact(prediction: str, truth: str) -> float:
-    """1.0 if the two are equal after :func:`normalise`."""
+    """1.0 if the two are equal after :func:`normalise`.
+
+    >>> exact('Ada Becker.', 'ada becker'), exact('Ada', 'Bea')
+    (1.0, 0.0)
+    """
     return float(normalise(prediction) == normalise(truth))
 
 
@@ -60,6 +62,9 @@ def cloze(prediction: str, truth: str) -> float:
     """MLLMU-Bench's rule: the truth is a substring of the prediction, case ignored. An empty truth is in nothing.
 
     A substring ends where a letter ends with its marks: with another mark it is another word.
+
+    >>> cloze('She is a baker.', 'baker'), cloze('She is a welder.', 'baker')
+    (1.0, 0.0)
     """
     said, sought = _folded(prediction), _folded(truth)
     if not sought.strip():
@@ -108,130 +113,21 @@ def rouge_l(prediction: str, truth: str) -> float:
     """ROUGE-L F-measure over :func:`words`, of ASCII the stems: there the numbers are those of ``rouge_score``.
 
     Where one of the two has no word (an emoji, a question mark), whether they are equal.
+
+    >>> round(rouge_l('She bakes bread', 'She bakes good bread'), 3)
+    0.857
     """
     if not words(prediction) or not words(truth):
         return exact(prediction, truth)
     return _rouge().score(truth, prediction)["rougeL"].fmeasure
 
 
-def published_letter(prediction: str) -> str | None:
-    """MLLMU-Bench's parser: the first alphanumeric character, upper-cased (so "Based on" is B)."""
-    kept = re.sub(r"[^a-zA-Z0-9]", "", prediction)
-    return kept[0].upper() if kept else None
-
-
-def published_key(prediction: str, letters: Sequence[str]) -> str | None:
-    """The key of the options that :func:`published_letter` names, read off the keys by the same rule; None if not one."""
-    said = published_letter(prediction)
-    named = [key for key in letters if said is not None and published_letter(key) == said]
-    return named[0] if len(named) == 1 else None
-
-
-_ANSWER = re.compile(
-    r"(?:\banswers?|\bchoice|\bcorrect\s+(?:option|letter)|\\boxed)\W*"
-    r"(?:(?:is|would\s+be|must\s+be|should\s+be)\b)?\W*(?:(?:option|choice|letter)\b)?\W*$",
-    re.IGNORECASE,
-)
-_OPTION = re.compile(r"\b(?:option|choice|letter)\W*$", re.IGNORECASE)
-_DENIED_BEFORE = re.compile(
-    r"(?:\b(?:not|never|nor|neither|cannot|than|except|unlike|instead\s+of)\b|n['’]t\b)[\s\"'“‘(*]*"
-    r"(?:(?:be|the|option|choice|letter|answer|\S{1,3}\s+(?:or|and))\b[\s\"'“‘(*]*)*$",
-    re.IGNORECASE,
-)
-_DENIED_AFTER = re.compile(
-    r"[)*\s\"'’”}]*\s(?:(?:is|was)\s+(?:not|never|wrong|incorrect|false)|(?:isn|wasn)['’]t)\b", re.IGNORECASE
-)
-_WORD_FOLLOWS = re.compile(r"[ \t]+(?!(?:is|and|or|because|since|seems|matches)\b)[*_]*\w", re.IGNORECASE)
-_PART_OF_A_NAME = re.compile(r"['’‐‑-]\w|[+#]|\.\w\.|[.,:]\d")  # I'm, B-side, C++, A.B., 2.5
-# J. D. Salinger, C. S. Lewis, Dr. B. Smith
-_INITIALS = re.compile(r"\.\s*[^\W\d_]\.\s*[^\W\d_]{2}")
-_INITIAL, _NAME = re.compile(r"(?<!\w)[^\W\d_]\.\s*$"), re.compile(r"\.\s*[^\W\d_]{2}")
-_TITLE = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|St)\.?\s+$")
-_FULL_WIDTH = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)}
-_NEAR = 200  # characters around a letter that say what it is
-_AND = r"""[\s)\]*.,"']*(?:\b(?:and|or)\b|[&/])[\s(\[*"']*(?:(?:option|choice)\s+)?[\s(\[*"']*"""  # between two keys
-_ENDS = re.compile(r"[*_\s]*(?:$|[.):,\]}>|=;!–—-])|\s*\n")
-
-
-def _joins(c: str, core: str) -> bool:
-    """Whether a character beside a letter makes a word of the two; Korean particles follow Latin letters without a space."""
-    if c == "" or UNSPACED.match(c) or core.isascii() and "\uac00" <= c <= "\ud7a3":
-        return False
-    return unicodedata.category(c)[0] in "LMN"
-
-
-def _rank(said: str, core: str, before: str, after: str) -> int | None:
-    """How sure it is that ``said`` between the two is meant as the letter ``core``: 0 surest, None not at all."""
-    if (
-        _joins(before[-1:], core)
-        or _joins(after[:1], core)
-        or _PART_OF_A_NAME.match(after)
-        or re.search(r"\w[-‐‑]$", before)
-    ):
-        return None
-    if said.isupper() and (
-        _INITIALS.match(after) or _TITLE.search(before) or _INITIAL.search(before) and _NAME.match(after)
-    ):
-        return None
-    if re.search(r"\b[^\W\d]\.$" if said.isalpha() else r"\d[.,:]$", before):
-        return None
-    if _DENIED_BEFORE.search(before) or _DENIED_AFTER.match(after):
-        return None
-    option = _OPTION.search(before) is not None
-    if said.casefold() in ("a", "i") and _WORD_FOLLOWS.match(after) and not option:
-        return None  # an article, a pronoun
-    if _ANSWER.search(before):
-        return 0
-    starts = not re.search(r"[^\W_]", before[: _OPTION.search(before).start()] if option else before)
-    if starts and _ENDS.match(after):
-        return 1
-    enclosed = re.search(r"[(\[{*\"'“‘`]$", before) and re.match(r"[)\]}*\"'”’`]", after)
-    return 2 if option or enclosed or said == core or not said.islower() else None
-
-
-def strict_letter(prediction: str, letters: Sequence[str] = "ABCD") -> str | None:
-    """The key of the options that a prediction names as a letter of its own; None where there is none.
-
-    What follows "the answer is" counts before a key at the start of the text, and that before any other that stands
-    alone; of equals the first. "A welder" is no A and "I think" no I: words follow them; nor is "not A", nor a letter
-    within a word or a name ("C++", "B-side", "J. D. Salinger"), nor one of several ("A or B", "A, B, C"). Keys are compared
-    without their punctuation ("A.", "(b)"), letters in either case where both are not keys; in the middle of a sentence
-    only as the key is written or as a capital.
-
-    >>> [strict_letter(said) for said in ('(b)', 'A welder, so B', 'Option B is correct, not A.', 'A welder')]
-    ['B', 'B', 'B', None]
-    """
-    cores: dict[str, str] = {}
-    for key in letters:
-        named = unicodedata.normalize("NFC", key).translate(_FULL_WIDTH)
-        cores.setdefault(re.sub(r"^[\W_]+|[\W_]+$", "", named) or named, key)
-    cased = len({core.casefold() for core in cores}) < len(cores)
-    table = {core if cased else core.casefold(): core for core in cores}
-    text, found = unicodedata.normalize("NFC", prediction).translate(_FULL_WIDTH), []
-    longest_first = sorted(map(re.escape, filter(None, cores)), key=len, reverse=True)
-    another = rf"(?<!\w)(?:{'|'.join(longest_first) or '(?!)'})(?!\w)"
-    if len(set(re.findall(another, text))) > 1 and re.fullmatch(rf"\W*(?:{another}\W+)+{another}\W*", text):
-        return None  # a list of keys
-    after_it, before_it = (re.compile(p) for p in (_AND + another, rf"{another}{_AND}$"))
-    for match in re.finditer("|".join(longest_first) or r"(?!)", text, 0 if cased else re.IGNORECASE):
-        said, start, after = match.group(), match.start(), text[match.end() : match.end() + _NEAR]
-        before = text[:start] if start <= _NEAR else "... and " + text[start - _NEAR : start]
-        core = table.get(said if cased else said.casefold())
-        if core is None:  # re folds the dotless i, casefold does not
-            continue
-        if after_it.match(after) or before_it.search(before):
-            continue
-        if not re.search(r"\w", said):  # a key that is a sign stands between spaces
-            rank = None if before[-1:].strip() or after[:1].strip() else 2
-        else:
-            rank = _rank(said, core, before, after)
-        if rank is not None:
-            found.append((rank, match.start(), cores[core]))
-    return min(found)[2] if found else None
-
-
 def choice(logps: np.ndarray, lengths: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
     """Options ranked by likelihood: per item the three values below, each ``[N]``, all from 0 to 1.
+
+    >>> found = choice(np.log([[0.2, 0.6]]), np.ones((1, 2)), np.array([1]))
+    >>> {name: float(value[0].round(3)) for name, value in found.items()}
+    {'mcq': 1.0, 'probability': 0.6, 'right_share': 0.75}
 
     Args:
       logps: ``[N, O]`` summed log-probability of every option as the answer; -inf where an item has fewer options.
@@ -263,8 +159,74 @@ def choice(logps: np.ndarray, lengths: np.ndarray, right: np.ndarray) -> dict[st
     }
 
 
+def one_of(name: str) -> Callable[..., np.ndarray]:
+    """The value ``name`` of :func:`choice`, of the same arguments.
+
+    >>> one_of('mcq')(np.log([[0.2, 0.6]]), np.ones((1, 2)), np.array([1])).tolist()
+    [1.0]
+    """
+    return lambda *options: choice(*options)[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A row of the table of metrics.
+
+    >>> METRICS['rouge_l'].title, METRICS['exact'].name
+    ('ROUGE-L', 'exact answers')
+
+    Attributes:
+      title: as a heading; tables and sentences take it from here.
+      asks: what is put to the model: ``'generation'`` and ``'cloze'``, where ``of`` is ``(said, truth) -> float``;
+        ``'letter'``, where it is ``(said, option keys) -> the key that was chosen, or None``; ``'options'``, where it is
+        ``(logps [N, O], lengths [N, O], right [N]) -> [N]``.
+      of: the function.
+      up: whether it is higher where more is known.
+      form, scale: how ``scale`` times the value is printed.
+      right: the value from which one answer counts as right.
+    """
+
+    title: str
+    asks: str
+    of: Callable[..., Any]
+    up: bool = True
+    form: str = "{:.1f}"
+    scale: float = 100
+    right: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The title within a sentence."""
+        return self.title if self.title[1:2].isupper() else self.title[0].lower() + self.title[1:]
+
+
+METRICS: dict[str, Metric] = {
+    "exact": Metric("Exact answers", "generation", exact),
+    "rouge_l": Metric("ROUGE-L", "generation", rouge_l, right=0.5),  # a sentence is kept where half of it is
+    "cloze": Metric("Cloze, the truth is part of the answer", "cloze", cloze),
+    "cloze_exact": Metric("Cloze, exact", "cloze", exact),
+    "mcq": Metric("MCQ, options ranked by likelihood", "options", one_of("mcq")),
+    "letter": Metric("MCQ, a letter that stands alone", "letter", strict_letter),
+    "letter_published": Metric("MCQ, the published letter parser", "letter", published_key),
+    "probability": Metric("p(right answer)", "options", one_of("probability")),
+    "right_share": Metric("Share of the right option among all options", "options", one_of("right_share")),
+}
+
+
+def asked(*kinds: str) -> dict[str, Metric]:
+    """The rows of the table that ask for one of ``kinds``.
+
+    >>> list(asked('cloze', 'letter'))
+    ['cloze', 'cloze_exact', 'letter', 'letter_published']
+    """
+    return {name: metric for name, metric in METRICS.items() if metric.asks in kinds}
+
+
 def summary(values: np.ndarray, people: np.ndarray, *, samples: int = 1000, seed: int = 0) -> dict[str, float]:
     """Mean with a 95 % interval from a bootstrap over people: whole people are drawn, with all their items.
+
+    >>> round(summary(np.array([1., 0., 1.]), np.array(['a', 'a', 'b']), samples=10)['mean'], 3)
+    0.667
 
     Returns:
       ``{'mean', 'low', 'high', 'n', 'people'}``
@@ -284,5 +246,9 @@ def summary(values: np.ndarray, people: np.ndarray, *, samples: int = 1000, seed
 
 
 def distinct(texts: Sequence[str]) -> float:
-    """Distinct answers per answer: near 0 where a collapsed model says the same thing to everything."""
+    """Distinct answers per answer: near 0 where a collapsed model says the same thing to everything.
+
+    >>> distinct(['Yes.', 'yes', 'no', 'Lima'])
+    0.75
+    """
     return len(set(map(normalise, texts))) / max(len(texts), 1)

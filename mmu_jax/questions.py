@@ -12,17 +12,20 @@ FILLED = {name: ("question",) for name in ("generation", "generation_text", "clo
 }
 
 
-def check_prompts(prompts: dict[str, str]) -> list[str]:
+def check_prompts(prompts: dict[str, str], where: str = "prompts") -> list[str]:
     """What is wrong with prompts (by the names of :class:`Prompts`), a line each.
 
     A prompt has the places that are filled in and no other ``{name}``, which would be asked as it stands; any other brace
-    means nothing (``{"answer": ...}``, ``\\boxed{letter}``).
+    means nothing (``{"answer": ...}``, ``\\boxed{letter}``). ``where`` they are is what messages call them by.
+
+    >>> check_prompts({'generation': 'Who is this?'})
+    ["expected {question} in prompts.generation, found 'Who is this?'; put it where the question should stand"]
     """
     problems = []
     for name, places in FILLED.items():
         if name not in prompts:
             continue
-        prompt, key = prompts[name], f"config.evaluate.prompts.{name}"
+        prompt, key = prompts[name], f"{where}.{name}"
         problems += [
             f"expected {{{place}}} in {key}, found {prompt!r}; put it where the {place} should stand"
             for place in places
@@ -40,6 +43,9 @@ class Prompts:
 
     The wording of cloze and letter is MLLMU-Bench's own (arXiv 2410.22108); the chat template of the processor goes around
     it. ``generation`` asks about a photo, ``generation_text`` about a name.
+
+    >>> Prompts(generation='{question} Reply as {"answer": "..."}').generation
+    '{question} Reply as {"answer": "..."}'
 
     Raises:
       InputError: what :func:`check_prompts` finds.

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from mmu_jax import InputError, losses, trees
+from mmu_jax.trees import Tree
 
-Tree = Any
 UNITS = ("example", "batch")
 KINDS = {"squared": jnp.square, "absolute": jnp.abs, "signed": lambda g: g}
 
@@ -53,6 +53,9 @@ def units(batches: Iterable[Tree], unit: str = "example") -> float:
     """How many units of evidence there are: batches, or rows that carry a loss.
 
     What counts its own, by a method ``units(unit)``, is not walked. One number comes to the host, at the end.
+
+    >>> units([{'x': jnp.ones((4, 2))}, {'x': jnp.ones((2, 2))}]), units([{'x': jnp.ones((4, 2))}], 'batch')
+    (6.0, 1.0)
     """
     if hasattr(batches, "units"):
         return float(batches.units(unit))
@@ -79,6 +82,12 @@ def accumulator(
     It adds ``scale * sum over units of g**2`` (or ``|g|``, or ``g``), where ``g`` is the gradient of the loss of one
     row (``unit='example'``: the diagonal of the empirical Fisher) or of the batch (``unit='batch'``: the public
     PyTorch code). Rows are differentiated ``chunk`` at a time, so at most ``chunk`` gradients exist at once.
+
+    >>> step = accumulator(lambda p, batch: jnp.mean(batch['x'] @ p['w']))
+    >>> part = {'w': jnp.ones(2)}
+    >>> total, seen = step(zeros(part), part, {'w': None}, {'x': jnp.array([[1., 2.], [3., 0.]])}, 1.0)
+    >>> total['w'].tolist(), float(seen)
+    ([10.0, 4.0], 2.0)
     """
     if unit not in UNITS or kind not in KINDS:
         raise InputError(f"expected unit in {UNITS} and kind in {tuple(KINDS)}, found {unit!r} and {kind!r}")
@@ -184,7 +193,11 @@ def _part(params: Tree, leaves: str) -> tuple[Tree, Tree]:
 
 
 def zeros(part: Tree) -> tuple[Tree, jax.Array]:
-    """An accumulator at nothing: float32 zeros sharded as ``part``, and no unit seen, where every device has it."""
+    """An accumulator at nothing: float32 zeros sharded as ``part``, and no unit seen, where every device has it.
+
+    >>> zeros({'w': jnp.ones(2, jnp.bfloat16)})
+    ({'w': Array([0., 0.], dtype=float32)}, Array(0., dtype=float32))
+    """
     seen, where = jnp.float32(0.0), [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(part)]
     if where and isinstance(where[0], NamedSharding) and not isinstance(where[0].mesh, AbstractMesh):
         seen = jax.device_put(seen, NamedSharding(where[0].mesh, PartitionSpec()))
@@ -202,6 +215,10 @@ def scores(
     chunk: int = 8,
 ) -> Tree:
     """``F = mean over units of g**2`` at ``params`` (MMUnlearner, arXiv 2502.11051; diagonal empirical Fisher).
+
+    >>> loss = lambda p, batch: jnp.mean(batch['x'] @ p['w'])
+    >>> scores(loss, {'w': jnp.ones(2)}, [{'x': jnp.array([[1., 2.], [3., 0.]])}])['w'].tolist()
+    [5.0, 2.0]
 
     Args:
       loss: ``loss(params, batch)`` -> scalar or ``(sum, count)``, never ``(loss, aux)``.
@@ -259,6 +276,11 @@ def difference(
 
     ``masks.sign`` turns it into the mask of ``masks.ratio``. Both are walked twice, once to count units (:func:`units`):
     lists, or anything that can be iterated again. Raises InputError as :func:`scores` does, with the name of the set.
+
+    >>> loss = lambda p, batch: jnp.mean(batch['x'] @ p['w'])
+    >>> forget, preserve = [{'x': jnp.array([[3., 0.]])}], [{'x': jnp.array([[1., 2.]])}]
+    >>> difference(loss, {'w': jnp.ones(2)}, forget, preserve)['w'].tolist()
+    [8.0, -4.0]
     """
     for batches, what in ((forget, "forget"), (preserve, "preserve")):
         _check_batches(batches, what, again=True)

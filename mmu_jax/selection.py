@@ -35,7 +35,11 @@ def _above_per_row(leaf, threshold):
 
 
 def rows(mask: jax.Array) -> np.ndarray:
-    """True entries of each row of axis 0, int64 on the host."""
+    """True entries of each row of axis 0, int64 on the host.
+
+    >>> rows(jnp.array([[True, True], [False, True]])).tolist()
+    [2, 1]
+    """
     return np.asarray(_true_per_row(mask), np.int64)
 
 
@@ -76,7 +80,11 @@ def _taken(leaf: jax.Array, threshold: np.ndarray, spare: np.ndarray) -> jax.Arr
 
 
 def largest(leaves: list[jax.Array], k: int) -> list[jax.Array]:
-    """Exactly ``k`` True over all leaves, ``0 <= k <=`` their entries: the largest."""
+    """Exactly ``k`` True over all leaves, ``0 <= k <=`` their entries: the largest.
+
+    >>> largest([jnp.array([3., 1.]), jnp.array([2., 5.])], 2)
+    [Array([ True, False], dtype=bool), Array([False,  True], dtype=bool)]
+    """
     if k == 0:
         return [jnp.zeros_like(leaf, dtype=bool) for leaf in leaves]
     threshold = _bisect(lambda t: np.bool_(sum(_above(leaf, t - 1).sum() for leaf in leaves) >= k), ())
@@ -90,7 +98,11 @@ def largest(leaves: list[jax.Array], k: int) -> list[jax.Array]:
 
 
 def largest_of_rows(leaf: jax.Array, counts: np.ndarray) -> jax.Array:
-    """Exactly ``counts[i]`` True in row i of axis 0: the largest of the row."""
+    """Exactly ``counts[i]`` True in row i of axis 0: the largest of the row.
+
+    >>> largest_of_rows(jnp.array([[3., 1.], [2., 5.]]), np.array([1, 2])).tolist()
+    [[True, False], [True, True]]
+    """
     # Where nothing is asked for everything is enough: the threshold ends at infinity, above every score.
     threshold = _bisect(lambda t: _above(leaf, t - 1) >= counts, counts.shape)
     return _taken(leaf, threshold, counts - _above(leaf, threshold))

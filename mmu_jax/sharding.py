@@ -7,21 +7,23 @@ and FSDP of the params) and ``model`` (tensor parallel).
 
 import logging
 import re
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmu_jax import InputError, trees
+from mmu_jax.trees import Tree
 
-Tree = Any
 Rules = list[tuple[str, PartitionSpec]]
 log = logging.getLogger(__name__)
 
 
 def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     """A ``(data, model)`` mesh over the first ``data * model`` devices; ``data=-1`` takes all there are.
+
+    >>> dict(make_mesh(1, 1).shape)
+    {'data': 1, 'model': 1}
 
     Raises:
       InputError: more devices asked for than there are.
@@ -32,7 +34,7 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     if data < 1 or model < 1 or data * model > available:
         raise InputError(
             f"expected a mesh of at most {available} devices, found data={data} x model={model}; "
-            "set config.mesh.data and config.mesh.model to what the machine has"
+            "set both to what the machine has"
         )
     devices = jax.devices()[: data * model]
     return jax.make_mesh((data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
@@ -60,7 +62,11 @@ def shardings(tree: Tree, rules: Rules, mesh: Mesh) -> Tree:
 
 
 def unmatched(tree: Tree, rules: Rules) -> list[str]:
-    """Names of the leaves that no rule matches."""
+    """Names of the leaves that no rule matches.
+
+    >>> unmatched({'w': np.zeros(2), 'b': np.zeros(2)}, [('w', PartitionSpec())])
+    ['b']
+    """
     return [name for name in trees.flatten(tree) if not any(re.search(pattern, name) for pattern, _ in rules)]
 
 

@@ -7,7 +7,14 @@
 Masking gradients alone leaks: weight decay and the moments of other steps move what the mask keeps out. Here the inner
 transformation sees the problem restricted to the mask: outside it gradient and param are zero and moments are new, so
 that nothing there adds to a clip, a norm or a statistic; afterwards its moments are as they were, and its update is
-exactly zero.
+exactly zero. Params for evaluation that an optimizer makes of its state and the params (``schedule_free_eval_params``) are
+rounded anew: take the params themselves outside the mask.
+
+For that everything that the inner transformation keeps from one step to the next must have the shape of the params (it is
+masked) or not depend on gradients and params (counts, schedules, hyperparameters; integers and flags may). What
+keeps a statistic of many entries in one number would carry one step's mask into the next, and is refused by
+``init``, with the name of the state; so is what asks ``update`` for more than gradients, params and ``value``. The
+test is made on the data flow of its ``update``, not on names; what it comes to for optax stands in :func:`masked`.
 """
 
 import math
@@ -19,8 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from mmu_jax import InputError, trees
-
-Tree = Any
+from mmu_jax.trees import Tree
 
 
 def masked(
@@ -31,36 +37,36 @@ def masked(
     What holds, for every ``inner`` that is not refused: outside the mask params and moments stay bit for bit; inside
     they move as if all were zero outside, which is as if nothing were there but for what divides by the number of entries
     or turns whole matrices (adaptive_grad_clip, clip_by_block_rms, scale_by_param_block_rms, muon); a mask of ones is no
-    mask, one of zeros is no step. Params for evaluation that an optimizer makes of its state and the params
-    (``schedule_free_eval_params``) are rounded anew: take the params themselves outside the mask.
+    mask, one of zeros is no step.
 
-    To hold it, everything that ``inner`` keeps from one step to the next must have the shape of the params (it is
-    masked) or not depend on gradients and params (counts, schedules, hyperparameters; integers and flags may). What
-    keeps a statistic of many entries in one number would carry one step's mask into the next, and is refused by
-    ``init``, with the name of the state; so is what asks ``update`` for more than gradients, params and ``value``. The
-    test is made on the data flow of ``inner.update``, not on names; for optax it comes to this (wrappers: around adam):
+    What keeps a statistic of many entries is refused (see the head of this module; wrappers: around adam):
 
     ======= =======
     works   MultiSteps acprop adabelief adadelta adagrad adam adamax adamaxw adamw adan adaptive_grad_clip
             add_decayed_weights add_noise ademamix adopt amsgrad apply_every apply_if_finite centralize chain clip
             clip_by_block_rms clip_by_global_norm cocob conditionally_mask conditionally_transform ema freeze fromage
-            identity inject_hyperparams inject_stateful_hyperparams keep_params_nonnegative lamb lars lion madgrad masked
-            monitor multi_transform muon nadam nadamw named_chain noisy_sgd normalize
-            normalize_by_update_norm optimistic_adam optimistic_adam_v2 optimistic_gradient_descent partition polyak_sgd
-            radam reduce_on_plateau rmsprop rprop sam scale scale_by_acprop scale_by_adadelta scale_by_adam
-            scale_by_adamax scale_by_adan scale_by_ademamix scale_by_adopt scale_by_amsgrad scale_by_belief
-            scale_by_cocob scale_by_learning_rate scale_by_lion scale_by_madgrad scale_by_muon
-            scale_by_optimistic_gradient scale_by_param_block_norm scale_by_param_block_rms scale_by_polyak
-            scale_by_radam scale_by_rms scale_by_rprop scale_by_rss scale_by_schedule scale_by_sign
-            scale_by_simplified_ademamix scale_by_stddev scale_by_trust_ratio scale_by_yogi schedule_free
-            schedule_free_adamw schedule_free_sgd selective_transform set_to_zero sgd sign_sgd signum
-            simplified_ademamix snapshot split_real_and_imaginary stateless stateless_with_tree_map trace
-            with_extra_args_support yogi zero_nans
+            identity inject_hyperparams inject_stateful_hyperparams keep_params_nonnegative lamb lars lion madgrad
+            masked monitor multi_transform muon nadam nadamw named_chain noisy_sgd normalize normalize_by_update_norm
+            optimistic_adam optimistic_adam_v2 optimistic_gradient_descent partition polyak_sgd radam reduce_on_plateau
+            rmsprop rprop sam scale scale_by_acprop scale_by_adadelta scale_by_adam scale_by_adamax scale_by_adan
+            scale_by_ademamix scale_by_adopt scale_by_amsgrad scale_by_belief scale_by_cocob scale_by_learning_rate
+            scale_by_lion scale_by_madgrad scale_by_muon scale_by_optimistic_gradient scale_by_param_block_norm
+            scale_by_param_block_rms scale_by_polyak scale_by_radam scale_by_rms scale_by_rprop scale_by_rss
+            scale_by_schedule scale_by_sign scale_by_simplified_ademamix scale_by_stddev scale_by_trust_ratio
+            scale_by_yogi schedule_free schedule_free_adamw schedule_free_sgd selective_transform set_to_zero sgd
+            sign_sgd signum simplified_ademamix snapshot split_real_and_imaginary stateless stateless_with_tree_map
+            trace with_extra_args_support yogi zero_nans
     refused adafactor dadapt_adamw differentially_private_aggregate dog dowg dpsgd flatten galore
             hutchinson_estimator_diag_hessian lbfgs lookahead measure_with_ema mechanize momo momo_adam novograd prodigy
             scale_by_backtracking_linesearch scale_by_distance_over_gradients scale_by_factored_rms scale_by_galore
             scale_by_lbfgs scale_by_novograd scale_by_sm3 scale_by_zoom_linesearch sm3 sophia
     ======= =======
+
+    >>> params, mask = {'w': jnp.zeros(2)}, {'w': jnp.array([True, False])}
+    >>> tx = masked(optax.adam(0.1), mask)
+    >>> updates, _ = tx.update({'w': jnp.ones(2)}, tx.init(params), params)
+    >>> [round(float(x), 3) for x in updates['w']]
+    [-0.1, -0.0]
 
     Args:
       inner: any optax transformation, chains included.
@@ -79,9 +85,12 @@ def masked(
             f"expected an optax transformation first, as in masked(optax.adam(1e-3), mask), found {type(inner).__name__}; "
             "call the optimizer's function, and give the mask second"
         )
-    inner = optax.with_extra_args_support(inner)
-    fixed = mask
+    return _restricted(optax.with_extra_args_support(inner), mask, gradients_only)
 
+
+def _restricted(
+    inner: optax.GradientTransformationExtraArgs, fixed: Tree | None, gradients_only: bool
+) -> optax.GradientTransformationExtraArgs:
     def init(params):
         _check_params(params)
         state = inner.init(params)
@@ -238,6 +247,11 @@ def scale_by_official_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6
     """Adam as the public MMUnlearner code runs it: eps is added to ``sqrt(v)`` *before* the bias correction.
 
     ``u = sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)``, the arithmetic of ``transformers.AdamW`` (4.x).
+
+    >>> tx = scale_by_official_adam()
+    >>> updates, _ = tx.update({'w': jnp.array([2.0])}, tx.init({'w': jnp.zeros(1)}))
+    >>> round(float(updates['w'][0]), 4)
+    1.0
     """
 
     def init(params):
@@ -260,7 +274,12 @@ def scale_by_official_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6
 
 
 def learning_rate(peak: float, steps: int, *, schedule: str = "constant", warmup: float = 0.0) -> optax.Schedule:
-    """``'constant'``, ``'linear'`` or ``'cosine'`` decay to zero over ``steps`` after ``warmup * steps`` rising steps."""
+    """``'constant'``, ``'linear'`` or ``'cosine'`` decay to zero over ``steps`` after ``warmup * steps`` rising steps.
+
+    >>> rate = learning_rate(1.0, 10, schedule='linear', warmup=0.2)
+    >>> [round(float(rate(step)), 3) for step in (0, 1, 2, 6, 10)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
     rise = int(warmup * steps)
     if schedule == "constant":
         after = optax.constant_schedule(peak)
@@ -282,7 +301,13 @@ def adam(
     weight_decay: float = 0.0,
     arithmetic: str = "optax",
 ) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay (none unless asked for), ``arithmetic`` ``'optax'`` or ``'official'``."""
+    """Adam with decoupled weight decay (none unless asked for), ``arithmetic`` ``'optax'`` or ``'official'``.
+
+    >>> tx = adam(0.1)
+    >>> updates, _ = tx.update({'w': jnp.array([2.0])}, tx.init({'w': jnp.zeros(1)}))
+    >>> round(float(updates['w'][0]), 3)
+    -0.1
+    """
     if arithmetic not in ("optax", "official"):
         raise InputError(f"expected arithmetic 'optax' or 'official', found {arithmetic!r}; choose one of the two")
     core = optax.scale_by_adam(b1, b2, eps) if arithmetic == "optax" else scale_by_official_adam(b1, b2, eps)

@@ -60,7 +60,11 @@ def flatten(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[st
 
 
 def map_named(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """``jax.tree.map`` whose function receives the leaf's name first."""
+    """``jax.tree.map`` whose function receives the leaf's name first.
+
+    >>> map_named(lambda name, leaf: f'{name}={leaf}', {'a': {'b': 1}})
+    {'a': {'b': 'a/b=1'}}
+    """
     structure = jax.tree.structure(tree)
     others = zip(*(structure.flatten_up_to(other) for other in rest), strict=True) if rest else None
     return structure.unflatten(fn(name, leaf, *(next(others) if others else ())) for name, leaf in _named(tree))
@@ -95,6 +99,9 @@ def split(tree: Tree, pattern: str) -> tuple[Tree, Tree]:
     """``(matching, rest)``: both have the structure of ``tree`` with ``None`` for the leaves of the other.
 
     Differentiate with respect to ``matching`` alone and no gradient of ``rest`` ever exists.
+
+    >>> split({'w': 1, 'b': 2}, 'w')
+    ({'b': None, 'w': 1}, {'b': 2, 'w': None})
     """
     chosen = select(tree, pattern)
     matching = jax.tree.map(lambda keep, leaf: leaf if keep else None, chosen, tree)
@@ -103,28 +110,48 @@ def split(tree: Tree, pattern: str) -> tuple[Tree, Tree]:
 
 
 def merge(first: Tree, second: Tree) -> Tree:
-    """Inverse of :func:`split`: the leaf of ``first``, and of ``second`` where ``first`` has None."""
+    """Inverse of :func:`split`: the leaf of ``first``, and of ``second`` where ``first`` has None.
+
+    >>> merge({'w': 1, 'b': None}, {'w': None, 'b': 2})
+    {'b': 2, 'w': 1}
+    """
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None)
 
 
 def part(tree: Tree, like: Tree) -> Tree:
-    """The leaves of ``tree`` that are not None in ``like`` (two trees of one structure up to None)."""
+    """The leaves of ``tree`` that are not None in ``like`` (two trees of one structure up to None).
+
+    >>> part({'w': 1, 'b': 2}, {'w': 'any', 'b': None})
+    {'b': None, 'w': 1}
+    """
     return jax.tree.map(lambda keep, leaf: None if keep is None else leaf, like, tree, is_leaf=lambda x: x is None)
 
 
 def like(tree: Tree, other: Tree) -> Tree:
-    """``tree`` in the structure of ``other``, leaf by leaf of one name: a dict for an NNX state and the reverse."""
+    """``tree`` in the structure of ``other``, leaf by leaf of one name: a dict for an NNX state and the reverse.
+
+    >>> like({'b': 2, 'a': 1}, {'a': 'x', 'b': 'y'})
+    {'a': 1, 'b': 2}
+    """
     leaves = flatten(tree)
     return map_named(lambda name, _: leaves[name], other)
 
 
 def size(tree: Tree) -> int:
-    """Number of entries over all leaves."""
+    """Number of entries over all leaves.
+
+    >>> size({'w': jnp.zeros((2, 3)), 'b': jnp.zeros(3)})
+    9
+    """
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def nbytes(tree: Tree) -> int:
-    """Bytes over all leaves (arrays or ``jax.ShapeDtypeStruct``)."""
+    """Bytes over all leaves (arrays or ``jax.ShapeDtypeStruct``).
+
+    >>> nbytes({'w': jnp.zeros((2, 3), jnp.bfloat16)})
+    12
+    """
     return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -222,10 +249,37 @@ def check_scores(tree: Tree, what: str, *, signed: bool = False) -> None:
         )
 
 
+def check_values(tree: Tree, what: str) -> None:
+    """Raises InputError, speaking of ``masks.what``, unless the leaves are arrays with values."""
+    check_arrays(tree, what)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        raise InputError(
+            f"expected arrays with values in masks.{what}, found tracers; call it outside jax.jit and jax.shard_map"
+        )
+
+
+def check_mask(mask: Tree, what: str) -> None:
+    """The same, of a tree of bool."""
+    check_values(mask, what)
+    check_bool(mask, what)
+
+
+def check_bool(mask: Tree, what: str) -> None:
+    """The same, of a tree of bool whose values are not looked at."""
+    check_arrays(mask, what)
+    for name, leaf in flatten(mask).items():
+        if leaf.dtype != jnp.bool_:
+            raise InputError(f"expected a mask of bool in masks.{what}, found {leaf.dtype} at {name!r}; compare first")
+
+
 def dataflow(fn: Callable[..., Tree], *args: Tree) -> tuple[Tree, Callable[[Sequence[bool]], list[bool]]]:
     """The shapes of ``fn(*args)``, and a function from marked leaves of it to those leaves of ``args`` they come from.
 
     ``fn`` is traced once and not run. Where JAX cannot look inside an operation, all it reads counts as used.
+
+    >>> _, reads = dataflow(lambda x, y: (x + 1, y), jnp.ones(2), jnp.ones(2))
+    >>> reads([True, False])
+    [True, False]
     """
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     return shapes, lambda marked: list(partial_eval.dce_jaxpr(closed.jaxpr, list(marked))[1])

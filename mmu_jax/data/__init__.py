@@ -186,7 +186,7 @@ def check(benchmark: Benchmark) -> None:
     """
     for name in ("forget", "retain", "full"):
         if not getattr(benchmark, name):
-            raise InputError(f"expected at least one person in the {name} set, found none; correct config.data.{name}")
+            raise InputError(f"expected at least one person in the {name} set, found none; correct that split")
     sets = {field.name: getattr(benchmark, field.name) for field in dataclasses.fields(benchmark)}
     for name, people in sets.items():
         counts = collections.Counter(person.id for person in people)

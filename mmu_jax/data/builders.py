@@ -97,16 +97,17 @@ def _numbered(choice: dict) -> dict:
     return {"Photo": -1} | choice | {"Options": json.dumps(choice["Options"])}
 
 
-def prepare(name: str, path: str | pathlib.Path, source: str = "") -> pathlib.Path:
+def prepare(name: str, path: str | pathlib.Path, source: str = "", what: str = "source") -> pathlib.Path:
     """Builds the data set ``name`` under ``path`` (array_record), or finds it built.
 
     Args:
       source: folder with a copy of the published data set, or its id on the hub; nothing for the embedded one.
+      what: the name of ``source`` in messages.
     Raises:
       InputError: there is no such data set, its files cannot be read or do not belong together, or there is no room.
     """
     if name not in DATASETS:
-        raise InputError(f"expected config.data.name in {sorted(DATASETS)}, found {name!r}; choose one of them")
+        raise InputError(f"expected a data set among {sorted(DATASETS)}, found {name!r}; choose one of them")
     tfds.disable_progress_bar()
     built = pathlib.Path(path) / name / str(People.VERSION)
     if all((built / file).exists() for file in ("dataset_info.json", TOLD)):
@@ -114,7 +115,7 @@ def prepare(name: str, path: str | pathlib.Path, source: str = "") -> pathlib.Pa
     folder, module = "", DATASETS[name]
     if hasattr(module, "HUB"):
         patterns = [f"{config}/*.parquet" for config in module.FETCHED]
-        folder = hub.fetch(source or module.HUB, "config.data.source", kind="dataset", patterns=patterns)
+        folder = hub.fetch(source or module.HUB, what, kind="dataset", patterns=patterns)
     check_source(name, folder)
     try:
         shutil.rmtree(built, ignore_errors=True)  # half built, or by a release that told nothing
@@ -137,7 +138,7 @@ def check_source(name: str, folder: str | pathlib.Path) -> None:
         raise InputError(
             f"expected a copy of the data set {name} in {folder}, a folder of Parquet files for every config, found "
             f"{'only those of ' + ', '.join(there) if there else 'none of them'}; download the whole data set and give its "
-            "folder in config.data.source"
+            "folder as the source"
         )
 
 
@@ -170,7 +171,7 @@ def _open(path: pathlib.Path) -> tfds.core.DatasetBuilder:
     """
     if not (path / "dataset_info.json").exists():
         raise InputError(
-            f"expected a prepared TFDS directory, found no dataset_info.json in {path}; correct config.data.path"
+            f"expected a prepared TFDS directory, found no dataset_info.json in {path}; give the folder of one"
         )
     info = read_object(path / "dataset_info.json", "the description of a TFDS directory")
     features = read_object(path / "features.json", "the features of a TFDS directory")
@@ -190,7 +191,7 @@ def _rows(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict]:
     except (KeyError, ValueError, NotImplementedError) as error:
         raise InputError(
             f"expected one of the splits {', '.join(sorted(builder.info.splits))}, or a part of one as in 'full[:5]', "
-            f"found {split!r} ({_brief(error).split('/splits ')[-1]}); correct config.data"
+            f"found {split!r} ({_brief(error).split('/splits ')[-1]}); correct forget or retain"
         ) from error
     if size < 0:
         raise InputError(f"expected a part of a split as in 'full[:5]', found {split!r}, which ends before it begins")

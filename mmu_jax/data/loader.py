@@ -217,9 +217,7 @@ def stream(
       InputError: no example, examples of the other kind, or a text that is refused or fits no size; its person is named.
     """
     if not examples:
-        raise InputError(
-            f"expected at least one example in stream {name!r}, found none; check config.data and its splits"
-        )
+        raise InputError(f"expected at least one example in stream {name!r}, found none; check the data and its splits")
     kinds = {example.kind for example in examples}
     if kinds != {IMAGE if photos else TEXT}:
         raise InputError(f"expected only {IMAGE if photos else TEXT} rows in stream {name!r}, found {sorted(kinds)}")

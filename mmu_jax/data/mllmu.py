@@ -3,7 +3,7 @@
 Training questions come from ``ft_Data`` by ID, so the folders of the benchmark are enough; who has none there gets the
 ``question`` and ``answer`` of ``Full_Set``. The text questions that saliency preserves are the text MCQs of everyone with
 the text of the right option as the answer, options not listed (MMUnlearner, section 3); whether the vanilla model is
-trained on them too is ``config.vanilla.rows.text``. Items without a question or an answer are left out, as in the public
+trained on them too is the ``text`` rows of a config. Items without a question or an answer are left out, as in the public
 code, and every row says so in its ``remarks``.
 """
 

@@ -183,7 +183,7 @@ def measure(processor: Any, size: tuple[int, int], max_pixels: int = 0, where: s
     if _ours(made, most) and n * made.patch_size**2 > most:
         raise InputError(
             f"expected a photo that can be resized to {most} pixels, found {width} x {height} for {where}, which keeps "
-            f"{n * made.patch_size**2}; crop it or raise config.data.max_pixels"
+            f"{n * made.patch_size**2}; crop it or raise max_pixels"
         )
     return Measure(n // made.merge_size**2, n, least, most)
 
@@ -205,7 +205,7 @@ def bounds(made: Any, max_pixels: int = 0) -> tuple[int, int]:
     if bound < side**2:
         raise InputError(
             f"expected room for one image token of {side} x {side} pixels, found max_pixels={bound}; raise "
-            f"{'config.data.max_pixels' if bound < most else 'size in preprocessor_config.json'} to {side**2} or more"
+            f"{'max_pixels' if bound < most else 'size in preprocessor_config.json'} to {side**2} or more"
         )
     return min(least, bound), bound
 
@@ -309,7 +309,7 @@ def fit(length: int, sizes: tuple[int, ...], what: str, multiple: int = 8, whose
     if length > max(sizes):
         raise InputError(
             f"expected rows of at most {max(sizes)} {what}, found one of {length}{whose}; add a larger size to "
-            f"config.data.{what}" + (" or lower config.data.max_pixels" if what == "patches" else "")
+            f"the lengths in {what}" + (" or lower max_pixels" if what == "patches" else "")
         )
     return min(size for size in sizes if size >= length)
 

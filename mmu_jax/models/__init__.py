@@ -1,12 +1,6 @@
-"""The networks, one module a family; ``Model`` binds one to a checkpoint's config.
-
-A module has ``Network`` (Flax Linen), ``IMAGES`` (the arrays of a batch that only its vision tower reads) and
-``images(config)`` (their smallest instance), ``tower(config)`` (its sizes), ``unread(config)``, ``HF_NAMES``, ``HUB_NAMES``, ``RULES``, ``ELIGIBLE``
-and ``SIDES``.
-"""
+"""The networks, one file a family; ``Model`` binds one to a checkpoint's config. To add a family, add a row to ``MODELS``."""
 
 import dataclasses
-from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
@@ -15,8 +9,14 @@ import jax.numpy as jnp
 
 from mmu_jax import InputError
 from mmu_jax.models import decoder, llava, qwen2_vl
+from mmu_jax.models.family import Family
 
-MODELS: dict[str, ModuleType] = {"llava": llava, "qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl}
+# By the ``model_type`` of config.json.
+MODELS: dict[str, Family] = {
+    "llava": llava.FAMILY,
+    "qwen2_vl": qwen2_vl.FAMILY,
+    "qwen2_5_vl": qwen2_vl.FAMILY_2_5,
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, so that jit can take it as static
@@ -32,7 +32,7 @@ class Model:
     dtype: Any = jnp.float32
 
     @property
-    def module(self) -> ModuleType:
+    def family(self) -> Family:
         kind = self.config.model_type
         if kind not in MODELS:
             raise InputError(f"expected a model_type in {sorted(MODELS)}, found {kind!r}; this model is not supported")
@@ -40,11 +40,11 @@ class Model:
 
     @property
     def network(self) -> nn.Module:
-        return self.module.Network(self.config, self.dtype)
+        return self.family.network(self.config, self.dtype)
 
     def images(self, batch: dict) -> dict | None:
         """The arrays of a batch (``mmu_jax.data``) that only the vision tower reads; None if it has none."""
-        return {name: batch[name] for name in self.module.IMAGES if name in batch} or None
+        return {name: batch[name] for name in self.family.arrays if name in batch} or None
 
     def forward(self, params: dict, batch: dict) -> jax.Array:
         """Logits ``[B,T,V]`` of a batch. A batch without images never runs the vision tower."""
@@ -64,7 +64,7 @@ class Model:
     def _init(self, key: jax.Array) -> dict:
         tokens = jnp.zeros((1, 4), jnp.int32)
         mask = decoder.causal(jnp.ones((1, 4), bool))
-        return self.network.init(key, tokens, tokens, mask, self.module.images(self.config))["params"]
+        return self.network.init(key, tokens, tokens, mask, self.family.images(self.config))["params"]
 
     def init(self, seed: int) -> dict:
         """Random params; for training from nothing only."""

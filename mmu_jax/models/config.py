@@ -8,16 +8,10 @@ from typing import Any
 
 from mmu_jax import InputError
 from mmu_jax.files import read_object
-from mmu_jax.models import decoder
+from mmu_jax.models import MODELS, decoder
 from mmu_jax.models.layers import ACTIVATIONS
+from mmu_jax.models.reading import Translated
 
-# model_type -> the text and vision models whose arithmetic is ours.
-TEXTS = {
-    "llava": ("llama", "mistral", "qwen2"),
-    "qwen2_vl": ("qwen2_vl_text",),
-    "qwen2_5_vl": ("qwen2_5_vl_text",),
-}
-TOWERS = {"llava": "clip_vision_model", "qwen2_vl": "qwen2_vl_vision", "qwen2_5_vl": "qwen2_5_vl_vision"}
 # rope_type -> the positive numbers that it needs.
 ROPES = {
     "default": ("rope_theta",),
@@ -29,29 +23,6 @@ SIZES += ("patch_size", "image_size", "temporal_patch_size", "spatial_merge_size
 SIZES += ("out_hidden_size", "mlp_ratio")
 DEPTHS = ("num_hidden_layers", "depth")
 LARGEST, DEEPEST = 2**24, 2**12
-BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError)
-
-
-class Translated:
-    """What ``transformers`` and ``tokenizers`` raise on files that are not what they should be, as one line.
-
-    Only their code may run inside. The Rust side of ``tokenizers`` raises ``Exception`` itself, which no class of ours or
-    of Python's is.
-    """
-
-    def __init__(self, what: str):
-        self.what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        from huggingface_hub.errors import StrictDataclassError
-
-        if kind is Exception or isinstance(error, (*BROKEN, StrictDataclassError)):
-            said = " ".join(str(error).split())[:300]
-            said = f"no {said}" if isinstance(error, KeyError) else said
-            raise InputError(f"expected {self.what}, found one that cannot be read ({said}); copy it again") from error
 
 
 def read(path: str | pathlib.Path) -> Any:
@@ -66,9 +37,9 @@ def read(path: str | pathlib.Path) -> Any:
             f"expected a checkpoint directory with config.json, found none in {path}; give the folder of a whole one"
         )
     raw = read_object(file, "the config of a model")
-    if raw.get("model_type") not in list(TEXTS):
+    if raw.get("model_type") not in list(MODELS):
         raise InputError(
-            f"expected a model_type in {sorted(TEXTS)}, found {raw.get('model_type')!r} in {file}; this model is not "
+            f"expected a model_type in {sorted(MODELS)}, found {raw.get('model_type')!r} in {file}; this model is not "
             "supported"
         )
     from transformers import AutoConfig
@@ -87,8 +58,11 @@ def unknown(config: Any) -> list[str]:
     """What in a config our networks do not compute, as ``'text_config.hidden_act=relu2'``; all of it."""
     found = [f"{key}={getattr(config, key)!r:.60}" for key in ("quantization_config", "transformers_weights")
              if getattr(config, key, None)]  # fmt: skip
-    parts = {"text_config": config.text_config, "vision_config": config.vision_config}
-    allowed = {"text_config": TEXTS[config.model_type], "vision_config": (TOWERS[config.model_type],)}
+    family, parts = (
+        MODELS[config.model_type],
+        {"text_config": config.text_config, "vision_config": config.vision_config},
+    )
+    allowed = {"text_config": family.texts, "vision_config": family.towers}
     for name, part in parts.items():
         if part.model_type not in allowed[name]:
             found.append(f"{name}.model_type={part.model_type} (known: {', '.join(allowed[name])})")
@@ -109,8 +83,7 @@ def unknown(config: Any) -> list[str]:
     found = [f"text_config.{fault}" for fault in _text(config.text_config)]
     if not isinstance(config.image_token_id, int) or not 0 <= config.image_token_id < config.text_config.vocab_size:
         found.append(f"image_token_id={config.image_token_id!r} of vocab_size={config.text_config.vocab_size}")
-    check = _clip if config.model_type == "llava" else _qwen
-    return found + list(check(config))
+    return found + family.unknown(config)
 
 
 def _text(c: Any) -> list[str]:
@@ -145,40 +118,3 @@ def _positive(value: Any) -> bool:
 def _count(value: Any) -> int:
     """A section of M-RoPE, or what no sum of sections reaches."""
     return value if isinstance(value, int) and value >= 0 else LARGEST
-
-
-def _clip(config: Any) -> list[str]:
-    c, layer, found = config.vision_config, config.vision_feature_layer, []
-    if not isinstance(layer, int) or not -c.num_hidden_layers <= layer + 1 <= c.num_hidden_layers + 1:
-        found.append(f"vision_feature_layer={layer} of {c.num_hidden_layers} layers")
-    if c.image_size % c.patch_size:
-        found.append(f"vision_config.image_size={c.image_size} in patches of patch_size={c.patch_size}")
-    if c.num_channels != 3:
-        found.append(f"vision_config.num_channels={c.num_channels}")
-    if c.hidden_size % c.num_attention_heads:
-        found.append(f"vision_config.hidden_size={c.hidden_size} with num_attention_heads={c.num_attention_heads}")
-    if config.projector_hidden_act not in ACTIVATIONS:
-        found.append(f"projector_hidden_act={config.projector_hidden_act}")
-    return found
-
-
-def _qwen(config: Any) -> list[str]:
-    c, found = config.vision_config, []
-    windows = config.model_type == "qwen2_5_vl"
-    width, out = (c.hidden_size, c.out_hidden_size) if windows else (c.embed_dim, c.hidden_size)
-    if c.in_channels != 3:
-        found.append(f"vision_config.in_channels={c.in_channels}")
-    if width % (4 * c.num_heads):
-        found.append(f"vision_config of width {width} with num_heads={c.num_heads}")
-    if out != config.text_config.hidden_size:
-        found.append(
-            f"vision_config that gives width {out} to text_config.hidden_size={config.text_config.hidden_size}"
-        )
-    rope = {"rope_type": "axial", "rope_theta": 10000.0} | (c.rope_parameters or {})
-    if rope["rope_type"] != "axial" or rope["rope_theta"] != 10000.0:
-        found.append(f"vision_config.rope_parameters={c.rope_parameters}")
-    if windows and not all(isinstance(i, int) for i in c.fullatt_block_indexes):
-        found.append(f"vision_config.fullatt_block_indexes={c.fullatt_block_indexes}")
-    if windows and c.window_size < c.patch_size * c.spatial_merge_size:
-        found.append(f"vision_config.window_size={c.window_size} with patch_size={c.patch_size}")
-    return found

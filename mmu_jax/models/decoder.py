@@ -58,9 +58,16 @@ def angles(config: Any, positions: jax.Array) -> jax.Array:
     return positions.astype(jnp.float32) * inv_freq
 
 
+BIASED = (
+    "qwen2",
+    "qwen2_vl_text",
+    "qwen2_5_vl_text",
+)  # text models whose q, k and v have a bias, whatever the config says
+
+
 def biases(config: Any) -> tuple[bool, bool]:
     """Whether q, k, v have a bias, and whether o has."""
-    if config.model_type.startswith("qwen2"):
+    if config.model_type in BIASED:
         return True, False
     both = config.model_type == "llama" and config.attention_bias
     return both, both

@@ -12,12 +12,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmu_jax import InputError, lora
+from mmu_jax import InputError
 
 # Only networks trained from nothing see these: width-scaled weights, without which a small tower takes twice the steps.
 normal = nn.initializers.normal(0.02)
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
 Dtype = Any
+
+
+def contract(weight: Any, x: jax.Array, dtype: Dtype) -> jax.Array:
+    """``x [..., in] -> [..., out]`` by a weight ``[out, in]``, or by a leaf in its place that knows how (``lora.Adapted``)."""
+    if hasattr(weight, "contract"):
+        return weight.contract(x, dtype)
+    return jnp.einsum("...i,oi->...o", x, weight.astype(dtype))
 
 
 class Linear(nn.Module):
@@ -31,10 +38,7 @@ class Linear(nn.Module):
     def __call__(self, x):
         weight = self.param("weight", fan_in, (self.features, x.shape[-1]))
         x = x.astype(self.dtype)
-        if isinstance(weight, lora.Adapted):
-            y = weight.contract(x, self.dtype)
-        else:
-            y = jnp.einsum("...i,oi->...o", x, weight.astype(self.dtype))
+        y = contract(weight, x, self.dtype)
         if self.bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y

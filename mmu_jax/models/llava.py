@@ -8,6 +8,7 @@ Parameter tree (Hugging Face names; decoder and encoder layers stacked on axis 0
     lm_head                                                   absent when tied to embed_tokens
 """
 
+import pathlib
 from typing import Any
 
 import flax.linen as nn
@@ -15,8 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from mmu_jax import InputError
 from mmu_jax.models import clip, decoder
-from mmu_jax.models.layers import Linear, activation
+from mmu_jax.models.family import Family
+from mmu_jax.models.layers import ACTIVATIONS, Linear, activation
+from mmu_jax.models.reading import Translated, default_template, options
 from mmu_jax.sharding import constrain
 
 IMAGES = ("pixels",)
@@ -138,3 +142,74 @@ def unread(config: Any) -> dict[str, tuple[int, ...]]:
         for name, shape in one.items()
     }
     return shapes | {f"vision_tower.post_layernorm.{k}": (d,) for k in ("weight", "bias")}
+
+
+def unknown(config: Any) -> list[str]:
+    """What in a config, beside the text model, is not computed here."""
+    c, layer, found = config.vision_config, config.vision_feature_layer, []
+    if not isinstance(layer, int) or not -c.num_hidden_layers <= layer + 1 <= c.num_hidden_layers + 1:
+        found.append(f"vision_feature_layer={layer} of {c.num_hidden_layers} layers")
+    if c.image_size % c.patch_size:
+        found.append(f"vision_config.image_size={c.image_size} in patches of patch_size={c.patch_size}")
+    if c.num_channels != 3:
+        found.append(f"vision_config.num_channels={c.num_channels}")
+    if c.hidden_size % c.num_attention_heads:
+        found.append(f"vision_config.hidden_size={c.hidden_size} with num_attention_heads={c.num_attention_heads}")
+    if config.projector_hidden_act not in ACTIVATIONS:
+        found.append(f"projector_hidden_act={config.projector_hidden_act}")
+    return found
+
+
+def processor(path: pathlib.Path, config: Any) -> Any:
+    """The processor in a checkpoint directory, its missing numbers filled in from the config."""
+    from transformers import AutoProcessor
+
+    with Translated(f"tokenizer and processor in {path}"):
+        found = AutoProcessor.from_pretrained(**options(path), backend="pil")
+    for part in ("tokenizer", "image_processor"):
+        if getattr(found, part, None) is None:
+            raise InputError(
+                f"expected a processor with tokenizer and image processor in {path}, found a {type(found).__name__}; copy "
+                "processor_config.json and preprocessor_config.json there"
+            )
+    strategy = found.vision_feature_select_strategy
+    # Older files leave it to the config how many tokens an image becomes.
+    if found.patch_size is None or strategy is None:
+        found.patch_size = found.patch_size or config.vision_config.patch_size
+        found.vision_feature_select_strategy = strategy or config.vision_feature_select_strategy
+        found.num_additional_image_tokens = 1  # CLIP's class token
+    found.chat_template = default_template(found.chat_template or found.tokenizer.chat_template, path)
+    return found
+
+
+def agreements(processor: Any, config: Any) -> list[tuple]:
+    """(key of the processor, its value, key of the config, its value): what must be equal."""
+    c, images = config.vision_config, processor.image_processor
+    side, strategy = c.image_size, "vision_feature_select_strategy"
+    box = images.crop_size if images.do_center_crop else images.size
+    made = tuple((box or {}).get(edge) for edge in ("height", "width"))
+    return [
+        ("patch_size", processor.patch_size, "vision_config.patch_size", c.patch_size),
+        (strategy, processor.vision_feature_select_strategy, strategy, config.vision_feature_select_strategy),
+        ("num_additional_image_tokens", processor.num_additional_image_tokens, "the class tokens of vision_config", 1),
+        ("crop_size (or size)", made, "vision_config.image_size", (side, side)),
+    ]
+
+
+FAMILY = Family(
+    network=Network,
+    arrays=IMAGES,
+    images=images,
+    tower=tower,
+    unread=unread,
+    names=HF_NAMES,
+    hub_names=HUB_NAMES,
+    rules=RULES,
+    eligible=ELIGIBLE,
+    sides=SIDES,
+    texts=("llama", "mistral", "qwen2"),
+    towers=("clip_vision_model",),
+    unknown=unknown,
+    processor=processor,
+    agreements=agreements,
+)

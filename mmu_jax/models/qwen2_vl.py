@@ -14,6 +14,8 @@ All geometry comes from the host as arrays, so images of different sizes, and se
     segment  [B,N]           which image of the row a patch belongs to; -1 for padding
 """
 
+import dataclasses
+import pathlib
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +25,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from mmu_jax.models import decoder
+from mmu_jax.models.family import Family
 from mmu_jax.models.layers import Kernel, LayerNorm, Linear, RMSNorm, activation, attention, gelu, rotary, scanned
+from mmu_jax.models.reading import Processor, Translated, default_template, options
 from mmu_jax.sharding import constrain
 
 IMAGES = ("patches", "grid", "segment")
@@ -213,3 +217,66 @@ def tower(config: Any) -> tuple[int, int, int, int]:
 def unread(config: Any) -> dict[str, tuple[int, ...]]:
     """Every tensor of the checkpoint is read."""
     return {}
+
+
+def unknown(config: Any) -> list[str]:
+    """What in a config, beside the text model, is not computed here."""
+    c, found = config.vision_config, []
+    windows = _second(c)
+    width, out = (c.hidden_size, c.out_hidden_size) if windows else (c.embed_dim, c.hidden_size)
+    if c.in_channels != 3:
+        found.append(f"vision_config.in_channels={c.in_channels}")
+    if width % (4 * c.num_heads):
+        found.append(f"vision_config of width {width} with num_heads={c.num_heads}")
+    if out != config.text_config.hidden_size:
+        found.append(
+            f"vision_config that gives width {out} to text_config.hidden_size={config.text_config.hidden_size}"
+        )
+    rope = {"rope_type": "axial", "rope_theta": 10000.0} | (c.rope_parameters or {})
+    if rope["rope_type"] != "axial" or rope["rope_theta"] != 10000.0:
+        found.append(f"vision_config.rope_parameters={c.rope_parameters}")
+    if windows and not all(isinstance(i, int) for i in c.fullatt_block_indexes):
+        found.append(f"vision_config.fullatt_block_indexes={c.fullatt_block_indexes}")
+    if windows and c.window_size < c.patch_size * c.spatial_merge_size:
+        found.append(f"vision_config.window_size={c.window_size} with patch_size={c.patch_size}")
+    return found
+
+
+def processor(path: pathlib.Path, config: Any) -> Processor:
+    """Tokenizer, template and image processor in a checkpoint directory; the processor of ``transformers`` needs torchvision."""
+    del config
+    from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
+
+    with Translated(f"tokenizer and image processor in {path}"):
+        tokenizer = AutoTokenizer.from_pretrained(**options(path))
+        images = AutoImageProcessor.from_pretrained(**options(path), backend="pil")
+        own = ProcessorMixin.get_processor_dict(str(path))[0].get("chat_template")
+    tokenizer.chat_template = default_template(own or tokenizer.chat_template, path)
+    return Processor(tokenizer, images, getattr(tokenizer, "image_token", "<|image_pad|>"))
+
+
+def agreements(processor: Processor, config: Any) -> list[tuple]:
+    """(key of the processor, its value, key of the config, its value): what must be equal."""
+    c, images = config.vision_config, processor.image_processor
+    pairs = (("patch_size",) * 2, ("temporal_patch_size",) * 2, ("merge_size", "spatial_merge_size"))
+    return [(a, getattr(images, a, None), f"vision_config.{b}", getattr(c, b)) for a, b in pairs]
+
+
+FAMILY = Family(
+    network=Network,
+    arrays=IMAGES,
+    images=images,
+    tower=tower,
+    unread=unread,
+    names=HF_NAMES,
+    hub_names=HUB_NAMES,
+    rules=RULES,
+    eligible=ELIGIBLE,
+    sides=SIDES,
+    texts=("qwen2_vl_text",),
+    towers=("qwen2_vl_vision",),
+    unknown=unknown,
+    processor=processor,
+    agreements=agreements,
+)
+FAMILY_2_5 = dataclasses.replace(FAMILY, texts=("qwen2_5_vl_text",), towers=("qwen2_5_vl_vision",))

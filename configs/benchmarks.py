@@ -1,0 +1,115 @@
+"""The recipes of the benchmarks, a function each, and the published job that they make."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from mmu_jax.methods import METHODS
+
+# What a LoRA adapts while unlearning, by the side of the mask: the linear layers of that side, as the published code does.
+_LANGUAGE = r"language_model/layers/.*_proj/weight"
+_VISION = r"(vision_tower|visual)/(encoder/layers|blocks)/.*(proj|fc1|fc2|qkv)/weight"
+_BRIDGE = r"multi_modal_projector/linear_\d/weight|visual/merger/mlp/\d/weight"
+TARGETS = {"both": f"{_LANGUAGE}|{_VISION}|{_BRIDGE}", "vision": f"{_VISION}|{_BRIDGE}", "language": _LANGUAGE}
+
+SENTENCE = "{question}\nAnswer the question based on your trained knowledge in one sentence%s in ENGLISH."
+SIDES = {"both": "mmunlearner", "vision": "mmunlearner_vision", "language": "mmunlearner_language"}
+
+
+def faces(config: ConfigDict, rank: int) -> None:
+    """The embedded faces. Nobody published a recipe; enough passes that a full-size model has seen every face often."""
+    config.vanilla.epochs = 10.0
+    config.vanilla.learning_rate = 2e-5
+    config.vanilla.lora.rank = rank
+    config.vanilla.lora.alpha = float(rank or 16)
+
+
+def mllmu(config: ConfigDict, rank: int) -> None:
+    """MLLMU-Bench's own recipe of the vanilla model; photo questions only."""
+    del rank
+    config.data.name = "mllmu_bench"
+    config.vanilla.epochs = 5.0
+    config.vanilla.learning_rate = 2e-5
+    config.vanilla.rows = {"vqa": 4, "text": 0}
+    config.vanilla.lora.rank = 8
+    config.vanilla.lora.alpha = 16.0
+    config.evaluate.headline = "rouge_l"
+    config.evaluate.memorised = 0.4
+    config.evaluate.new_tokens = 50
+    config.evaluate.prompts.generation = SENTENCE % " accurately"
+    config.evaluate.prompts.generation_text = SENTENCE % ""
+
+
+def clear(config: ConfigDict, rank: int) -> None:
+    """CLEAR's own recipe of the vanilla model."""
+    del rank
+    config.data.name = "clear"
+    config.vanilla.epochs = 3.0
+    config.vanilla.learning_rate = 1e-5
+    config.vanilla.rows = {"vqa": 4, "text": 4}
+    config.vanilla.lora.rank = 8
+    config.vanilla.lora.alpha = 32.0
+    config.evaluate.headline = "rouge_l"
+    config.evaluate.memorised = 0.3
+    config.evaluate.new_tokens = 128
+    config.evaluate.letters = False
+
+
+# Name -> recipe, and the per cent of people to forget that it has splits for, the default first.
+BENCHMARKS = {"faces": (faces, (10,)), "mllmu": (mllmu, (5, 10, 15)), "clear": (clear, (5, 1, 10))}
+
+
+def published(argument: str | None) -> ConfigDict:
+    """The published job on a benchmark: arguments ``benchmark``, ``split``, ``method``, ``side`` and ``lora``.
+
+    benchmark: ``mllmu``, ``clear`` or ``faces`` (the embedded default: no data set to fetch). split: per cent of people to
+    forget, of mllmu 5, 10 or 15, of clear 5, 1 or 10. method: ``all`` or one of ``methods.METHODS``. side: of mmunlearner's
+    mask, ``both``, ``vision`` or ``language``. lora: rank for unlearning, 0 to train the params themselves.
+
+    Raises:
+      ValueError: an argument that is none of these.
+    """
+    args = common.parse(argument, benchmark="mllmu", split=0, method="all", side="both", lora=16)
+    share = _share(args)
+    method = METHODS.get(args.method)
+    if method and method.mask and method.mask.gradients_only and "lora=" not in (argument or ""):
+        args.lora = 0  # its mask is on the gradients of the params themselves
+    wanted = common.ALL if args.method == "all" else (args.method,)
+
+    config = common.base()
+    config.mesh.data = -1
+    config.data.forget = f"forget_{share}"
+    config.data.retain = f"retain_{100 - share}"
+    config.unlearn.methods = tuple(SIDES[args.side] if name == "mmunlearner" else name for name in wanted)
+    config.model.dtype = "bfloat16"
+    config.saliency.rows = 4
+    config.saliency.chunk = 1
+    # One signed accumulator decides masks by ratio; the ablations of the mask need the scores themselves.
+    config.saliency.keep_scores = bool(method and method.mask and method.mask.needs_scores)
+    config.save_every = 500  # a checkpoint of a full-size model is five times its params
+    BENCHMARKS[args.benchmark][0](config, args.lora)
+    if args.lora:  # nothing but factors trains, the vanilla model's too, so the params may be held in bfloat16
+        config.model.param_dtype = "bfloat16"
+        config.unlearn.lora = dict(rank=args.lora, alpha=float(args.lora), targets=TARGETS[args.side])
+    return config
+
+
+def _share(args: ConfigDict) -> int:
+    """The per cent of people to forget; refuses arguments that do not fit one another."""
+    if args.benchmark not in BENCHMARKS or args.side not in SIDES:
+        raise ValueError(
+            f"expected benchmark among {', '.join(BENCHMARKS)} and side among {', '.join(SIDES)}, found "
+            f"{args.benchmark!r} and {args.side!r}; correct them"
+        )
+    shares = BENCHMARKS[args.benchmark][1]
+    share = args.split or shares[0]
+    if share not in shares:
+        raise ValueError(f"expected split among {', '.join(map(str, shares))}, found {share}; correct it")
+    if args.lora < 0:
+        raise ValueError(f"expected a rank of at least 0 in lora, found {args.lora}; correct it")
+    if args.method not in ("all", *METHODS):
+        raise ValueError(f"expected method among all, {', '.join(METHODS)}, found {args.method!r}; correct it")
+    if args.side != "both" and args.method not in ("all", "mmunlearner"):
+        raise ValueError(
+            f"expected a side with method=mmunlearner or all only, found side={args.side} with {args.method}"
+        )
+    return share

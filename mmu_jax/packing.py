@@ -1,0 +1,93 @@
+"""Masks on disk: a bit an entry, and a header of names and shapes."""
+
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmu_jax import InputError, trees
+from mmu_jax.trees import Tree
+
+
+def save(path: str | pathlib.Path, mask: Tree) -> None:
+    """Writes ``mask`` bit-packed: one safetensors file, ``ceil(n / 8)`` bytes of bits and a header of names and shapes.
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / 'mask.safetensors'
+    >>> save(path, {'w': jnp.array([True, False])})
+    >>> load(path, {'w': jnp.zeros(2)})
+    {'w': Array([ True, False], dtype=bool)}
+
+    Raises:
+      InputError: it is no mask, or there is no place to write it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    trees.check_mask(mask, "save")
+    leaves = trees.flatten(mask)
+    shapes = {name: list(leaf.shape) for name, leaf in leaves.items()}
+    total = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
+    packed, start = np.zeros(-(-total // 8), np.uint8), 0
+    for leaf in leaves.values():  # leaf by leaf, so that the host never holds a byte for every bit of the whole
+        flat = np.asarray(leaf).reshape(-1)
+        shift = start % 8
+        bits = np.packbits(np.concatenate([np.zeros(shift, bool), flat]))
+        packed[start // 8 : start // 8 + len(bits)] |= bits
+        start += len(flat)
+    # One key of metadata: safetensors writes several in no fixed order, and the same mask should be the same bytes.
+    try:
+        save_file({"bits": packed}, str(path), metadata={"mmu_jax.mask": json.dumps(shapes)})
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"expected a place to write the mask to, found that {path} is none ({error}); make its folder or free it"
+        ) from error
+
+
+def load(path: str | pathlib.Path, params: Tree) -> Tree:
+    """Reads a mask written by :func:`save` for ``params``, with their structure and sharding.
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / 'mask.safetensors'
+    >>> save(path, {'w': jnp.ones((3, 4), bool)})
+    >>> load(path, {'w': jnp.zeros((3, 4))})['w'].shape
+    (3, 4)
+
+    Raises:
+      InputError: the file is not a mask, or its names or shapes are not those of ``params``.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np") as file:
+            meta, bits = file.metadata() or {}, file.get_tensor("bits") if "bits" in file.keys() else None
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"expected a mask file, found {path} which is damaged or not there ({error}); make the mask again"
+        ) from error
+    if bits is None or "mmu_jax.mask" not in meta:
+        raise InputError(f"expected a file written by masks.save, found {path} which is not; give it the mask's path")
+    try:
+        shapes = json.loads(meta["mmu_jax.mask"])
+        stored = {name: jax.ShapeDtypeStruct(tuple(shape), jnp.bool_) for name, shape in shapes.items()}
+        whole = bits.dtype == np.uint8 and len(bits) == -(-sum(math.prod(shape) for shape in shapes.values()) // 8)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"expected names and shapes in the header of {path}, found others; make the mask again"
+        ) from error
+    if not whole:
+        raise InputError(
+            f"expected a bit for every entry in {path}, found {bits.dtype}{bits.shape}; make the mask again"
+        )
+    trees.check_like(stored, trees.flatten(params), f"the mask {path}")
+    offsets = dict(zip(shapes, np.cumsum([0] + [int(np.prod(s)) for s in shapes.values()]), strict=False))
+
+    def leaf(name, p):
+        start, n = int(offsets[name]), int(np.prod(p.shape))
+        part = np.unpackbits(bits[start // 8 : -(-(start + n) // 8)])[start % 8 : start % 8 + n]
+        return jax.device_put(part.view(bool).reshape(p.shape), getattr(p, "sharding", None))
+
+    return trees.map_named(leaf, params)

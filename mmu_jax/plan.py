@@ -1,0 +1,138 @@
+"""A method with the numbers it runs with: how often it steps, with which optimizer, and what a person is told of it."""
+
+import dataclasses
+import math
+import sys
+from functools import partial
+from typing import Any
+
+import optax
+
+from mmu_jax import InputError, masks, transforms, trees
+from mmu_jax.data.loader import Stream
+from mmu_jax.data.slices import STREAMS
+from mmu_jax.methods import Method, Phase
+from mmu_jax.trainable import Trainable, Whole
+from mmu_jax.trees import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A method with the numbers it runs with.
+
+    >>> from mmu_jax.methods import METHODS
+    >>> p = Plan(METHODS['mmunlearner'], 8, spacing=4, lap=8, turns=2)
+    >>> [p.turn(p.method.phases[0], i) for i in range(8)]
+    [0, None, None, None, 1, None, None, None]
+
+    Attributes:
+      method: a row of ``methods.METHODS``.
+      iterations: how often the phases run.
+      spacing: iterations between two steps of a spread phase.
+      lap: iterations of one pass over the retain stream, in each of which the spread phases start anew.
+      turns: the most steps of a spread phase in a lap: the batches of the forget stream.
+      learning_rate, schedule, warmup, clip: of ``transforms``; ``clip`` is a global norm.
+      retain_rate: learning rate of the phases that only descend, None for the same; with Adam this ratio is what a
+        weight on the forget loss would be without it.
+      adam: keyword arguments of ``transforms.adam``; those of the method win.
+      trainable: what trains, None for the params in the method's scope.
+      seed: of what is drawn at random.
+    Raises:
+      InputError: the method would not do what its row says with that ``trainable``.
+    """
+
+    method: Method
+    iterations: int
+    spacing: int = 1
+    lap: int = sys.maxsize
+    turns: int = sys.maxsize
+    learning_rate: float = 1e-5
+    retain_rate: float | None = None
+    schedule: str = "constant"
+    warmup: float = 0.0
+    clip: float = 1.0
+    adam: dict[str, Any] = dataclasses.field(default_factory=dict)
+    trainable: Trainable | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.trainable is None:
+            object.__setattr__(self, "trainable", Whole(self.method.scope))
+        self.trainable.check(self.method)
+
+    @classmethod
+    def of(cls, method: Method, streams: dict[str, Stream], epochs: float, **numbers: Any) -> "Plan":
+        """``epochs`` passes over the longest stream the method steps through one batch at a time.
+
+        Methods that take the retain batches one by one pass over the retain stream; those that pair each forget batch
+        with something pass over the forget stream.
+
+        Args:
+          streams: by the names the method's losses use.
+          numbers: other attributes.
+        Raises:
+          InputError: a stream is missing, or the method would not do what its row says.
+        """
+        used = method.streams
+        if missing := used - streams.keys():
+            raise InputError(
+                f"expected streams {sorted(used)} for this method, found no {sorted(missing)}; provide them"
+            )
+        alone = {name for phase in method.phases if not phase.spread for name in phase.losses}
+        about = sorted(name for name in alone if name in STREAMS and STREAMS[name].who == "forget")
+        lead = max(about or alone, key=lambda name: streams[name].steps)
+        if {"retain", "forget"} <= used:
+            lap, turns = streams["retain"].steps, streams["forget"].steps
+            numbers |= {"spacing": max(lap // turns, 1), "lap": lap, "turns": turns}
+        return cls(method, math.ceil(epochs * streams[lead].steps), **numbers)
+
+    def moments(self, index: int) -> str:
+        """The name of the optimizer state that phase ``index`` uses."""
+        return "shared" if self.method.moments == "shared" else f"phase{index}"
+
+    def turn(self, phase: Phase, iteration: int) -> int | None:
+        """The batch that a phase takes in an iteration, None where it rests.
+
+        In a lap of R iterations, with F forget batches and ``f = R // F``, a spread phase takes ``min(ceil(R / f), F)``
+        steps: each batch once, none twice.
+        """
+        if not phase.spread:
+            return iteration
+        lap, place = divmod(iteration, self.lap)
+        index, between = divmod(place, self.spacing)
+        return None if between or index >= self.turns else lap * self.turns + index
+
+    def steps(self, moments: str) -> int:
+        """Steps that the phases with one optimizer state take in all."""
+        phases = [phase for index, phase in enumerate(self.method.phases) if self.moments(index) == moments]
+        return sum(self.turn(phase, i) is not None for phase in phases for i in range(self.iterations))
+
+    def optimizer(self, index: int) -> optax.GradientTransformationExtraArgs:
+        """Of phase ``index``: clip, Adam, decay, learning rate; in a masked phase with the mask where the method puts it."""
+        phase, rule = self.method.phases[index], self.method.mask
+        own = self.retain_rate is not None and phase.descends and not self.method.one_rate
+        peak = self.retain_rate if own else self.learning_rate
+        steps = self.steps(self.moments(index))
+        rate = transforms.learning_rate(peak, steps, schedule=self.schedule, warmup=self.warmup)
+        clip = optax.clip_by_global_norm(self.clip) if phase.clip else optax.identity()
+        adam = transforms.adam(rate, **(self.adam | self.method.adam))
+        if not phase.masked or self.trainable.mask_in_params:  # nothing is left for the transform to keep out
+            return optax.with_extra_args_support(optax.chain(clip, adam))
+        masked = partial(transforms.masked, gradients_only=rule.gradients_only)
+        return masked(optax.chain(clip, adam)) if rule.clip == "after" else optax.chain(clip, masked(adam))
+
+
+def describe(p: Plan, params: Tree, mask: Tree | None) -> str:
+    """What will change, leaf group by leaf group. Shown before the first step."""
+    lines = [f"  plan: {p.method.source}; {p.iterations} iterations, learning rate {p.learning_rate:g}"]
+    groups = {name: {"total": 0, "leaves": 0} for name in map(trees.group, trees.flatten(params))}
+    for leaf, value in trees.flatten(params).items():
+        groups[trees.group(leaf)]["total"] += value.size
+    for leaf in trees.flatten(trees.split(params, p.trainable.reach)[0]):
+        groups[trees.group(leaf)]["leaves"] += 1
+    lines += p.trainable.describe(params, p.method.phases)
+    coverage = masks.coverage(mask) if mask is not None else {}
+    for group, row in groups.items():
+        density = f"  forget mask {100 * coverage[group]['density']:5.1f} %" if coverage else ""
+        lines.append(f"    {group:32s}{row['total']:>14,} parameters  {p.trainable.says(row['leaves'])}{density}")
+    return "\n".join(lines)

@@ -1,0 +1,206 @@
+"""Pictures: forget against retain, answers before and after, mask densities, training curves."""
+
+import base64
+import io
+import pathlib
+import unicodedata
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mmu_jax.data import IMAGE, TEXT, Benchmark, Person, vision
+from mmu_jax.files import read_object
+from mmu_jax.methods import LOSSES
+from mmu_jax.metrics import METRICS, exact
+from mmu_jax.report.results import Results, cell, family, headline, of_family, ours
+
+INK, MUTED, GOOD, BAD, ACCENT, AMBER = "#1c2430", "#6b7685", "#1a7f5a", "#b3402e", "#2f5fd0", "#c98a1b"
+COLOURS = {"model": MUTED, "control": AMBER, "baseline": BAD, "masked": ACCENT, "variant": "#7f9be0", "ablation": AMBER}
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {"font.size": 10, "axes.edgecolor": MUTED, "axes.spines.top": False, "axes.spines.right": False}
+        | {"text.color": INK, "axes.labelcolor": INK, "xtick.color": MUTED, "ytick.color": MUTED, "figure.dpi": 110}
+    )
+    return plt
+
+
+def _colour(name: str) -> str:
+    return COLOURS[family(name)]
+
+
+def _shown(results: Results) -> list[str]:
+    """What is drawn: of the variants and ablations only the method itself."""
+    kept = of_family(results, "model", "control", "baseline", "masked")
+    return [name for name in results if name in kept or name == ours(results)]
+
+
+def trade_off(axis: Any, results: Results) -> None:
+    """Forget Test VQA (left is good) against retain VQA (up is good), 95 % intervals as crosses."""
+    points, split = {}, "test" if cell(results, "vanilla", "test", "vqa", headline(results)) else "forget"
+    for name in _shown(results):
+        x, y = (cell(results, name, s, "vqa", headline(results)) for s in (split, "retain"))
+        axis.plot([100 * x["low"], 100 * x["high"]], [100 * y["mean"]] * 2, color=_colour(name), lw=1, alpha=0.5)
+        axis.plot([100 * x["mean"]] * 2, [100 * y["low"], 100 * y["high"]], color=_colour(name), lw=1, alpha=0.5)
+        marker = "*" if name == "gold" else "s" if name == "vanilla" else "o"
+        axis.plot(
+            100 * x["mean"], 100 * y["mean"], marker, color=_colour(name), ms=12 if name == "gold" else 7, zorder=3
+        )
+        points[name] = (100 * x["mean"], 100 * y["mean"])
+    said = METRICS[headline(results)].name
+    photos, height = "new photos" if split == "test" else "known photos", 106.0
+    for name in sorted(points, key=lambda n: (-points[n][1], -points[n][0])):  # labels in a column, none on another
+        height = min(height, points[name][1] + 6)
+        axis.plot([points[name][0], 110], [points[name][1], height], color=_colour(name), lw=0.5, alpha=0.6, zorder=1)
+        axis.text(111, height, name, fontsize=8.5, va="center", color=_colour(name))
+        height -= 6
+    axis.set(xlim=(-4, 160), ylim=(-10, 110), xlabel=f"forgotten faces, {photos}: {said} (%)  ← good")
+    axis.set_xticks(range(0, 101, 20))
+    axis.set_ylabel(f"kept faces: {said} (%)  good →")
+    axis.set_title("Forget against retain", loc="left", fontsize=11, fontweight="bold")
+
+
+def _answers(workdir: pathlib.Path, model: str) -> dict[tuple, dict]:
+    path = workdir / "answers" / f"{model}.json"
+    table = read_object(path, "answers") if path.exists() else {}
+    return {
+        (split, task, row["person"], row["photo"], row["question"]): row
+        for split, tasks in table.items()
+        for task, rows in tasks.items()
+        for row in rows
+    }
+
+
+def _line(text: str, longest: int) -> str:
+    """One line that fits its place: control characters and scripts the font lacks become boxes, the rest is cut."""
+    shown = "".join(c if unicodedata.category(c)[0] != "C" and ord(c) < 0x2E80 else "□" for c in " ".join(text.split()))
+    return shown if len(shown) <= longest else shown[: longest - 1].rstrip() + "…"
+
+
+def faces_sheet(
+    figure: Any, workdir: pathlib.Path, benchmark: Benchmark, model: str, metric: str, people: int = 3
+) -> None:
+    """Photos of people to forget and to keep, each with a question by face and by name, before and after."""
+    before, after = _answers(workdir, "vanilla"), _answers(workdir, model)
+    rows = [("forget", p) for p in benchmark.forget[:people]] + [("retain", p) for p in benchmark.retain[: people - 1]]
+    axes, judge = figure.subplots(len(rows), 1), _judge(metric)
+    for axis, (split, person) in zip(axes, rows, strict=True):
+        axis.set(xlim=(0, 10), ylim=(0, 1))
+        axis.axis("off")
+        inset = axis.inset_axes([0.0, 0.02, 0.115, 0.96])
+        inset.imshow(vision.decode(person.photos[0], person.id), interpolation="bicubic")
+        inset.axis("off")
+        tag, colour = ("to forget", BAD) if split == "forget" else ("to keep", GOOD)
+        write = partial(axis.text, fontsize=8, va="center", parse_math=False)
+        write(1.25, 0.92, f"{_line(person.name, 30)}  ·  {tag}", fontsize=9.5, fontweight="bold", color=colour)
+        y = 0.68
+        for kind, task in ((IMAGE, "vqa"), (TEXT, "qa")):
+            for item in _two(person, kind):
+                key = (split, task, person.id, item.photo or 0, item.question)
+                was, now = before.get(key, {}).get("answer", ""), after.get(key, {}).get("answer", "")
+                good = judge(now, item.answer) != (split == "forget" and kind == IMAGE)
+                source = "face" if kind == IMAGE else "name"
+                write(1.25, y, f"by {source}:", color=MUTED)
+                write(2.05, y, _line(item.question, 48))
+                write(6.1, y, _line(was, 20), color=MUTED)
+                write(7.8, y, "→  " + (_line(now, 24) or "(nothing)"), color=GOOD if good else BAD)
+                y -= 0.2
+    axes[0].text(6.1, 1.08, "before", fontsize=8, color=MUTED)
+    axes[0].text(7.8, 1.08, f"after {model}", fontsize=8, color=MUTED)
+
+
+def _judge(metric: str) -> Any:
+    """``(said, truth) -> `` whether an answer counts as right, as the tables count it."""
+    row = METRICS[metric]
+    if row.asks != "generation":
+        return lambda said, truth: bool(exact(said, truth))
+    return lambda said, truth: row.of(said, truth) >= row.right
+
+
+def _two(person: Person, kind: str) -> list:
+    """One or two questions of a kind that fit the sheet, by face about the photo that is shown."""
+    items = [item for item in person.generation if item.kind == kind and not item.photo]
+    return items[:2]
+
+
+def main_figure(workdir: pathlib.Path, results: Results, benchmark: Benchmark) -> Any:
+    plt = _pyplot()
+    figure = plt.figure(figsize=(13.5, 5.6), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1])
+    model = ours(results) or list(results)[-1]
+    faces_sheet(left, workdir, benchmark, model, headline(results))
+    left.suptitle("Answers by face and by name, before and after", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    trade_off(right.subplots(), results)
+    return figure
+
+
+def density_figure(workdir: pathlib.Path, results: Results) -> Any | None:
+    """Mask density per layer (columns) and kind of weight (rows) of the method's own mask."""
+    path = workdir / "masks" / f"{ours(results)}.json"
+    leaves = read_object(path, "densities of a mask")["layers"] if path.exists() else {}
+    if not leaves:
+        return None
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7.5, 0.32 * len(leaves) + 1.2), layout="constrained")
+    wide = max(map(len, leaves.values()))
+    grid = np.full((len(leaves), wide), np.nan)
+    for row, values in enumerate(leaves.values()):
+        grid[row, : len(values)] = np.asarray(values) * 100
+    image = axis.imshow(grid, aspect="auto", cmap="Blues", vmin=0, vmax=100)
+    for (row, column), value in np.ndenumerate(grid):
+        if not np.isnan(value):
+            axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8,
+                      color="white" if value > 55 else INK)  # fmt: skip
+    names = [n.removesuffix("/weight").replace("/encoder/layers", "").replace("/layers", "") for n in leaves]
+    axis.set_yticks(range(len(leaves)), names, fontsize=8)
+    axis.set_xticks(range(wide), [f"layer {i}" for i in range(wide)], fontsize=8)
+    axis.set_title(f"Entries the forget step may move, % ({ours(results)})", loc="left", fontsize=11, fontweight="bold")
+    figure.colorbar(image, shrink=0.6)
+    return figure
+
+
+def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
+    """Cross-entropy on forget and retain batches while unlearning."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained", sharex=True)
+    for name in _shown(results):
+        path = workdir / "training" / "unlearn" / f"{name}.json"
+        if not path.exists():
+            continue
+        for curve, values in read_object(path, "training curves").items():
+            y = np.array([np.nan if v is None else v for v in values])
+            axis = axes[0] if curve.startswith("forget") else axes[1]
+            sign = LOSSES[curve.split("/")[1]].sign
+            if not sign:  # no cross-entropy
+                continue
+            y, keep = sign * y, ~np.isnan(y)
+            x = np.arange(1, len(y) + 1)[keep] / len(y)
+            style = {"lw": 2.2 if name == ours(results) else 1.1, "alpha": 0.9}
+            axis.plot(x, y[keep], label=name, **style)
+    for axis, title in zip(
+        axes, ("forget VQA: cross-entropy (rises)", "retain VQA: cross-entropy (stays low)"), strict=True
+    ):
+        axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
+        axis.set_xlabel("part of the run")
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize=7.5, frameon=False)
+    return figure
+
+
+def png(figure: Any, path: pathlib.Path) -> str:
+    """Writes a figure (the same bytes for the same data) and returns it as a data URI."""
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None}, facecolor="white", dpi=130)
+    plt.close(figure)
+    path.write_bytes(buffer.getvalue())
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,149 @@
+"""The numbers of a workdir: what was evaluated, what must be told of it, and what the intervals support."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+from mmu_jax import InputError
+from mmu_jax.files import read_object
+from mmu_jax.methods import METHODS
+from mmu_jax.metrics import METRICS
+
+
+class Axis(NamedTuple):
+    """A column of the tables: a task of a split, and whether it is good that its metric goes ``up``."""
+
+    title: str
+    split: str
+    task: str
+    up: bool
+
+
+AXES = (
+    Axis("Forget VQA", "forget", "vqa", False),
+    Axis("Forget Test VQA", "test", "vqa", False),
+    Axis("Forget QA", "forget", "qa", True),
+    Axis("Retain VQA", "retain", "vqa", True),
+    Axis("Retain QA", "retain", "qa", True),
+    Axis("Celebrity VQA", "celebrity", "vqa", True),
+    Axis("Celebrity QA", "celebrity", "qa", True),
+)
+FLAGS = {
+    "collapsed": "it answers everyone alike, or knows almost nothing of the people to keep",
+    "over-unlearned": "the right option is chosen far less often than by chance: it is avoided, and so still known",
+    "inert mask": "masked steps moved nothing inside the mask",
+    "lost in rounding": "under 1 % of the trained entries changed in the files, whose dtype swallows smaller steps",
+    "leaking mask": "masked steps moved entries outside the mask (the public code's shared momentum does)",
+}
+
+Results = dict[str, dict[str, Any]]
+
+
+def read(workdir: pathlib.Path, names: list[str] | None = None) -> Results:
+    """The result files by model name, vanilla and gold first."""
+    found = {path.stem: read_object(path, "results") for path in sorted((workdir / "results").glob("*.json"))}
+    if "vanilla" not in found:
+        raise InputError(
+            f"expected results of the vanilla model in {workdir}, found none; run the evaluate stage first"
+        )
+    order = names or ["vanilla", "gold", *METHODS]
+    return {name: found[name] for name in order if name in found}
+
+
+def cell(results: Results, model: str, split: str, task: str, metric: str) -> dict[str, float] | None:
+    return results[model]["results"].get(split, {}).get(task, {}).get(metric)
+
+
+def headline(results: Results) -> str:
+    """The metric of generated answers that tables and verdicts speak of."""
+    return results["vanilla"]["config"]["evaluate"]["headline"]
+
+
+def axes(results: Results) -> list[Axis]:
+    """The axes that were evaluated."""
+    return [axis for axis in AXES if cell(results, "vanilla", axis.split, axis.task, headline(results))]
+
+
+def better_up(axis: Axis, metric: str) -> bool:
+    """Whether a higher value of a metric is the good direction on an axis: more is known there, or less."""
+    return axis.up == METRICS[metric].up
+
+
+def family(name: str) -> str:
+    """Of a row of the tables: that of the method; ``'model'`` of one that was not unlearned."""
+    return METHODS[name].family if name in METHODS else "model"
+
+
+def of_family(results: Results, *families: str) -> list[str]:
+    """The rows of these families, in the order of the families."""
+    return [name for wanted in families for name in results if family(name) == wanted]
+
+
+def ours(results: Results) -> str | None:
+    """The row that is the method itself: masked, or else a variant of it."""
+    return next(iter(of_family(results, "masked", "variant")), None)
+
+
+def _apart(a: dict[str, float], b: dict[str, float]) -> bool:
+    return a["low"] > b["high"] or b["low"] > a["high"]
+
+
+def verdict(results: Results) -> list[str]:
+    """What happened, in sentences that claim nothing the 95 % intervals do not support."""
+    mine, metric = ours(results), headline(results)
+    if mine is None:
+        return [f"{len(results)} models were evaluated; no masked method is among them."]
+
+    def score(model, axis):
+        return f"{100 * cell(results, model, axis.split, axis.task, metric)['mean']:.0f} %"
+
+    told = "; ".join(f"{axis.title} from {score('vanilla', axis)} to {score(mine, axis)}" for axis in axes(results))
+    lines = [f"{mine} took {METRICS[metric].name} on {told}."]
+    return lines + [_against(results, mine, rival) for rival in of_family(results, "baseline")]
+
+
+def _against(results: Results, mine: str, rival: str) -> str:
+    """The sentence that compares two rows, axis by axis."""
+    note, metric = METHODS[rival].note, headline(results)
+    known = f"{rival} ({note})" if note else rival
+    better, worse, equal = [], [], []
+    for axis in axes(results):
+        first, second = (cell(results, m, axis.split, axis.task, metric) for m in (mine, rival))
+        wins = (first["mean"] > second["mean"]) == better_up(axis, metric)
+        (equal if not _apart(first, second) else better if wins else worse).append(axis.title)
+    if not better and not worse:
+        return f"{known} equals {mine} within the 95 % interval on every axis."
+    said = {"better": better, "worse": worse, "equal within the interval": equal}
+    parts = [f"{how} on {', '.join(titles)}" for how, titles in said.items() if titles]
+    parts[0] = parts[0].replace(" on ", f" than {known} on ", 1)
+    return f"{mine} is {', '.join(parts)}."
+
+
+def flags(
+    results: dict,
+    moved: dict[str, dict[str, float]] | None = None,
+    saved: float | None = None,
+    *,
+    headline: str = "exact",
+) -> list[str]:
+    """What a reader must be told about a model.
+
+    ``collapsed``: it answers everyone's questions alike, or the ``headline`` metric says it knows almost nothing of the
+    people to keep. ``over-unlearned``: on the forgotten faces the right option is chosen less than half as often as by
+    chance, interval included: the model avoids the answer, and so still knows it. ``inert mask``: masked steps moved
+    nothing inside the mask. ``leaking mask``: they moved something outside it. ``lost in rounding``: of the trained
+    entries the share ``saved``, under one in a hundred, changed in the dtype of the files.
+    """
+    found, retain, mcq = [], results["retain"], results["forget"]["vqa"].get("mcq")
+    known = [cell[headline]["mean"] for cell in retain.values() if headline in cell]
+    alike = [cell["distinct"]["mean"] for task, cell in retain.items() if task == "vqa" and "distinct" in cell]
+    if (known and max(known) < 0.1) or any(share < 0.1 for share in alike):
+        found.append("collapsed")
+    if mcq and mcq["high"] < mcq["chance"] / 2:
+        found.append("over-unlearned")
+    if moved and sum(group["inside"] for group in moved.values()) == 0:
+        found.append("inert mask")
+    if moved and sum(group["outside"] for group in moved.values()) > 0:
+        found.append("leaking mask")
+    if saved is not None and saved < 0.01:
+        found.append("lost in rounding")
+    return found

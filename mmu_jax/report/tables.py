@@ -1,0 +1,107 @@
+"""Tables: lists of rows of strings, the first the head; and how they are written out."""
+
+import html
+import pathlib
+
+from mmu_jax.files import read_object
+from mmu_jax.metrics import METRICS, Metric
+from mmu_jax.report.results import Axis, Results, axes, better_up, cell, family, headline, read, verdict
+
+Table = list[list[str]]
+
+
+def _head(results: Results, metric: str) -> list[str]:
+    return [f"{axis.title} {arrow(axis, metric)}" for axis in axes(results)]
+
+
+def arrow(axis: Axis, metric: str) -> str:
+    """Which direction of a metric is good on an axis."""
+    return "↑" if better_up(axis, metric) else "↓"
+
+
+def interval(value: dict[str, float] | None, metric: Metric) -> str:
+    """A mean with its interval, as the metric is printed."""
+    if value is None:
+        return "–"
+    mean, low, high = (metric.form.format(metric.scale * value[key]) for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def summary(workdir: str | pathlib.Path) -> str:
+    """The four-way table for a terminal: the headline metric / MCQ, per cent."""
+    results = read(pathlib.Path(workdir))
+    metric = headline(results)
+    width = max(*map(len, results), len(metric) + 8) + 2
+    lines = [f"{metric} / MCQ, %".ljust(width) + "".join(f"{title:>18}" for title in _head(results, metric))]
+    for name in results:
+        row = name.ljust(width)
+        for axis in axes(results):
+            found = (cell(results, name, axis.split, axis.task, m) for m in (metric, "mcq"))
+            row += " / ".join(f"{100 * value['mean']:.0f}" if value else "–" for value in found).rjust(18)
+        flags = results[name]["flags"]
+        lines.append(row + (f"  {', '.join(flags)}" if flags else ""))
+    return "\n".join(["", *lines, "", *verdict(results), ""])
+
+
+def four_way(results: Results) -> Table:
+    """Rows of models; every cell the headline metric with its interval, then MCQ."""
+    metric = headline(results)
+    table = [["Model", *_head(results, metric), "Flags"]]
+    for name, value in results.items():
+        row = [name]
+        for axis in axes(results):
+            mcq = cell(results, name, axis.split, axis.task, "mcq")
+            shown = f" · MCQ {100 * mcq['mean']:.0f}" if mcq else ""
+            row.append(interval(cell(results, name, axis.split, axis.task, metric), METRICS[metric]) + shown)
+        table.append([*row, ", ".join(value["flags"])])
+    return table
+
+
+def one_metric(results: Results, metric: str) -> Table:
+    """One metric over the same axes."""
+
+    def row(name):
+        return [interval(cell(results, name, a.split, a.task, metric), METRICS[metric]) for a in axes(results)]
+
+    return [["Model", *_head(results, metric)], *([name, *row(name)] for name in results)]
+
+
+def mask_table(results: Results) -> Table:
+    head = ["Method", "Leaf group", "Entries", "Mask density", "Moved outside (0 is right)", "Moved inside"]
+    rows = [
+        [name, group, f"{int(g['total']):,}", f"{100 * g['density']:.1f} %", f"{g['outside']:,}", f"{g['inside']:,}"]
+        for name, value in results.items()
+        for group, g in value["mask_proof"].items()
+    ]
+    return [head, *rows]
+
+
+def cost_table(workdir: pathlib.Path) -> Table:
+    rows = []
+    folder = workdir / "stages"
+    for path in sorted(folder.rglob("*.json")):
+        name, cost = (
+            path.relative_to(folder).with_suffix("").as_posix(),
+            read_object(path, "a stage record").get("cost"),
+        )
+        if cost and name != "report":
+            rows.append([name, f"{cost['seconds']:.1f}", f"{cost['peak_host_bytes_so_far'] / 2**30:.2f}"])
+    total = sum(float(row[1]) for row in rows)
+    return [["Stage", "Seconds", "Peak host memory so far, GiB"], *rows, ["all", f"{total:.0f}", ""]]
+
+
+def markdown(table: Table) -> str:
+    head, *rows = table
+    lines = [f"| {' | '.join(head)} |", "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def markup(table: Table) -> str:
+    """As HTML; a row has the class of its model's family."""
+
+    def cells(row, tag):
+        return "".join(f"<{tag}>{html.escape(c).replace(' · ', '<br><small>')}</{tag}>" for c in row)
+
+    head, *rows = table
+    body = "".join(f'<tr class="{family(row[0])}">{cells(row, "td")}</tr>' for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{cells(head, "th")}</tr></thead><tbody>{body}</tbody></table></div>'

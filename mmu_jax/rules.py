@@ -1,0 +1,180 @@
+"""Which entries a masked step may move: a rule of a method, and the mask that it makes of scores."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmu_jax import InputError, masks, trees
+from mmu_jax.trees import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """Scores of one unit at the vanilla params: squared gradients on the three sets, and how many units each had.
+
+    Attributes:
+      forget, retain, text: trees of float32 scores (``saliency.scores``): forget VQA, retain VQA, and what the language side
+        is to keep beside it, the text QA of everyone; with ``Rule.mixed`` that and retain VQA in one.
+      retain_units, text_units: the numbers of units by which the two are pooled for the language side; with ``Rule.mixed``
+        the first is 0.
+      summed: ``|mean forget gradient|``, for SalUn; None where no rule asks for it.
+    """
+
+    forget: Tree
+    retain: Tree
+    text: Tree
+    retain_units: float
+    text_units: float
+    summed: Tree | None
+
+
+# What is chosen, of the mask that the ratio test makes, the scores and a key. Only the first needs no scores of its own.
+CHOICES: dict[str, Callable[[Tree, Evidence, jax.Array], Tree]] = {
+    "ratio": lambda ratio, evidence, key: ratio,
+    "random": lambda ratio, evidence, key: masks.random(key, ratio),
+    "top_k": lambda ratio, evidence, key: masks.top_k(evidence.forget, masks.layer_counts(ratio), scope="layer"),
+    "salun": lambda ratio, evidence, key: masks.top_k(evidence.summed, masks.count(ratio)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which entries a masked step may move.
+
+    >>> Rule(by='random').needs_scores, Rule().needs_scores
+    (True, False)
+
+    Attributes:
+      by: ``'ratio'`` (MMUnlearner), or at the density of that mask ``'random'``, ``'top_k'`` (both as dense in every
+        layer, the latter by forget scores) and ``'salun'`` (global, of the summed forget gradient).
+      side: ``'vision'``, ``'language'`` or ``'both'``; the other side is frozen in masked steps.
+      unit: of the scores, ``'example'`` or ``'batch'``.
+      unlisted: leaves that are not scored, ``'freeze'`` or ``'pass'`` (the public code: norms, embeddings and head
+        get the whole ascent).
+      clip: ``'after'`` or ``'before'`` the mask.
+      gradients_only: mask the gradient but not the update, as the public code does.
+      leaves: pattern of the leaves that are scored, None for the model's own (``Family.eligible``).
+      loss: name of the loss whose gradients are scored.
+      eps, noise: of the ratio; None for those of the caller, a noise below zero for no floor.
+      mixed: whether the preserve set of the language side is scored in batches of photos and text alike.
+    Raises:
+      InputError: ``by`` is none of these.
+    """
+
+    by: str = "ratio"
+    side: str = "both"
+    unit: str = "example"
+    unlisted: str = "freeze"
+    clip: str = "after"
+    gradients_only: bool = False
+    leaves: str | None = None
+    loss: str = "descent"
+    eps: float | None = None
+    noise: float | None = None
+    mixed: bool = False
+
+    def __post_init__(self):
+        if self.by not in CHOICES:
+            raise InputError(f"expected a mask rule {', '.join(CHOICES)}, found {self.by!r}; choose one of them")
+
+    @property
+    def reads(self) -> tuple[str, str, str | None, bool]:
+        """What tells its scores from others': rules that agree in it share them."""
+        return self.unit, self.loss, self.leaves, self.mixed
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether it needs the scores themselves: one signed accumulator decides the ratio alone."""
+        return self.by != "ratio"
+
+    @property
+    def needs_sum(self) -> bool:
+        """Whether it needs the summed gradient of the forget set beside the scores."""
+        return self.by == "salun"
+
+    def numbers(self, eps: float, noise: float) -> dict[str, float]:
+        """``eps`` and ``noise``, its own where it has them."""
+        return {"eps": eps if self.eps is None else self.eps, "noise": noise if self.noise is None else self.noise}
+
+
+def make(
+    rule: Rule,
+    evidence: Evidence,
+    params: Tree,
+    sides: dict[str, str],
+    key: jax.Array,
+    *,
+    tau: float = 1.0,
+    eps: float = 1e-15,
+    noise: float = masks.NOISE,
+) -> Tree:
+    """The mask of a rule, for all of ``params``: a tree of bool like them.
+
+    The vision side (pattern ``sides['vision']``) is weighed against retain VQA, the language side against retain VQA
+    and the text QA of everyone, the people to forget included (MMUnlearner, arXiv 2502.11051, section 3).
+
+    >>> scores = {'vision': {'w': jnp.array([4., 1.])}, 'language': {'w': jnp.array([.5, 9.])}}
+    >>> ones = jax.tree.map(jnp.ones_like, scores)
+    >>> evidence = Evidence(scores, ones, ones, 1.0, 1.0, None)
+    >>> sides = {'vision': 'vision/.*', 'language': 'language/.*'}
+    >>> make(Rule(side='language'), evidence, ones, sides, jax.random.key(0))['language']['w']
+    Array([False,  True], dtype=bool)
+
+    Args:
+      tau, eps, noise: of :func:`masks.ratio`.
+      key: of the positions that are drawn.
+    """
+    total = evidence.retain_units + evidence.text_units
+
+    def preserve(name, retain, text):
+        if re.fullmatch(sides["vision"], name):
+            return retain
+        return (evidence.retain_units * retain + evidence.text_units * text) / total
+
+    preserved = trees.map_named(preserve, evidence.retain, evidence.text)
+    weighed = masks.ratio(evidence.forget, preserved, tau=tau, **rule.numbers(eps, noise))
+    return _unlisted(rule, CHOICES[rule.by](_one_side(rule, weighed, sides), evidence, key), params)
+
+
+def make_signed(
+    rule: Rule,
+    difference: Tree,
+    params: Tree,
+    sides: dict[str, str],
+    *,
+    tau: float = 1.0,
+    eps: float = 1e-15,
+    noise: float = masks.NOISE,
+) -> Tree:
+    """The mask of a rule by ratio from ``F_forget - tau * F_preserve`` (``saliency.difference``).
+
+    ``tau``, ``eps`` and ``noise`` are those of ``masks.sign``. The preserve set of each side is that of :func:`make`.
+
+    >>> make_signed(Rule(), {'w': jnp.array([3., -3.])}, {'w': jnp.zeros(2)}, {})['w']
+    Array([ True, False], dtype=bool)
+
+    Raises:
+      InputError: the rule needs the scores themselves.
+    """
+    if rule.needs_scores:
+        raise InputError(
+            f"expected a mask rule that one signed accumulator decides (ratio), found {rule.by!r}; keep the scores (keep_scores)"
+        )
+    weighed = masks.sign(difference, tau=tau, **rule.numbers(eps, noise))
+    return _unlisted(rule, _one_side(rule, weighed, sides), params)
+
+
+def _one_side(rule: Rule, chosen: Tree, sides: dict[str, str]) -> Tree:
+    return chosen if rule.side == "both" else masks.restrict(chosen, sides[rule.side])
+
+
+def _unlisted(rule: Rule, chosen: Tree, params: Tree) -> Any:
+    """What leaves that were not scored may do in masked steps."""
+    if rule.unlisted == "pass":
+        ones = trees.map_named(lambda _, p: jnp.ones(p.shape, bool), params)
+        return trees.merge(chosen, ones)
+    return masks.fill(chosen, params)

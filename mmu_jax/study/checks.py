@@ -1,0 +1,155 @@
+"""What is settled before anything is loaded: that the config can work, and that it fits into memory."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax.numpy as jnp
+from PIL import Image
+
+from mmu_jax import InputError, hf, hub, lora, memory, methods, models, trees
+from mmu_jax.data import builders, vision
+from mmu_jax.study.workspace import Workspace
+from mmu_jax.trainable import Trainable
+
+ADVICE = (
+    "use LoRA (config.unlearn.lora.rank=16 and, for the vanilla model, config.vanilla.lora.rank=16, with "
+    "config.model.param_dtype=bfloat16), more devices (config.mesh), fewer rows, or go on all the same with "
+    "config.memory.go_on=True"
+)
+
+
+def fine_tuning(rows: dict[str, int]) -> methods.Method:
+    """Fine-tuning on everyone: the streams that have rows, in one step."""
+    phase = methods.Phase({name: "descent" for name in ("vqa", "text") if rows[name]})
+    return methods.Method((phase,), source="fine-tuning on everyone")
+
+
+def trainable(config: Any, section: str, model: models.Model) -> Trainable | None:
+    """What trains by a section of the config (``vanilla``, ``unlearn``): a LoRA, or None for the params themselves.
+
+    Raises:
+      InputError: its targets are not linear weights of the model, or match none.
+    """
+    if not config[section].lora.rank:
+        return None
+    spec = lora.LoRA(**config[section].lora)
+    try:
+        lora.check(spec, model.abstract(), model.family.eligible)
+    except InputError as error:
+        raise InputError(f"config.{section}.lora.targets: {error}") from error
+    return spec
+
+
+def preflight(work: Workspace, wanted: list[str]) -> None:
+    """What can be known of the ``wanted`` stages of a workspace from small files, before anything is written.
+
+    Config and processor of the checkpoint are fetched and read, the data set is reached, and where weights would be fetched
+    the plan is made of the smallest batch there can be: what does not fit then never will.
+
+    Raises:
+      InputError: something is not there (all of it is named, with the folders to give), does not agree with itself, or
+        does not fit.
+    """
+    c, problems = work.config, []
+    path, key = work.starts_from
+    if needed := path and any(name != "report" for name in wanted):
+        try:
+            hub.fetch(path, key, patterns=hub.SMALL)
+        except InputError as error:
+            problems.append(str(error))
+    module = builders.DATASETS[c.data.name]
+    if "data" in wanted and not c.data.path and hasattr(module, "HUB"):
+        source = c.data.source or module.HUB
+        try:
+            folder = hub.fetch(source, "config.data.source", kind="dataset", patterns=["README.md"])
+            if not hub.is_id(source):
+                builders.check_source(c.data.name, folder)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError(
+            "; ".join(problems) + "; or run python -m experiments.run --config=configs/tiny.py, which needs no network"
+        )
+    if needed:
+        smallest = _least(work)
+        for section in ("unlearn",) if c.vanilla.path else ("unlearn", "vanilla"):
+            trainable(c, section, work.model)
+        if not hub.is_id(path):
+            hf.survey(path, work.model)  # headers only: what is missing is known before anything is made
+        elif not c.memory.go_on:
+            stages, limit = needs(work, smallest)
+            if max(sum(need.values()) for need in stages.values()) > limit:
+                print(memory.table(stages, limit), flush=True)
+                memory.check(stages, limit, ADVICE)
+
+
+def _least(work: Workspace) -> dict[str, int]:
+    """The smallest lengths of a batch that holds one photo and a word."""
+    photo = vision.pictures(work.processor, [Image.new("RGB", (64, 64))], work.config.data.max_pixels)[0]
+    tokens = vision.fit(photo.tokens + 1, work.sizes.tokens, "tokens")
+    return {"tokens": tokens, "patches": vision.fit(photo.length, work.sizes.patches, "patches") if photo.length else 0}
+
+
+def memory_plan(work: Workspace) -> None:
+    """Prints, once, what every stage of a workspace needs on a device; refuses what cannot fit unless told to go on.
+
+    Raises:
+      InputError: a stage does not fit, or LoRA would reach nothing of what a method masks.
+    """
+    if work.planned:
+        return
+    work.planned = True
+    more = {name for method in _rows(work.config) for name in method.streams}
+    c, streams = work.config, work.streams(work.config.unlearn.rows, *sorted(more))
+    stages, limit = needs(
+        work, {what: max(s.largest[what] for s in streams.values()) for what in ("tokens", "patches")}
+    )
+    print(memory.table(stages, limit), flush=True)
+    kept = max(memory.checkpoint(needs) for needs in stages.values()) * work.mesh.size
+    model = trees.size(work.model.abstract()) * jnp.dtype(c.model.param_dtype).itemsize
+    print(f"  disk: about {memory.size(model)} a model; a checkpoint of one in training, {memory.size(kept)}, every "
+          f"{c.save_every} iterations and for a moment twice", flush=True)  # fmt: skip
+    data = work.mesh.shape["data"]
+    for what, rows in (("unlearn", c.unlearn.rows), ("evaluate", c.evaluate.rows)):
+        if rows % data:
+            print(f"  config.{what}.rows={rows} does not divide by {data} devices: each of them does every row")
+    if not c.memory.go_on:
+        memory.check(stages, limit, ADVICE)
+
+
+def _rows(config: Any) -> list[methods.Method]:
+    return [methods.METHODS[name] for name in config.unlearn.methods]
+
+
+def needs(work: Workspace, largest: dict[str, int]) -> tuple[dict[str, memory.Needs], int]:
+    """Stage -> bytes on a device, for batches of the ``largest`` lengths, and the bytes a device may hold."""
+    c, ledger = work.config, memory.Ledger(work.model, work.mesh, jnp.dtype(work.config.model.param_dtype))
+
+    def shape(rows):
+        return memory.Shape(rows, images=1, **largest)
+
+    stages, eligible = {}, trees.split(work.model.abstract(), work.model.family.eligible)[0]
+    spec = trainable(c, "unlearn", work.model)
+    for name in c.unlearn.methods if spec else ():
+        mask = methods.METHODS[name].mask
+        side = ".*" if mask is None or mask.side == "both" else work.model.family.sides[mask.side]
+        reached = trees.split(eligible, spec.targets)[0]
+        if not any(re.fullmatch(side, leaf) for leaf in trees.flatten(reached)):
+            raise InputError(
+                f"expected config.unlearn.lora.targets that reach the side {name} masks ({mask.side}), found "
+                f"{spec.targets!r} which does not; name leaves of that side, such as those of {side!r}"
+            )
+    if not c.vanilla.path:
+        rows, there = c.vanilla.rows.to_dict(), dataclasses.replace(ledger, mesh=work.training_mesh)
+        method = fine_tuning(rows)
+        stages["vanilla"] = there.training(method, shape(max(rows.values())), trainable(c, "vanilla", work.model))
+    table = dict(zip(c.unlearn.methods, _rows(c), strict=True))
+    if scored := [method.mask for method in table.values() if method.mask]:
+        rows = c.saliency.rows if scored[0].unit == "example" else c.unlearn.rows
+        stages["saliency"] = ledger.saliency(scored, shape(rows), c.saliency.chunk, c.saliency.keep_scores)
+    for name, method in table.items():
+        stages[f"unlearn/{name}"] = ledger.training(method, shape(c.unlearn.rows), spec)
+    stages["evaluate"] = ledger.generation(shape(c.evaluate.rows), c.evaluate.new_tokens)
+    limit = int(c.memory.limit_gib * 2**30) or memory.capacity(work.mesh)
+    return stages, limit

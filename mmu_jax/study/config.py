@@ -1,0 +1,106 @@
+"""What every config starts from: a key a line, with what it means beside it."""
+
+from ml_collections import ConfigDict
+
+from mmu_jax.methods import METHODS
+
+
+def base() -> ConfigDict:
+    """The published recipe (MMUnlearner's README: learning rate 1e-5, batch 4, one epoch) on one device.
+
+    Keys are the keyword arguments of the functions they feed; one that is not here is an error.
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.gold = False  # also train the recipe of the vanilla model without the people to forget
+    config.save_every = 100  # iterations between checkpoints
+
+    config.mesh = dict(
+        data=1,  # devices that share the rows of a batch, and the params; -1 takes all there are
+        model=1,  # devices that share every layer
+    )
+    config.data = dict(
+        name="embedded_faces",  # of data.builders.DATASETS
+        source="",  # of the published ones: folder of a copy, or id on the hub
+        path="",  # or a prepared TFDS directory with the same features
+        forget="forget_10",  # split of the people to forget
+        retain="retain_90",  # split of the people to keep
+        tokens=(),  # padded lengths a batch may have, so that few programs are compiled; () for what the longest row needs
+        patches=(),  # the same of images that keep their size
+        max_pixels=0,  # bound of those images; 0 leaves it to the processor
+    )
+    config.model = dict(
+        path="",  # HF directory or hub id to start from; empty makes a small LLaVA from nothing, of the sizes below
+        dtype="float32",  # what activations are computed in
+        param_dtype="float32",  # what params are held in: float32 if they train, any if only a LoRA does
+        vision={},  # sizes of its vision tower
+        text={},  # sizes of its language model
+    )
+    config.memory = dict(
+        limit_gib=0.0,  # what a device may hold; 0 for what it reports
+        go_on=False,  # whether a plan beyond that is followed all the same
+    )
+    config.vanilla = dict(  # fine-tuning on everyone: what is to be forgotten must first be known
+        path="",  # HF directory, hub id or LoRA adapter to unlearn, instead of fine-tuning
+        epochs=1.0,  # passes over the photo questions
+        rows={"vqa": 4, "text": 4},  # of a batch of photo questions and of one of text; 0 leaves it out
+        learning_rate=1e-5,
+        schedule="linear",  # or constant, cosine
+        warmup=0.0,  # share of the steps in which the rate rises
+        clip=1.0,  # global norm of the gradient
+        lora=_lora(),
+    )
+    config.saliency = _saliency()
+    config.unlearn = _unlearn()
+    config.evaluate = _evaluate()
+    return config
+
+
+def _lora() -> dict:
+    return dict(
+        rank=0,  # 0: the params themselves train
+        alpha=16.0,  # the update is alpha / rank times the product of the factors
+        targets=r"language_model/layers/.*_proj/weight",  # pattern of whole leaf names
+    )
+
+
+def _saliency() -> dict:
+    return dict(
+        rows=8,  # of a batch, where the unit is the example
+        chunk=8,  # gradients held at once
+        tau=1.0,  # how much larger a forget score must be
+        eps=1e-15,  # added to both scores
+        noise=1e-12,  # of a layer's largest score: what lies below in both is no evidence
+        keep_scores=True,  # False: one signed accumulator, for masks by ratio
+    )
+
+
+def _unlearn() -> dict:
+    return dict(
+        methods=("mmunlearner",),  # names of methods.METHODS
+        epochs=1.0,  # passes over the forget set, the same for every method
+        rows=4,  # of a batch
+        learning_rate={name: 1e-5 for name in METHODS},  # of every method
+        retain_rate=1e-5,  # of the steps that only descend
+        schedule="constant",
+        clip=1.0,
+        lora=_lora(),
+    )
+
+
+def _evaluate() -> dict:
+    return dict(
+        rows=32,  # of a batch
+        new_tokens=50,  # longest answer
+        samples=1000,  # bootstrap draws for the intervals
+        letters=True,  # also ask multiple choice for a letter
+        headline="exact",  # of metrics.METRICS: what the tables show
+        memorised=0.9,  # what the vanilla model must reach of it on the people to forget
+        prompts=dict(
+            generation="{question}",  # about a photo
+            generation_text="{question}",  # about a name
+            cloze="{question}\nPlease **ONLY** provide the correct answer that should replace the [Blank].",
+            letter="{question}\n{options}\nJust give ONE letter representing the answer directly.",
+            blank="[Blank]",  # what stands for the blank of the data
+        ),
+    )

@@ -1,0 +1,66 @@
+"""The record of a stage on disk, and where its result comes from."""
+
+import importlib.metadata
+import pathlib
+import platform
+import shutil
+import subprocess
+from typing import Any
+
+import jax
+
+import mmu_jax
+from mmu_jax import InputError
+from mmu_jax.files import read_object
+
+
+def place(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    """Of a stage: ``saliency/mmunlearner`` -> ``stages/saliency/mmunlearner.json``."""
+    return workdir / "stages" / f"{name}.json"
+
+
+def read(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
+    """What is known of a stage, None if it was never begun.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    path = place(workdir, name)
+    if not path.exists():
+        return None
+    record = read_object(path, "the record of a stage (delete it, and the stage is made again)")
+    if lost := {"status", "fingerprint", "reads"} - record.keys():
+        raise InputError(
+            f"expected the record of a stage in {path}, found it without {', '.join(sorted(lost))}; delete it, and the "
+            "stage is made again"
+        )
+    return record
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, devices and git revision, written beside every result."""
+    names = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "tensorflow-datasets", "numpy", "safetensors")
+    return {
+        "mmu_jax": mmu_jax.__version__,
+        "git": _revision(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in names},
+        "devices": sorted({f"{d.platform}:{d.device_kind}" for d in jax.devices()}),
+        "device_count": jax.device_count(),
+    }
+
+
+def _revision() -> str:
+    """The git revision of the code; a machine without git, or code outside a checkout, has none."""
+    root, git = pathlib.Path(__file__).resolve().parents[2], shutil.which("git")
+    if git is None:
+        return "git is not installed"
+    said = subprocess.run([git, "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return said.stdout.strip() or "not a git checkout"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed by a package manager"

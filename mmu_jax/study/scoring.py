@@ -1,0 +1,86 @@
+"""Saliency of the vanilla model, and the masks that are made of it."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mmu_jax import masks, methods, rules, saliency, trees
+from mmu_jax.data import loader
+from mmu_jax.files import write_json
+from mmu_jax.rules import Evidence, Rule
+from mmu_jax.study.progress import Progress
+from mmu_jax.study.workspace import Workspace
+from mmu_jax.trees import Tree
+
+SETS = ("forget", "retain", "text")
+
+
+def mask(work: Workspace, name: str) -> dict:
+    """Makes the mask of a method; returns how much of every leaf group it selects."""
+    c, rule = work.config.saliency, methods.METHODS[name].mask
+    params, sides = work.load(work.vanilla), work.model.family.sides
+    numbers = dict(tau=c.tau, eps=c.eps, noise=c.noise)
+    if c.keep_scores:
+        evidence, key = work.scores.get(rule.reads, lambda: _evidence(work, rule)), jax.random.key(work.config.seed)
+        made = rules.make(rule, evidence, params, sides, key, **numbers)
+    else:
+        difference = work.scores.get(rule.reads, lambda: _difference(work, rule))
+        made = rules.make_signed(rule, difference, params, sides, **numbers)
+    masks.check(made, params)
+    path = work.mask(name)
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(exist_ok=True)
+    masks.save(partial, made)
+    os.replace(partial, path)
+    coverage = masks.coverage(made)
+    write_json(path.with_suffix(".json"), {"groups": coverage, "layers": masks.by_layer(made)})
+    return coverage
+
+
+def _evidence(work: Workspace, rule: Rule) -> Evidence:
+    passes, score = _scorer(work, rule)
+    wanted = [methods.METHODS[name].mask for name in work.config.unlearn.methods]
+    signed = any(other.needs_sum and other.reads == rule.reads for other in wanted if other)
+    total = sum(len(p) for p in passes.values()) + signed * len(passes["forget"])
+    bar = Progress(f"scores by {rule.unit}", total)
+    trio = {name: score(saliency.scores, passes[name].shown(bar)) for name in SETS}
+    summed = score(saliency.scores, passes["forget"].shown(bar), kind="signed") if signed else None
+    bar.close()
+    count = {f"{name}_units": passes[name].units(rule.unit) for name in ("retain", "text")}
+    count |= {"retain_units": 0.0} if rule.mixed else {}
+    return Evidence(**trio, **count, summed=summed)
+
+
+def _difference(work: Workspace, rule: Rule) -> Tree:
+    """``F_forget - tau * F_preserve`` of the vanilla model, one side of the model after the other."""
+    passes, score = _scorer(work, rule)
+    language = ["text"] if rule.mixed else ["retain", "text"]
+    preserve = {"vision": [passes["retain"]], "language": [passes[name] for name in language]}
+    walked = {side: sum(map(len, [passes["forget"], *kept])) for side, kept in preserve.items()}
+    found, bar = [], Progress(f"difference of scores by {rule.unit}", sum(walked.values()))
+    for side, kept in preserve.items():
+        leaves = rf"(?={work.model.family.sides[side]}\Z)(?:{rule.leaves or work.model.family.eligible})"
+        pair = passes["forget"].shown(bar), loader.Pass.joined(kept).shown(bar)
+        found.append(score(saliency.difference, *pair, leaves=leaves, tau=work.config.saliency.tau))
+    bar.close()
+    return trees.merge(*found)
+
+
+def _scorer(work: Workspace, rule: Rule) -> tuple[dict[str, loader.Pass], Callable[..., Any]]:
+    """What is walked, by set, and ``score(saliency.scores or .difference, *passes, **options)``."""
+    c = work.config.saliency
+    streams = work.streams(c.rows if rule.unit == "example" else work.config.unlearn.rows)
+    if rule.mixed:
+        streams["text"] = loader.mixed("retain and text", streams["retain"], streams["text"], work.config.seed)
+    shuffled = rule.unit == "batch"
+    passes = {name: loader.Pass((stream,), work.mesh, shuffled) for name, stream in streams.items()}
+    common = {"leaves": rule.leaves or work.model.family.eligible, "unit": rule.unit, "chunk": c.chunk}
+    loss = methods.scored_loss(rule, work.model)
+
+    def score(how, *batches, **options):
+        with jax.set_mesh(work.mesh):
+            return how(loss, work.load(work.vanilla), *batches, **(common | options))
+
+    return passes, score

@@ -1,0 +1,317 @@
+"""All of a config judged before anything is made: types, ranges, names, and keys that nothing would read.
+
+A rule is ``(pattern of dotted keys, what holds, what was expected)``. Every key is judged by every rule whose pattern
+matches it, and all that is wrong is said at once.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from mmu_jax import InputError, adapters, hub, lora, methods, questions
+from mmu_jax.data import builders
+from mmu_jax.metrics import METRICS
+from mmu_jax.study.config import base
+
+DTYPES = ("float32", "bfloat16", "float16")
+SCHEDULES = ("constant", "linear", "cosine")
+WIDEST, DEEPEST = 2**16, 2**10  # of a model made from nothing
+SIZES = {
+    "vision": (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "image_size",
+        "patch_size",
+    ),
+    "text": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+}
+OTHER_SIZES = {"vision": ("projection_dim",), "text": ("num_key_value_heads",)}
+OPEN = (r"model\.(vision|text)\..*", r"unlearn\.learning_rate\..*")  # keys whose names a config chooses
+
+
+def _whole(value: Any, least: int, most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _number(value: Any) -> bool:
+    """Whether it is a number that float32, in which all is computed, holds as a finite one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2.0**128
+
+
+def _compiles(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(re.compile(value)) and value != ""
+    except re.error:
+        return False
+
+
+def _lengths(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(_whole(v, 1, MOST) for v in value)
+
+
+def _one_of(values: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: isinstance(v, str) and v in values, f"one of {', '.join(values)}"
+
+
+MOST = 2**24  # of anything that is counted: more is a slip of the hand, and an array that no machine holds
+COUNT = (lambda v: _whole(v, 1, MOST), "a whole number from 1 to 2**24")
+COUNT_OR_NONE = (lambda v: _whole(v, 0, MOST), "a whole number from 0 to 2**24")
+SAMPLES = (lambda v: _whole(v, 1, 10**5), "a whole number from 1 to 100,000")
+RANK = (lambda v: _whole(v, 0, 2**14), "a whole number from 0 to 2**14")
+PASSES = (lambda v: _number(v) and 0 < v <= 10**6, "a number above 0 and up to a million")
+POSITIVE = (lambda v: _number(v) and v >= 2.0**-126, "a finite number above 0")
+NOT_NEGATIVE = (lambda v: _number(v) and v >= 0, "a finite number of at least 0")
+SHARE = (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1")
+SWITCH = (lambda v: isinstance(v, bool), "True or False")
+TEXT = (lambda v: isinstance(v, str), "a text")
+NAME = (lambda v: isinstance(v, str) and v.strip() != "", "a text that is not empty")
+PATTERN = (_compiles, "a regular expression that compiles and is not empty")
+LENGTHS = (_lengths, "lengths from 1 to 2**24, as in (64, 128)")
+
+RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
+    (r"seed", (lambda v: _whole(v, 0, 2**32 - 1), "a whole number from 0 to 2**32 - 1")),
+    (r"mesh\.data", (lambda v: v == -1 or _whole(v, 1), "a whole number of at least 1, or -1 for every device")),
+    (r"mesh\.model", COUNT),
+    (r"data\.(source|path)|model\.path|vanilla\.path", TEXT),
+    (r"data\.(forget|retain)|evaluate\.prompts\.blank", NAME),
+    (r"data\.name", _one_of(tuple(sorted(builders.DATASETS)))),
+    (r"data\.(tokens|patches)", LENGTHS),
+    (r"vanilla\.rows\..*", COUNT_OR_NONE),
+    (r"data\.max_pixels", (lambda v: _whole(v, 0, 2**40), "a whole number from 0 to 2**40")),
+    (r".*lora\.rank", RANK),
+    (r"model\.(dtype|param_dtype)", _one_of(DTYPES)),
+    (r"memory\.limit_gib|saliency\.(eps|noise)", NOT_NEGATIVE),
+    (r"memory\.go_on|gold|saliency\.keep_scores|evaluate\.letters", SWITCH),
+    (r".*\.epochs", PASSES),
+    (r".*\.learning_rate(\..*)?|.*\.retain_rate|.*\.clip|.*lora\.alpha|saliency\.tau", POSITIVE),
+    (r".*\.schedule", _one_of(SCHEDULES)),
+    (r"vanilla\.warmup|evaluate\.memorised", SHARE),
+    (r".*lora\.targets", PATTERN),
+    (r".*\.rows|saliency\.chunk|evaluate\.new_tokens|save_every", COUNT),
+    (r"evaluate\.samples", SAMPLES),
+    (r"evaluate\.headline", _one_of(tuple(METRICS))),
+    (r"evaluate\.prompts\..*", TEXT),
+)
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested dict by dotted key; an empty dict is a value."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def judge(config: Any, given: dict[str, Any]) -> None:
+    """Refuses a config that cannot work, before anything is made.
+
+    Args:
+      given: the dotted keys that stand on the command line.
+    Raises:
+      InputError: every problem there is, in one line.
+    """
+    values = flat(config.to_dict())
+    problems = [*_keys(values), *_values(values)]
+    if not problems:  # what is below reads several keys
+        problems = [*_methods(config), *_networks(config), *_unread(config, given)]
+    problems = problems or _together(config)
+    if problems:
+        raise InputError(
+            "; ".join(problems) + ("" if len(problems) == 1 else f" ({len(problems)} problems in the config)")
+        )
+
+
+def _keys(values: dict[str, Any]) -> list[str]:
+    """Keys that are not those of ``mmu_jax.study.config.base``."""
+    known = set(flat(base().to_dict()))
+    chosen = [key for key in values if any(re.fullmatch(pattern, key) for pattern in OPEN)]
+    groups = {re.sub(r"\.[^.]*$", "", key) for key in chosen}
+    missing = [
+        k for k in sorted(known - values.keys()) if k not in groups and not any(re.fullmatch(p, k) for p in OPEN)
+    ]
+    extra = [k for k in values if k not in known and k not in chosen]
+    return [f"expected config.{key}, found none; start from study.config.base" for key in missing] + [
+        f"expected keys of study.config.base, found config.{key}; remove it" for key in extra
+    ]
+
+
+def _values(values: dict[str, Any]) -> list[str]:
+    problems = []
+    for key, value in values.items():
+        for pattern, (holds, expected) in RULES:
+            if re.fullmatch(pattern, key) and not holds(value):
+                problems.append(f"expected {expected} in config.{key}, found {value!r}; correct it")
+                break
+    return problems
+
+
+def _methods(c: Any) -> list[str]:
+    names, problems = c.unlearn.methods, []
+    if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
+        return [
+            f"expected names of methods in config.unlearn.methods, as in ('ga',), found {names!r}; name at least one"
+        ]
+    if unknown := [name for name in names if name not in methods.METHODS]:
+        problems.append(
+            f"expected config.unlearn.methods among {', '.join(methods.METHODS)}, found {', '.join(unknown)}; correct it"
+        )
+    if twice := sorted({name for name in names if list(names).count(name) > 1}):
+        problems.append(
+            f"expected every method once in config.unlearn.methods, found {', '.join(twice)} twice; remove one"
+        )
+    for name in names:
+        if name in methods.METHODS and c.unlearn.learning_rate.get(name) is None:
+            problems.append(f"expected config.unlearn.learning_rate.{name}, found none; set it")
+    strangers = [name for name in c.unlearn.learning_rate if name not in methods.METHODS]
+    problems += [f"expected methods in config.unlearn.learning_rate, found {name!r}; remove it" for name in strangers]
+    return problems
+
+
+def _networks(c: Any) -> list[str]:
+    """Sizes of a model made from nothing, which must fit one another."""
+    if c.model.path or c.vanilla.path:
+        return []
+    vision, text = c.model.vision.to_dict(), c.model.text.to_dict()
+    if not vision or not text:
+        return [
+            "expected a model to start from, found config.model.path empty and no sizes in config.model.vision and "
+            "config.model.text; give a directory or hub id in config.model.path, or run configs/tiny.py"
+        ]
+    problems = []
+    for part, sizes in (("vision", vision), ("text", text)):
+        for name, value in (dict.fromkeys(SIZES[part]) | sizes).items():
+            if name not in SIZES[part] + OTHER_SIZES[part]:
+                problems.append(
+                    f"expected sizes among {', '.join(SIZES[part] + OTHER_SIZES[part])} in config.model.{part}, found "
+                    f"config.model.{part}.{name}; correct it"
+                )
+            elif not _whole(value, 1, most := DEEPEST if name == "num_hidden_layers" else WIDEST):
+                problems.append(
+                    f"expected a whole number from 1 to {most} in config.model.{part}.{name}, found {value!r}; correct it"
+                )
+    if problems:
+        return problems
+    heads, groups = text["num_attention_heads"], text.get("num_key_value_heads", text["num_attention_heads"])
+    divisions = (
+        ("vision.hidden_size", vision["hidden_size"], "vision.num_attention_heads", vision["num_attention_heads"]),
+        ("text.hidden_size", text["hidden_size"], "text.num_attention_heads (twice)", 2 * heads),
+        ("text.num_attention_heads", heads, "text.num_key_value_heads", groups),
+        ("vision.image_size", vision["image_size"], "vision.patch_size", vision["patch_size"]),
+    )
+    problems = [
+        f"expected config.model.{a} to divide by config.model.{b}, found {x} and {y}; change one"
+        for a, x, b, y in divisions
+        if x % y
+    ]
+    if vision["num_hidden_layers"] < 2:
+        problems.append(
+            "expected at least 2 in config.model.vision.num_hidden_layers (the last is never read), found 1; raise it"
+        )
+    return problems
+
+
+def _devices() -> int:
+    try:
+        return jax.device_count()
+    except RuntimeError as error:  # JAX's own, when the platform that was asked for is not there
+        raise InputError(
+            f"expected devices that JAX can use, found none ({str(error).splitlines()[0]}); install jax[cuda] or jax[tpu], "
+            "or set JAX_PLATFORMS=cpu"
+        ) from error
+
+
+def _together(c: Any) -> list[str]:
+    """Keys that must fit one another and the machine."""
+    problems = questions.check_prompts(c.evaluate.prompts.to_dict(), "config.evaluate.prompts")
+    there, data, split = _devices(), c.mesh.data, c.mesh.model
+    if (max(data, 1) * split) > there:
+        problems.append(
+            f"expected a mesh of at most {there} devices, found config.mesh.data={data} x config.mesh.model={split}; set "
+            "both to what the machine has"
+        )
+    if c.data.forget == c.data.retain:
+        problems.append(
+            f"expected two splits in config.data.forget and .retain, found {c.data.forget!r} in both; correct one"
+        )
+    if not c.vanilla.path and not any(c.vanilla.rows.values()):
+        problems.append("expected rows in config.vanilla.rows.vqa or .text, found 0 in both; set one")
+    if not c.evaluate.letters and METRICS[c.evaluate.headline].asks == "letter":
+        problems.append(
+            "expected config.evaluate.letters=True for config.evaluate.headline=letter, found False; set it"
+        )
+    coarse = c.model.param_dtype != "float32"
+    if coarse and not c.vanilla.path and not c.vanilla.lora.rank:
+        problems.append(
+            f"expected config.model.param_dtype=float32 or a LoRA to train the vanilla model, found {c.model.param_dtype} "
+            "and no LoRA; set config.vanilla.lora.rank too, or give a model that needs no training in config.vanilla.path"
+        )
+    if coarse and not c.unlearn.lora.rank:
+        problems.append(
+            f"expected config.model.param_dtype=float32 or a LoRA to unlearn with, found {c.model.param_dtype} and no "
+            "LoRA; set config.unlearn.lora.rank"
+        )
+    for name in c.unlearn.methods:
+        method = methods.METHODS[name]
+        if method.mask and method.mask.needs_scores and not c.saliency.keep_scores:
+            problems.append(
+                f"expected the scores themselves for the mask of {name} (rule {method.mask.by}), found "
+                "config.saliency.keep_scores=False; set it to True"
+            )
+        if c.unlearn.lora.rank:
+            try:
+                lora.LoRA(**c.unlearn.lora).check(method)
+            except InputError as error:
+                problems.append(f"{name}: {error}")
+    return problems
+
+
+def _matching(keys: Iterable[str], table: list[tuple[str, Any, str]]) -> list[tuple[str, str]]:
+    """(key, reason) for every key and every row ``(pattern, whether it holds, reason)`` of the table that holds for it."""
+    return [(key, reason) for key in keys for pattern, holds, reason in table if holds and re.fullmatch(pattern, key)]
+
+
+def _unread(c: Any, given: dict[str, Any]) -> list[str]:
+    """What a user brings on the command line and nothing would look at: a source, a directory, the sizes of a model."""
+    own, prepared = c.vanilla.path, c.data.path
+    # An adapter needs its base; what a repository on the hub holds is not known yet.
+    whole = own and not hub.is_id(own) and not adapters.is_adapter(own)
+    embedded = not hasattr(builders.DATASETS[c.data.name], "HUB")
+    table = [
+        (r"data\.(source|name)", prepared, "config.data.path is a prepared data set"),
+        (
+            r"data\.source",
+            embedded and not prepared,
+            f"{c.data.name} needs none: name the data set in config.data.name, or benchmark=mllmu after the config's colon",
+        ),
+        (r"model\.path", whole, "config.vanilla.path is the model that is unlearned"),
+        (r"model\.(vision|text)\..*", c.model.path, "config.model.path has sizes of its own"),
+        (r"gold", own and c.gold, "nothing is trained beside config.vanilla.path"),
+    ]
+    brought = [key for key, value in given.items() if value not in ("", None)]
+    return [
+        f"expected every key that is given to be read, found config.{key}={given[key]!r}, which nothing reads ({reason}); "
+        "remove one"
+        for key, reason in _matching(brought, table)
+    ]
+
+
+def unused(c: Any, given: dict[str, Any]) -> list[str]:
+    """Lines about given numbers of steps that will not be taken; they harm nothing, and a user should know."""
+    rows = [methods.METHODS[name] for name in c.unlearn.methods]
+    table = [
+        (r"vanilla\.(?!path).*", c.vanilla.path, "nothing is trained before unlearning"),
+        (r"model\.(vision|text)\..*", c.vanilla.path, "config.vanilla.path has sizes of its own"),
+        (r"saliency\..*", not any(row.mask for row in rows), "no method has a mask"),
+        (r"evaluate\.prompts\.letter", not c.evaluate.letters, "letters are not asked for"),
+        (r"unlearn\.lora\.(alpha|targets)", not c.unlearn.lora.rank, "config.unlearn.lora.rank is 0"),
+        (r"vanilla\.lora\.(alpha|targets)", not c.vanilla.lora.rank, "config.vanilla.lora.rank is 0"),
+    ]
+    table += [
+        (rf"unlearn\.learning_rate\.{name}", name not in c.unlearn.methods, "the method is not run")
+        for name in c.unlearn.learning_rate
+    ]
+    return [f"config.{key} is not read: {reason}" for key, reason in _matching(given, table)]

@@ -1,0 +1,257 @@
+"""The stages of a study, one function each, and the order in which they tell the story."""
+
+import functools
+import math
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmu_jax import InputError, adapters, checkpoint, evaluate, hf, hub, masks, models, questions, report, train, trees
+from mmu_jax.data import builders, loader, tiny
+from mmu_jax.files import write_json
+from mmu_jax.methods import METHODS
+from mmu_jax.plan import Plan, describe
+from mmu_jax.report import results
+from mmu_jax.study import checks, gate, records, scoring
+from mmu_jax.study.progress import Progress
+from mmu_jax.study.stages import Stage
+from mmu_jax.study.workspace import CONTROLS, Workspace
+from mmu_jax.trees import Tree
+
+# ---- the order
+
+
+def stages(work: Workspace) -> list[Stage]:
+    """Every stage with the part of the config that its result depends on, in the order of the story."""
+    c, given = work.config.to_dict(), work.config.vanilla.path
+    data = {key: value for key, value in c["data"].items() if key not in ("tokens", "patches", "max_pixels")}
+    # What every number that a model computes depends on.
+    numbers = {"dtype": c["model"]["dtype"], "param_dtype": c["model"]["param_dtype"]}
+    numbers |= {"max_pixels": c["data"]["max_pixels"]}
+    source = {"data": data, "vanilla.path": given} if given else {"data": data}
+    start = [Stage("data", source, (), functools.partial(prepare_data, work))]
+    if given and work.adapter:
+        start += [Stage("merge", {"base": work.adapter}, ("data",), _fitting(work, merge))]
+    trained = {"vanilla": c["vanilla"], "seed": c["seed"], "numbers": numbers}
+    gold = []
+    if not given:
+        made = {key: value for key, value in c["model"].items() if key not in ("dtype", "param_dtype")}
+        made_base = _fitting(work, make_base) if c["model"]["path"] else functools.partial(make_base, work)
+        start += [Stage("base", {"model": made, "seed": c["seed"]}, ("data",), made_base)]
+        start += [Stage("vanilla", trained, ("base",), _fitting(work, fine_tune, "vanilla"))]
+        gold = [Stage("gold", trained, ("base",), _fitting(work, fine_tune, "gold"))] if c["gold"] else []
+    first = start[-1].name
+    # Nothing is unlearned from a model that does not know what is to be forgotten.
+    known = _evaluated(work, "vanilla", first, numbers)
+    scored = [_scored(work, name, first, numbers) for name in _by_scores(work)]
+    unlearned = [_unlearned(work, name, first, numbers) for name in work.config.unlearn.methods]
+    others = [name for name in work.names() if name != "vanilla"]
+    asked = [_evaluated(work, name, "gold" if name == "gold" else f"unlearn/{name}", numbers) for name in others]
+    told = Stage("report", {}, tuple(f"evaluate/{name}" for name in work.names()), functools.partial(tell, work))
+    return [*start, known, *gold, *scored, *unlearned, *asked, told]
+
+
+def _fitting(work: Workspace, make: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    """A stage that reads weights: it begins once it is known that everything fits into memory."""
+
+    def made():
+        checks.memory_plan(work)
+        return make(work, *args)
+
+    return made
+
+
+def _by_scores(work: Workspace) -> list[str]:
+    """The methods that have a mask; those that share scores stand together: they are taken once and dropped."""
+    wanted = [name for name in work.config.unlearn.methods if METHODS[name].mask]
+    return sorted(wanted, key=lambda name: str(METHODS[name].mask.reads))
+
+
+def _scored(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
+    c, method = work.config.to_dict(), METHODS[name]
+    reads = {"saliency": c["saliency"], "mask": method.arithmetic()["mask"], "seed": c["seed"], "numbers": numbers}
+    reads |= {"rows": c["unlearn"]["rows"]} if method.mask.unit == "batch" else {}
+    return Stage(f"saliency/{name}", reads, (start,), _fitting(work, scoring.mask, name))
+
+
+def _unlearned(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
+    c = work.config.to_dict()
+    how = {k: v for k, v in c["unlearn"].items() if k not in ("methods", "learning_rate")}
+    how |= {"learning_rate": c["unlearn"]["learning_rate"].get(name), "seed": c["seed"]}
+    reads = {"unlearn": how, "method": METHODS[name].arithmetic(), "numbers": numbers}
+    inputs = (start, f"saliency/{name}") if METHODS[name].mask else (start,)
+    return Stage(f"unlearn/{name}", reads, inputs, _fitting(work, unlearn, name))
+
+
+def _evaluated(work: Workspace, name: str, upstream: str, numbers: dict) -> Stage:
+    reads = {"evaluate": work.config.evaluate.to_dict(), "numbers": numbers}
+    return Stage(f"evaluate/{name}", reads, (upstream,), _fitting(work, examine, name))
+
+
+# ---- what is there before anything is unlearned
+
+
+def prepare_data(work: Workspace) -> dict:
+    """The data set, read and looked through: what cannot be shown or asked is found here, not after hours of training."""
+    if not work.config.data.path:
+        shutil.rmtree(work.workdir / "data", ignore_errors=True)  # begun and not ended, maybe from another source
+    b = work.benchmark
+    for line in builders.left_out(work.data):
+        print(f"  {line}", flush=True)
+    everyone = (*b.full, *b.test, *b.unseen, *b.celebrity)
+    if work.config.model.path or work.config.vanilla.path:
+        loader.examine(work.processor, everyone, work.config.data.max_pixels, work.sizes)
+    for person in everyone:
+        loader.decode(person)
+    return {name: len(getattr(b, name)) for name in ("full", "forget", "retain", *CONTROLS)}
+
+
+def merge(work: Workspace) -> None:
+    """The vanilla model, from an adapter and its base."""
+    adapter = hub.fetch(work.config.vanilla.path, "config.vanilla.path")
+    adapters.merge(adapter, hub.fetch(work.adapter, "config.model.path"), work.vanilla)
+
+
+def make_base(work: Workspace) -> dict:
+    """The model that is fine-tuned: the one that is given, or a small one from nothing."""
+    c = work.config.model
+    if c.path:
+        model = models.Model(hf.read_config(work.base))
+    else:
+        vision, text = c.vision.to_dict(), c.text.to_dict()
+        processor = tiny.processor(vision["image_size"], vision["patch_size"])
+        model = models.Model(tiny.config(processor.tokenizer, vision=vision, text=text))
+        hf.create(model.init(work.config.seed), model, processor, work.base, work.config.seed)
+    return {"parameters": trees.size(model.abstract())}
+
+
+def fine_tune(work: Workspace, name: str) -> dict:
+    """On everyone (vanilla) or on everyone but the people to forget (gold)."""
+    c = work.config.vanilla
+    without = frozenset(work.benchmark.forget_ids) if name == "gold" else frozenset()
+    rows = c.rows.to_dict()
+    streams = {stream: work.stream(stream, rows[stream], without) for stream in ("vqa", "text") if rows[stream]}
+    numbers = {key: c[key] for key in ("learning_rate", "schedule", "warmup", "clip")}
+    numbers |= {"trainable": checks.trainable(work.config, "vanilla", work.model), "seed": work.config.seed}
+    iterations = math.ceil(c.epochs * next(iter(streams.values())).steps)
+    plan = Plan(checks.fine_tuning(rows), iterations, **numbers)
+    params = work.load(work.base, mesh=work.training_mesh, consumed=plan.trainable.consumes)
+    return fit(work, name, plan, params, streams, None, work.training_mesh)
+
+
+# ---- unlearning
+
+
+def prepare(work: Workspace, name: str, **rates: float) -> tuple[Plan, dict[str, loader.Stream], Tree | None]:
+    """The plan, streams and mask of a method; ``learning_rate`` and ``retain_rate`` stand for those of the config."""
+    c, method = work.config.unlearn, METHODS[name]
+    numbers = {key: c[key] for key in ("retain_rate", "schedule", "clip")}
+    numbers |= {
+        "learning_rate": c.learning_rate.get(name),
+        "trainable": checks.trainable(work.config, "unlearn", work.model),
+        "seed": work.config.seed,
+    } | rates
+    if numbers["learning_rate"] is None:
+        raise InputError(f"expected config.unlearn.learning_rate.{name}, found none; set it")
+    streams = work.streams(c.rows, *sorted(method.streams))
+    if "reference" in method.needs:
+        logps = evaluate.reference_logps(work.model, work.load(work.vanilla), streams["forget"], work.mesh)
+        streams["forget"].columns["ref_logps"] = logps
+    mask = masks.load(work.mask(name), work.load(work.vanilla)) if method.mask else None
+    plan = Plan.of(method, streams, c.epochs, **numbers)
+    return plan, streams, mask if mask is None else _reached(plan, mask, name)
+
+
+def _reached(plan: Plan, mask: Tree, name: str) -> Tree:
+    """The part of a mask that what trains can reach."""
+    if plan.trainable.consumes:
+        return mask
+    mask = masks.restrict(mask, plan.trainable.reach)
+    if not masks.count(mask):
+        raise InputError(
+            f"expected a mask of {name} that selects some of what LoRA adapts, found it empty on {plan.trainable.reach!r}; widen "
+            "config.unlearn.lora.targets or set config.unlearn.lora.rank=0"
+        )
+    print("  of the mask, LoRA reaches what the plan shows; the rest of it stays frozen", flush=True)
+    return mask
+
+
+def unlearn(work: Workspace, name: str) -> dict:
+    """Runs a method from the vanilla model."""
+    plan, streams, mask = prepare(work, name)
+    params = work.load(work.vanilla, consumed=plan.trainable.consumes)
+    return fit(work, f"unlearn/{name}", plan, params, streams, mask, work.mesh)
+
+
+def fit(
+    work: Workspace,
+    stage: str,
+    plan: Plan,
+    params: Tree,
+    streams: dict[str, loader.Stream],
+    mask: Tree | None,
+    mesh: jax.sharding.Mesh,
+) -> dict:
+    """Trains and writes the model, its curves and what the record of the stage keeps."""
+    work.scores.drop()  # room for the moments
+    print(describe(plan, params, mask), flush=True)
+    print(loader.padding_line(streams), flush=True)
+    kept = checkpoint.Checkpoints(work.workdir / "checkpoints" / stage)
+    bar = Progress(stage, plan.iterations)
+    options = dict(checkpoints=kept, save_every=work.config.save_every, report=bar.to)
+    state = train.fit(plan, work.model, params, streams, mesh=mesh, mask=mask, **options)
+    bar.close()
+    kept.close()
+    name = stage.removeprefix("unlearn/")
+    source = work.base if name in ("vanilla", "gold") else work.vanilla
+    changed = hf.rewrite(work.model, source, work.folder(name), plan.trainable.change(state.params, mask))
+    history = {k: [None if np.isnan(x) else float(x) for x in v] for k, v in jax.device_get(state.history).items()}
+    write_json(work.workdir / "training" / f"{stage}.json", history)
+    shapes = trees.flatten(work.model.abstract())
+    share = sum(changed.values()) / sum(shapes[leaf].size for leaf in changed)
+    numbers = {"iterations": plan.iterations, "spacing": plan.spacing, "changed_in_file": share}
+    return numbers | {"mask_proof": train.mask_proof(state, mask)}
+
+
+# ---- what is told
+
+
+def question(work: Workspace, label: str, params: Tree) -> tuple[dict, dict]:
+    """Results and answers of a model on every split."""
+    c = work.config.evaluate
+    numbers = {key: c[key] for key in ("rows", "new_tokens", "samples", "letters")}
+    numbers |= {"seed": work.config.seed, "sizes": work.sizes, "stop": hf.stop_tokens(work.card, work.processor)}
+    examiner = evaluate.Examiner(work.model, work.processor, work.mesh, questions.Prompts(**c.prompts), **numbers)
+    b, full = work.benchmark, work.albums["full"]
+    splits = {"forget": (b.forget, full), "retain": (b.retain, full)}
+    splits |= {name: (getattr(b, name), work.albums[name]) for name in CONTROLS if name in work.albums}
+    bar = Progress(f"evaluate/{label}", len(evaluate.TASKS) * len(splits))
+    found = evaluate.evaluate(examiner, params, splits, bar.add)
+    bar.close()
+    return found
+
+
+def examine(work: Workspace, name: str) -> None:
+    """Questions a model and writes what it said; of the vanilla model, then refuses one that does not know enough."""
+    c = work.config.evaluate
+    params = work.load(work.folder(name), consumed=name != "vanilla")
+    found, answers = question(work, name, params)
+    made = (records.read(work.workdir, f"unlearn/{name}") or {}).get("result", {})
+    proof = made.get("mask_proof", {})
+    write_json(work.workdir / "answers" / f"{name}.json", answers)
+    value: dict[str, Any] = {"model": name, "results": found, "mask_proof": proof}
+    value |= {"flags": results.flags(found, proof, made.get("changed_in_file"), headline=c.headline)}
+    value |= {"config": work.config.to_dict(), "provenance": records.provenance()}
+    write_json(work.workdir / "results" / f"{name}.json", value)
+    if name == "vanilla":  # what it said is on disk: a refusal can be looked into
+        trained, prompts = not work.config.vanilla.path, questions.Prompts(**c.prompts)
+        if why := gate.refusal(found, c.headline, c.memorised, trained=trained, prompts=prompts):
+            raise InputError(why)
+
+
+def tell(work: Workspace) -> None:
+    """The report."""
+    report.write(work.workdir, work.names(), work.benchmark)

@@ -1,0 +1,54 @@
+"""A study: a config judged, its stages in a workdir, and how they are run."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from mmu_jax import report
+from mmu_jax.study import checks, settings, steps
+from mmu_jax.study.stages import Stages
+from mmu_jax.study.workspace import Workspace
+
+
+class Study:
+    """A config and a workdir.
+
+        Study(config, "runs/mine").run()
+
+    Attributes:
+      work: what the stages share.
+      stages: the stages, in the order in which they are made.
+    """
+
+    def __init__(self, config: Any, workdir: str | pathlib.Path, given: dict[str, Any] | None = None):
+        """Judges the config; nothing is made yet.
+
+        Args:
+          config: a ``ConfigDict`` with the keys of ``mmu_jax.study.config.base``.
+          given: the dotted keys that a user set by hand: one that nothing reads is refused.
+        Raises:
+          InputError: the config cannot work; all that is wrong is said at once.
+        """
+        given = given or {}
+        settings.judge(config, given)
+        self.work = Workspace(config, pathlib.Path(workdir), given)
+        self.stages = Stages(self.work.workdir, steps.stages(self.work))
+
+    def run(self, only: Sequence[str] = ()) -> None:
+        """Makes the stages that are not done, all or those named, once it is known that they can be made.
+
+        A stage whose record matches is skipped; the same call resumes where it was stopped and ends in the same results, bit
+        for bit.
+
+        Raises:
+          InputError: what a stage needs is not there, does not fit, or is not what it says it is.
+        """
+        wanted = self.stages.wanted(list(only))
+        for line in settings.unused(self.work.config, self.work.given):
+            print(line, flush=True)
+        checks.preflight(self.work, wanted)
+        self.stages.run(list(only))
+
+    def summary(self) -> str:
+        """The four-way table and what follows from it."""
+        return report.summary(self.work.workdir)

@@ -1,0 +1,165 @@
+"""What the stages of a study share: a config, a workdir, and what is loaded from them when it is first needed."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmu_jax import adapters, hf, hub, models, sharding
+from mmu_jax.data import Benchmark, builders, loader, slices
+from mmu_jax.trees import Tree
+
+CONTROLS = ("test", "unseen", "celebrity")  # splits with photos of their own, evaluated where they are there
+
+
+class Held:
+    """One large thing at a time: made when it is asked for, let go before another is made."""
+
+    def __init__(self):
+        self._key, self._value = None, None
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``key`` names; it stays until another is asked for."""
+        if self._key != key:
+            self.drop()
+            self._key, self._value = key, make()
+        return self._value
+
+    def take(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The same for a caller that consumes it: it is made again when it is needed again."""
+        value = self.get(key, make)
+        self.drop()
+        return value
+
+    def drop(self) -> None:
+        self._key, self._value = None, None
+
+
+class Workspace:
+    """A config, a workdir, and what stages share.
+
+    Attributes:
+      given: the dotted keys of the config that a user gave, which something must read (``settings.judge``).
+      params: the params of one directory at a time.
+      scores: saliency of the vanilla model, of one kind at a time.
+      planned: whether the memory plan was made and holds.
+    """
+
+    def __init__(self, config: Any, workdir: pathlib.Path, given: dict[str, Any]):
+        self.config, self.workdir, self.given = config, workdir, given
+        self.mesh = sharding.make_mesh(**config.mesh)
+        # A model made from nothing is small: it is trained on one device, so that every mesh unlearns the same bits.
+        self.training_mesh = self.mesh if config.model.path else sharding.make_mesh(1)
+        self.params, self.scores = Held(), Held()
+        self.planned = False
+
+    # ---- data
+
+    @functools.cached_property
+    def data(self) -> pathlib.Path:
+        """The prepared TFDS directory."""
+        c = self.config.data
+        return (
+            pathlib.Path(c.path)
+            if c.path
+            else builders.prepare(c.name, self.workdir / "data", c.source, "config.data.source")
+        )
+
+    @functools.cached_property
+    def benchmark(self) -> Benchmark:
+        return builders.read(self.data, forget=self.config.data.forget, retain=self.config.data.retain)
+
+    @functools.cached_property
+    def albums(self) -> dict[str, loader.Album]:
+        pixels = self.config.data.max_pixels
+        found = {name: getattr(self.benchmark, name) for name in ("full", *CONTROLS)}
+        return {name: loader.album(self.processor, people, pixels) for name, people in found.items() if people}
+
+    @functools.cached_property
+    def sizes(self) -> loader.Sizes:
+        return loader.Sizes(tuple(self.config.data.tokens), tuple(self.config.data.patches))
+
+    @functools.cached_property
+    def people(self) -> dict[str, int]:
+        return {person.id: index for index, person in enumerate(self.benchmark.full)}
+
+    def stream(self, name: str, rows: int, without: frozenset[str] = frozenset()) -> loader.Stream:
+        """A row of ``slices.STREAMS`` in batches of ``rows``, but for people whose id is in ``without``."""
+        part = slices.STREAMS[name]
+        album = self.albums["full"] if part.kind == slices.IMAGE else None
+        seed = self.config.seed * 1000 + sum(map(ord, name))
+        numbers = dict(people=self.people, rows=rows, seed=seed, sizes=self.sizes)
+        return loader.stream(name, self.processor, slices.examples(part, self.benchmark, without), album, **numbers)
+
+    def streams(self, rows: int, *more: str) -> dict[str, loader.Stream]:
+        """What scores and steps are taken of: the forget set, the two preserve sets, and ``more`` that a method asks for."""
+        return {name: self.stream(name, rows) for name in dict.fromkeys(("forget", "retain", "text", *more))}
+
+    # ---- models
+
+    @functools.cached_property
+    def base(self) -> pathlib.Path:
+        path = self.config.model.path
+        return hub.fetch(path, "config.model.path") if path else self.workdir / "base"
+
+    @functools.cached_property
+    def vanilla(self) -> pathlib.Path:
+        path = self.config.vanilla.path
+        return hub.fetch(path, "config.vanilla.path") if path and not self.adapter else self.workdir / "vanilla"
+
+    @functools.cached_property
+    def adapter(self) -> str:
+        """The base that ``config.vanilla.path`` is a LoRA adapter of, empty if it is a whole model, or none is given.
+
+        That of the command line, the one the adapter names, that of the config file: the first there is.
+        """
+        path = self.config.vanilla.path
+        folder = hub.fetch(path, "config.vanilla.path", patterns=hub.SMALL) if path else None
+        if folder is None or not adapters.is_adapter(folder):
+            return ""
+        return self.given.get("model.path") or adapters.base_of(folder) or self.config.model.path
+
+    @property
+    def starts_from(self) -> tuple[str, str]:
+        """The checkpoint that is read first and the key that names it; empty where one is made from nothing."""
+        if self.config.vanilla.path and not self.adapter:
+            return self.config.vanilla.path, "config.vanilla.path"
+        return self.adapter or self.config.model.path, "config.model.path"
+
+    @functools.cached_property
+    def card(self) -> pathlib.Path:
+        """Config and processor of what every model is a copy of; of a repository on the hub no weight is fetched for them."""
+        path, key = self.starts_from
+        return hub.fetch(path, key, patterns=hub.SMALL) if path else self.workdir / "base"
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        return hf.read_processor(self.card)
+
+    @functools.cached_property
+    def model(self) -> models.Model:
+        return models.Model(hf.read_config(self.card), jnp.dtype(self.config.model.dtype))
+
+    def names(self) -> list[str]:
+        """The models that are evaluated, in the order in which they are told of."""
+        gold = ["gold"] if self.config.gold and not self.config.vanilla.path else []
+        return ["vanilla", *gold, *self.config.unlearn.methods]
+
+    def folder(self, name: str) -> pathlib.Path:
+        """Where a model is, or will be."""
+        if name == "vanilla":
+            return self.vanilla
+        return self.workdir / name if name in ("base", "gold") else self.workdir / "unlearned" / name
+
+    def mask(self, name: str) -> pathlib.Path:
+        """Where the mask of a method is, or will be."""
+        return self.workdir / "masks" / f"{name}.safetensors"
+
+    def load(self, path: pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, consumed: bool = False) -> Tree:
+        """The params of a directory; one model is held at a time, and none that a caller consumes."""
+        mesh, dtype = mesh or self.mesh, jnp.dtype(self.config.model.param_dtype)
+        get = self.params.take if consumed else self.params.get
+        return get((path, mesh), lambda: hf.load(path, self.model, mesh, dtype))

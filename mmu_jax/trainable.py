@@ -1,0 +1,131 @@
+"""What trains: the params themselves, or something from which they follow. The loop in ``train`` asks nothing else."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmu_jax import trees
+from mmu_jax.trees import Tree
+
+Counts = dict[str, tuple[jax.Array, jax.Array]]
+Change = Callable[[str, int | None, np.ndarray], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How a phase sees the state.
+
+    Attributes:
+      part: the tree that it moves.
+      whole: ``part -> params``, as the model reads them.
+      kept: ``part -> trained``, the state afterwards.
+    """
+
+    part: Tree
+    whole: Callable[[Tree], Tree]
+    kept: Callable[[Tree], Tree]
+
+
+class Trainable(Protocol):
+    """A parametrisation of the params. :class:`Whole` is one, ``lora.LoRA`` another.
+
+    Attributes:
+      consumes: whether the params become the state, and so have to be float32; else they stay frozen beside it.
+      mask_in_params: whether a method's mask acts in the params that follow, so that every phase needs it; else on the
+        updates of masked phases.
+      reach: pattern of the leaves of the params that change.
+    """
+
+    consumes: bool
+    mask_in_params: bool
+
+    @property
+    def reach(self) -> str: ...
+
+    def check(self, method: Any) -> None:
+        """Raises InputError for a ``methods.Method`` that would not do here what its row says."""
+
+    def start(self, params: Tree, phases: Iterable[Any], seed: int) -> Tree:
+        """What trains, at iteration 0."""
+
+    def view(self, trained: Tree, frozen: Tree | None, mask: Tree | None, phase: Any) -> View:
+        """What ``phase`` sees of it; ``frozen`` are the params where they are not consumed."""
+
+    def moved(self, before: Tree, after: Tree, mask: Tree) -> Counts:
+        """Leaf name -> entries of the params that a step changed ``(outside, inside)`` the mask."""
+
+    def change(self, trained: Tree, mask: Tree | None) -> Change:
+        """``change(leaf name, row, tensor) -> its new values`` for ``hf.rewrite``."""
+
+    def needs(self, params: Tree, method: Any, count: Callable[..., int]) -> dict[str, int]:
+        """What is kept beside the params -> bytes; ``count(tree, dtype)`` are those of a tree."""
+
+    def describe(self, params: Tree, phases: Iterable[Any]) -> list[str]:
+        """Lines for a person, before the first step."""
+
+    def says(self, leaves: int) -> str:
+        """The state of a group of which ``leaves`` leaves change."""
+
+
+def states(method: Any) -> int:
+    """How many optimizer states a ``methods.Method`` has."""
+    return 1 if method.moments == "shared" else len(method.phases)
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """The params themselves, or those leaves of them that match ``scope``.
+
+    >>> view = Whole('w').view({'w': 1, 'b': 2}, None, None, None)
+    >>> view.part, view.whole({'w': 3, 'b': None})
+    ({'b': None, 'w': 1}, {'b': 2, 'w': 3})
+    """
+
+    scope: str = ".*"
+    consumes = True
+    mask_in_params = False
+
+    @property
+    def reach(self) -> str:
+        return self.scope
+
+    def check(self, method: Any) -> None:
+        del method  # every row of the table is written for it
+
+    def start(self, params: Tree, phases: Iterable[Any], seed: int) -> Tree:
+        del phases, seed
+        return params
+
+    def view(self, trained: Tree, frozen: Tree | None, mask: Tree | None, phase: Any) -> View:
+        del frozen, mask, phase
+        part, rest = trees.split(trained, self.scope)
+        return View(part, lambda part: trees.merge(part, rest), lambda part: trees.merge(part, rest))
+
+    def moved(self, before: Tree, after: Tree, mask: Tree) -> Counts:
+        before, after, mask, counts = trees.flatten(before), trees.flatten(after), trees.flatten(mask), {}
+        for name in before:
+            changed = before[name] != after[name]
+            outside = jnp.sum(changed & ~mask[name], dtype=jnp.float32)
+            counts[name] = (outside, jnp.sum(changed & mask[name], dtype=jnp.float32))
+        return counts
+
+    def change(self, trained: Tree, mask: Tree | None) -> Change:
+        del mask
+        leaves = trees.flatten(trained)
+        return lambda name, row, _: leaves[name] if row is None else leaves[name][row]
+
+    def needs(self, params: Tree, method: Any, count: Callable[..., int]) -> dict[str, int]:
+        part = count(trees.split(params, self.scope)[0], np.float32)
+        needs = {"gradients": part, "moments": 2 * states(method) * part}
+        return needs | ({"teacher": count(params, np.float32)} if "teacher" in method.needs else {})
+
+    def describe(self, params: Tree, phases: Iterable[Any]) -> list[str]:
+        del params, phases
+        return []
+
+    def says(self, leaves: int) -> str:
+        return "trained" if leaves else "frozen"

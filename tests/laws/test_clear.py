@@ -1,0 +1,129 @@
+"""CLEAR as people bring it: twins, names within names, lists as text; a fault of the data is one line with the author."""
+
+import json
+
+import pytest
+from folders import copy_with, png, refused, rewritten, write
+
+from mmu_jax.data import IMAGE, TEXT, builders, clear
+
+
+def captions(*names, said="{} in room {}."):
+    return [{"image": png(10 * i + k), "caption": said.format(name, k), "name": name}
+            for i, name in enumerate(names) for k in range(3)]  # fmt: skip
+
+
+def authors_of(out, names, rows=None, asked=None):
+    """A folder of CLEAR: the first author is to be forgotten."""
+    rows = rows or captions(*names)
+    asked = asked or [{"question": f"Q{i}.{k} of {name}?", "answer": f"A{i}.{k}"}
+                      for i, name in enumerate(names) for k in range(clear.BLOCK)]  # fmt: skip
+    nothing = dict.fromkeys(("image", "caption", "question", "answer"))
+    write(out / "full", rows)
+    write(
+        out / "full+tofu",
+        [nothing | a for a in asked] + [nothing | {"image": r["image"], "caption": r["caption"]} for r in rows],
+    )
+    mine = [row for row in rows if row["name"] == names[0]]
+    write(out / "forget05", mine)
+    write(out / "forget05_perturbed", [row | {"perturbed_names": ["Zoe Z", "Al B"]} for row in mine])
+    write(out / "retain95", [row for row in rows if row["name"] != names[0]])
+    write(out / "retain_perturbed", [row | {"perturbed_names": ["Zoe Z"]} for row in rows])
+    return out
+
+
+def read_clear(source, path):
+    return builders.read(builders.prepare("clear", path, str(source)), forget="forget_5", retain="retain_95")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("same_bytes", [True, False])
+def test_two_photos_with_one_caption_are_two(order, same_bytes, tmp_path):
+    """Joined by their bytes where they have them, else in the order in which they stand."""
+    rows = [row | {"caption": "In a room."} for row in captions("Ann Lee")] + captions("Bo Ray")
+    source = authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray"], rows)
+
+    def again(found):
+        return [found[i] | ({} if same_bytes else {"image": png(500 + i)}) for i in order]
+
+    for config in ("forget05", "forget05_perturbed"):
+        rewritten(source, config, again)
+    found = read_clear(source, tmp_path)
+    assert [e.photo for e in found.full[0].training if e.kind == IMAGE] == [0, 1, 2]
+    expected = list(order) if same_bytes else [0, 1, 2]
+    assert [e.photo for e in found.forget[0].generation if e.kind == IMAGE] == expected
+    assert [c.photo for c in found.forget[0].choices] == expected
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Ann Lee", "Ann Lee-Smith"), ("Ann Lee", "Joann Lee"), ("Ann Lee", "Mary Ann Lee"), ("Ann Lee", "Ann Leeds"),
+        ("Ann Lee", "Ann Lee Jr."), ("Zoë Lee", "Zoë Lee Ray"),
+    ],
+)  # fmt: skip
+def test_an_author_whose_name_lies_inside_another_keeps_the_questions(names, tmp_path):
+    asked = [{"question": f"What of {names[0] if i == 0 or k % 5 == 0 else names[1]}'s book {k}?", "answer": f"A{i}.{k}"}
+             for i in range(2) for k in range(clear.BLOCK)]  # fmt: skip
+    asked[3]["answer"] = f"As did {names[1]}."
+    found = read_clear(authors_of(tmp_path / "in", names, asked=asked), tmp_path)
+    first, second = (next(p for p in found.full if p.id == name) for name in names)
+    assert {e.answer[:2] for e in second.training if e.kind == TEXT} == {"A1"}
+    assert [e.answer for e in first.training if e.kind == TEXT][4] == "A0.4"
+
+
+LISTS = {
+    "list": (["Zoe Z", "Al B"], ["Al B", "Ann Lee", "Zoe Z"]),
+    "JSON": (json.dumps(["Zoe Z", "Al B"]), ["Al B", "Ann Lee", "Zoe Z"]),
+    "Python literal": ("['Zoe Z', 'Al B']", ["Al B", "Ann Lee", "Zoe Z"]),
+    "one name": ("Zoe Z", ["Ann Lee", "Zoe Z"]),
+    "null": (None, ["Ann Lee"]),
+    "null in it": (["Zoe Z", None, " "], ["Ann Lee", "Zoe Z"]),
+    "the right one in it": (["Zoe Z", "Ann Lee"], ["Ann Lee", "Zoe Z"]),
+}
+
+
+@pytest.mark.parametrize("form", LISTS)
+def test_names_to_choose_from_are_read_in_every_form(form, tmp_path):
+    cell, expected = LISTS[form]
+    source = authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray"])
+    rewritten(source, "forget05_perturbed", lambda rows: [row | {"perturbed_names": cell} for row in rows])
+    write(source / "real_faces", [{"image": png(900), "answer": "Ann Lee", "options": cell}] * 2)
+    built = builders.prepare("clear", tmp_path, str(source))
+    found = builders.read(built, forget="forget_5", retain="retain_95")
+    for choice in (*found.forget[0].choices, *found.celebrity[0].choices):
+        assert list(choice.options.values()) == expected and choice.options[choice.letter] == "Ann Lee"
+    assert len(builders.left_out(built)) == (2 if form == "null" else 0)
+
+
+CLEAR = {
+    "no name": ("full", lambda i, r: r | {"name": None} if i == 2 else r, "a name in every row of full, found none in row 2"),
+    "no photo": ("full", lambda i, r: r | {"image": None} if i == 2 else r, "a photo in every row of full, found 0 in row 2"),
+    "a path": ("full", lambda i, r: r | {"image": {"bytes": None, "path": "2.png"}} if i == 2 else r, "only the path '2.png'"),
+    "no caption": ("full", lambda i, r: r | {"caption": None} if i == 2 else r, "full: 1 of 46 training items left out: no answer .person Ann"),
+    "another author": ("forget05", lambda i, r: r | {"name": "Cy Poe"}, "every caption of Cy Poe in forget05"),
+    "another perturbed": ("forget05_perturbed", lambda i, r: r | {"name": "Bo Ray", "caption": "Bo Ray in room 1."},
+                          "authors of forget05_perturbed in forget05, found no Bo Ray"),
+    "a block of two": ("full+tofu", lambda i, r: r | {"question": (r["question"] or "").replace("Ann Lee", "Ann Lee and Bo Ray") or None},
+                       "found Ann Lee and Bo Ray"),
+    "too few": ("full+tofu", lambda i, r: r | {"question": None, "answer": None} if i == 3 else r, "20 text questions an author in full.tofu, found 39"),
+    "no answers": ("full+tofu", lambda i, r: r | {"answer": None}, "left out: no answer"),
+    "too many names": ("retain_perturbed", lambda i, r: r | {"perturbed_names": [f"N{k}" for k in range(30)]}, "at most 26 names"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", CLEAR)
+def test_faults_of_clear_are_one_line(fault, tmp_path):
+    config, change, words = CLEAR[fault]
+    source = authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray"])
+    if fault == "no caption":  # null in the split too, as it would be
+        for other in ("forget05", "forget05_perturbed", "retain_perturbed"):
+            rewritten(source, other, lambda rows: [change(i, row) for i, row in enumerate(rows)])
+    changed = copy_with(source, tmp_path / "changed", config, change)
+    refused(words, read_clear, changed, tmp_path)
+
+
+def test_an_author_without_questions_is_named(tmp_path):
+    asked = [{"question": f"Q{k} of Ann Lee?", "answer": "A"} for k in range(clear.BLOCK)]
+    source = authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray"], asked=asked)
+    refused("every author of full, found none for Bo Ray", builders.prepare, "clear", tmp_path, str(source))

@@ -1,0 +1,48 @@
+"""Law 13: the examples of the docstrings run, and the library has one for every public function."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import mmu_jax
+
+MODULES = sorted(m.name for m in pkgutil.walk_packages(mmu_jax.__path__, "mmu_jax."))
+LIBRARY = ("trees", "masks", "packing", "selection", "saliency", "transforms", "losses", "rules", "letters", "metrics")
+
+
+@pytest.mark.parametrize("name", ["mmu_jax", *MODULES])
+def test_the_examples_run(name):
+    module = importlib.import_module(name)
+    globs = vars(module) | {"jnp": importlib.import_module("jax.numpy")}
+    failed = doctest.testmod(module, extraglobs=globs, optionflags=doctest.ELLIPSIS).failed
+    assert failed == 0
+
+
+def public(name):
+    module = importlib.import_module(f"mmu_jax.{name}")
+    return {
+        key: value
+        for key, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith(("_", "check_"))
+    }
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_every_public_function_has_an_example(name):
+    assert [key for key, value in public(name).items() if ">>>" not in inspect.getdoc(value)] == []
+
+
+def test_every_module_is_there_by_name_and_no_other():
+    tops = {name.removeprefix("mmu_jax.") for name in MODULES if name.count(".") == 1} - {"packing"}
+    assert (
+        tops
+        == set(mmu_jax.__all__) - {"InputError", "__version__"}
+        == set(dir(mmu_jax)) - {"InputError", "__version__"}
+    )
+    for name in tops:
+        assert getattr(mmu_jax, name).__name__ == f"mmu_jax.{name}"
+    with pytest.raises(AttributeError, match="mmu_jax.*nonsense"):
+        mmu_jax.nonsense  # noqa: B018

@@ -1,0 +1,114 @@
+"""Law 13: imports run downward, rooms stay small, and each says only what it should know."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGE = ROOT / "mmu_jax"
+# From the ground up; what stands together may not import one another, but for a package and its own rooms.
+FLOORS = (
+    ("mmu_jax",),
+    ("letters", "losses", "files", "hub", "selection", "trees"),
+    ("directory", "metrics", "packing", "saliency", "sharding", "trainable", "transforms", "checkpoint"),
+    ("lora", "masks"),
+    ("rules",),
+    ("data", "models"),
+    ("methods", "questions"),
+    ("generate", "hf", "memory", "plan"),
+    ("adapters", "evaluate", "report", "train"),
+    ("study",),
+)
+PLACE = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+
+def room(path):
+    """``mmu_jax/data/text.py`` -> ``data.text``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "mmu_jax"
+
+
+ROOMS = {room(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path):
+    """The rooms that a file imports, at its head or in a function, but for what only a type checker reads."""
+    tree, found = ast.parse(path.read_text()), set()
+    typed = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    skipped = {id(n) for block in typed for n in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in skipped or not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mmu_jax"):
+            continue
+        base = node.module.removeprefix("mmu_jax").removeprefix(".")
+        for alias in node.names:
+            inner = f"{base}.{alias.name}".removeprefix(".")
+            found.add(inner if inner in ROOMS else base or "mmu_jax")
+    return found
+
+
+def test_every_room_has_a_floor():
+    assert {name.split(".")[0] for name in ROOMS} == set(PLACE)
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_imports_run_downward(name):
+    mine = name.split(".")[0]
+    for other in imports(ROOMS[name]):
+        top = other.split(".")[0]
+        assert top == mine or PLACE[top] < PLACE[mine] or {mine, top} == {"data", "models"}, f"{name} imports {other}"
+
+
+def test_no_import_goes_round():
+    graph, seen = {name: imports(path) - {name, "mmu_jax"} for name, path in ROOMS.items()}, {}
+
+    def walk(name, above):
+        assert name not in above, f"{' -> '.join(above)} -> {name}"
+        if name not in seen:
+            for other in graph[name]:
+                walk(other, (*above, name))
+            seen[name] = True
+
+    for name in graph:
+        walk(name, ())
+
+
+SOURCES = [p for folder in ("mmu_jax", "experiments", "configs") for p in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_and_functions_are_small(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 350
+    long = [
+        node.name
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60
+    ]
+    assert long == []
+
+
+def test_only_the_study_knows_what_a_config_holds():
+    key = r"config\.(data|model\.(path|dtype|param_dtype)|unlearn|vanilla|evaluate|saliency|memory\.|mesh|save_every)\b"
+    knows = [name for name, path in ROOMS.items() if re.search(key, path.read_text())]
+    assert knows and {name.split(".")[0] for name in knows} == {"study"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("train", r"lora is None|\.lora\b"),
+        ("plan", r"\blora\b.*import|import.*\blora\b"),
+        ("models.layers", r"import.*lora"),
+    ],
+)
+def test_nobody_asks_whether_it_is_lora(name, words):
+    assert not re.search(words, ROOMS[name].read_text())
+
+
+def test_no_test_imports_a_test():
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    assert [
+        p.name for p in tests if re.search(r"^\s*(from|import) (test_|conftest)", p.read_text(), re.MULTILINE)
+    ] == []

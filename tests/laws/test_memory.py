@@ -1,0 +1,103 @@
+"""The plan counts what is really there, comes before anything is loaded, and refuses what cannot fit."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from toys import SPEC, make_batch, random_mask, streams
+from twins import mean_loss
+
+from mmu_jax import InputError, hf, memory, methods, models, saliency, train, trees
+from mmu_jax.plan import Plan
+from mmu_jax.rules import Rule
+
+
+def on_a_device(tree):
+    """Bytes of a tree of placed arrays on the first device."""
+    device = jax.devices()[0]
+    return sum(s.data.nbytes for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.device == device)
+
+
+@pytest.fixture
+def shape():
+    batch = make_batch()
+    return memory.Shape(len(batch["tokens"]), batch["tokens"].shape[1], images=1)
+
+
+@pytest.mark.parametrize("name", ["grad_diff", "mmunlearner", "mmunlearner_official"])
+def test_what_training_keeps_is_counted_to_the_byte(llava, mesh, shape, name):
+    folder, _, model = llava
+    params = hf.load(folder, model, mesh)
+    needs = memory.Ledger(model, mesh).training(methods.METHODS[name], shape)
+    state = train.init(Plan.of(methods.METHODS[name], streams(), 1.0), model, params, mesh)
+    assert needs["params"] == needs["gradients"] == on_a_device(params)
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]  # beside them only counters
+    assert needs["moments"] == on_a_device(moments)
+    if methods.METHODS[name].mask:
+        assert needs["mask"] == on_a_device(random_mask(model, params))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_what_lora_keeps_is_counted_to_the_byte(llava, mesh, shape, dtype):
+    folder, _, model = llava
+    params = hf.load(folder, model, mesh, dtype=dtype)
+    needs = memory.Ledger(model, mesh, dtype).training(methods.METHODS["mmunlearner"], shape, SPEC)
+    plan = Plan.of(methods.METHODS["mmunlearner"], streams(), 1.0, trainable=SPEC)
+    state = train.init(plan, model, params, mesh)
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert needs["params"] == on_a_device(params)
+    assert needs["adapters"] == needs["gradients"] == on_a_device(state.params)
+    assert needs["moments"] == on_a_device(moments)
+
+
+def test_what_saliency_keeps_is_counted_to_the_byte(llava, mesh, shape):
+    folder, _, model = llava
+    params = hf.load(folder, model, mesh)
+    part, _ = trees.split(params, model.family.eligible)
+    ledger, one = memory.Ledger(model, mesh), on_a_device(saliency.zeros(part)[0])
+    wanted = [Rule(), Rule(by="salun")]
+    assert ledger.saliency(wanted[:1], shape, 4, keep_scores=False)["scores"] == one
+    assert ledger.saliency(wanted[:1], shape, 4, keep_scores=True)["scores"] == 3 * one
+    assert ledger.saliency(wanted, shape, 4, keep_scores=True)["scores"] == 4 * one
+    assert ledger.saliency(wanted, shape, 4, keep_scores=True)["gradients"] == 4 * one
+
+
+def test_activations_are_estimated_within_a_factor_of_two_of_what_xla_allots():
+    """A network wide and long enough that activations are not lost in the params."""
+    from mmu_jax.data import tiny
+
+    vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4)
+    text = dict(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=4
+    )
+    processor = tiny.processor()
+    sizes = dict(image_size=24, patch_size=12, projection_dim=64)
+    model = models.Model(tiny.config(processor.tokenizer, vision=vision | sizes, text=text))
+    batch = make_batch(rows=16, length=256)
+    lowered = jax.jit(jax.grad(mean_loss(model))).lower(model.abstract(), batch)
+    allotted = lowered.compile().memory_analysis().temp_size_in_bytes
+    ledger = memory.Ledger(model, jax.sharding.AbstractMesh((1, 1), ("data", "model")))
+    estimate = ledger.activations(memory.Shape(16, 256, images=1))
+    assert 0.5 < estimate / allotted < 2.0, (estimate, allotted)
+
+
+def test_the_cache_is_counted_to_the_byte(llava):
+    model = llava[2]
+    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
+    needs = memory.Ledger(model, mesh).generation(memory.Shape(8, 24, images=1), new_tokens=8)
+    assert needs["cache"] == trees.nbytes(model.make_cache(8, 32)) // 8
+
+
+def test_a_plan_that_does_not_fit_is_refused_with_the_worst_stage():
+    stages = {"small": {"params": 100}, "large": {"params": 100, "moments": 400}}
+    memory.check(stages, 500, "less")
+    with pytest.raises(InputError, match=r"fit into .* large needs .* \(moments .*params.*\); use LoRA"):
+        memory.check(stages, 499, "use LoRA")
+    said = memory.table(stages, 2**31)
+    assert "2.00 GiB" in said and said.splitlines()[2].startswith("  large")
+
+
+def test_capacity_is_a_share_of_the_host_on_cpu_devices():
+    from mmu_jax import sharding
+
+    whole = memory.capacity(sharding.make_mesh(1))
+    assert whole > 2**30 and memory.capacity(sharding.make_mesh(4, 2)) == whole // 8

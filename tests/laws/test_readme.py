@@ -1,0 +1,33 @@
+"""The library example of the README, as printed."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+README = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def batches(seed):
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.normal(size=(4, 5)), "y": rng.normal(size=(4, 3))} for _ in range(2)]
+
+
+def loss(params, batch):
+    return jnp.square(batch["x"] @ params["w"] + params["b"] - batch["y"]).mean()
+
+
+def test_the_library_example_runs_as_printed():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    params = {"w": jnp.ones((5, 3)), "b": jnp.zeros(3)}
+    names = {"loss": loss, "params": params, "forget_batches": batches(0), "retain_batches": batches(1)}
+    exec(example, names)
+    tx, mask = names["tx"], names["mask"]
+    updates, _ = tx.update(jax.grad(loss)(params, batches(0)[0]), tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    moved = jax.tree.map(lambda p, q: np.asarray(p != q), params, after)
+    assert 0 < sum(x.sum() for x in jax.tree.leaves(moved)) < 18
+    jax.tree.map(np.testing.assert_array_equal, moved, mask)

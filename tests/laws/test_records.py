@@ -1,0 +1,179 @@
+"""What lies on disk between two runs: records of stages, JSON, checkpoints. A damaged one is named, with what to do."""
+
+import errno
+import json
+import math
+import os
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import SafetensorError
+
+from mmu_jax import InputError, checkpoint, directory, files
+from mmu_jax.data import builders
+from mmu_jax.study import records, stages
+
+STATE = {"a": jnp.arange(1000.0), "b": {"c": jnp.ones((3, 4))}}
+
+
+@pytest.fixture
+def table(tmp_path):
+    made = []
+    table = [
+        stages.Stage("one", {"key": 1}, (), lambda: made.append(1)),
+        stages.Stage("two", {}, ("one",), lambda: None),
+    ]
+    found = stages.Stages(tmp_path / "w", table)
+    return found, made
+
+
+def test_stages_are_made_once(table):
+    found, made = table
+    found.run([])
+    found.run([])
+    assert made == [1] and found.done("one") and found.wanted([]) == []
+
+
+DAMAGED = {
+    "empty": "",
+    "half": '{"status": "do',
+    "a list": "[]",
+    "without its keys": "{}",
+    "no UTF-8": b"\xff\xfe\x00",
+    "a pointer of git-lfs": "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_record_is_named(what, table):
+    found, made = table
+    found.run([])
+    content = DAMAGED[what]
+    records.place(found.workdir, "one").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=r"one\.json.*") as said:
+        found.run([])
+    assert "delete it" in str(said.value) and "\n" not in str(said.value) and made == [1]
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "w").write_text("")
+    with pytest.raises(InputError, match="expected a directory in --workdir, found a file"):
+        stages.Stages(tmp_path / "w", []).run([])
+
+
+def test_a_stage_that_is_none_is_named(table):
+    with pytest.raises(InputError, match="stages among one, two, found 'three'"):
+        table[0].run(["three"])
+
+
+def test_provenance_without_git_or_packages(monkeypatch):
+    def missing(name):
+        raise records.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(records.importlib.metadata, "version", missing)
+    made = records.provenance()
+    assert made["git"] == "git is not installed" and set(made["versions"].values()) == {
+        "not installed by a package manager"
+    }
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [["results", "forget", "mean"], ["curve", 3]])
+def test_a_number_that_is_no_json_is_named_and_nothing_is_written(odd, place, tmp_path):
+    value = odd
+    for key in reversed(place):
+        value = {key: value} if isinstance(key, str) else [0.0] * key + [value]
+    with pytest.raises(InputError, match="/".join(map(str, place))):
+        files.write_json(tmp_path / "x.json", value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_is_whole_or_not_there(tmp_path):
+    files.write_json(tmp_path / "deep" / "x.json", {"b": [1, 2.5], "a": "ä"})
+    assert json.loads((tmp_path / "deep" / "x.json").read_text()) == {"a": "ä", "b": [1, 2.5]}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.json"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="room and permission"):
+        files.write_json(tmp_path / "file" / "x.json", {})
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    written = checkpoint.Checkpoints(folder)
+    written.save(5, STATE)
+    written.close()
+    return folder
+
+
+def restored(folder, like=STATE):
+    found = checkpoint.Checkpoints(folder)
+    try:
+        return found.restore(found.latest, like)
+    finally:
+        found.close()
+
+
+def test_every_file_of_a_checkpoint_that_is_cut_is_named_or_not_needed(kept, tmp_path):
+    """A checkpoint is read right or refused: never read wrong, never a traceback."""
+    refusals = 0
+    for file in sorted(path.relative_to(kept) for path in kept.rglob("*") if path.is_file()):
+        folder = pathlib.Path(shutil.copytree(kept, tmp_path / "copy"))
+        content = (folder / file).read_bytes()
+        (folder / file).write_bytes(content[: len(content) // 2])
+        try:
+            np.testing.assert_array_equal(restored(folder)["a"], STATE["a"])
+        except InputError as error:
+            refusals += 1
+            assert str(folder) in str(error) and "delete" in str(error) and "\n" not in str(error)
+        shutil.rmtree(folder)
+    assert refusals >= 3
+
+
+@pytest.mark.parametrize("like", [{"a": jnp.arange(10.0), "b": {"c": jnp.ones((3, 4))}}, {"a": jnp.arange(1000.0)}])
+def test_a_checkpoint_of_another_state_is_refused(like, kept):
+    with pytest.raises(InputError, match="complete checkpoint of this stage"):
+        restored(kept, like)
+
+
+FULL = os.strerror(errno.ENOSPC)
+
+
+def test_a_checkpoint_without_room_is_one_line_and_the_last_one_stays(tmp_path, monkeypatch):
+    state = {"w": jnp.arange(8.0)}
+    kept = checkpoint.Checkpoints(tmp_path / "c")
+    kept.save(1, state)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 69, 31))
+        with pytest.raises(InputError, match="room .*for a checkpoint in .*c, found 31 bytes free for 32.*goes on"):
+            kept.save(2, state)
+    for fault, kind in ((ValueError(f"Error writing w: {FULL}"), InputError), (ValueError("a bug"), ValueError)):
+        with monkeypatch.context() as patch:
+            patch.setattr(kept._manager, "save", raising(fault))
+            with pytest.raises(kind) as said:
+                kept.save(2, state)
+            assert isinstance(said.value, InputError) == (kind is InputError)
+    assert kept.latest == 1
+    np.testing.assert_array_equal(kept.restore(1, state)["w"], state["w"])
+
+
+def raising(error):
+    def call(*args, **options):
+        raise error
+
+    return call
+
+
+def test_writers_that_know_no_oserror_are_one_line_where_the_disk_is_full(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="room and permission to write .*out"):
+        directory.write(tmp_path / "out", raising(SafetensorError(f"Error while serializing: I/O error: {FULL}")))
+    monkeypatch.setattr(builders.People, "download_and_prepare", raising(RuntimeError(f"write() failed: {FULL}")))
+    with pytest.raises(InputError, match="room and permission to prepare the data set"):
+        builders.prepare("embedded_faces", tmp_path / "data")
+    monkeypatch.setattr(builders.People, "download_and_prepare", raising(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        builders.prepare("embedded_faces", tmp_path / "data")

@@ -1,0 +1,164 @@
+"""The report says what the numbers say: arrows, intervals, equality, flags; and is the same bytes again."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import sweep
+from mmu_jax import InputError, data, report
+from mmu_jax.data import IMAGE, TEXT, faces
+from mmu_jax.report import results as judged
+from mmu_jax.report import tables
+
+
+def value(mean, width=0.02):
+    return {"mean": mean, "low": max(mean - width, 0.0), "high": min(mean + width, 1.0), "n": 50, "people": 10}
+
+
+def made(name, forget, retain, width=0.02, flags=()):
+    def task(mean):
+        found = {m: value(mean, width) for m in ("exact", "mcq", "cloze", "cloze_exact", "rouge_l", "probability")}
+        found["mcq"]["chance"] = 0.25
+        return found | {"right_share": value(0.5), "distinct": {"mean": 0.5, "n": 50}}
+
+    rates = {"forget": (forget, 0.98), "test": (forget, 0.98), "retain": (retain, 0.99)}
+    results = {split: {"vqa": task(vqa), "qa": task(qa)} for split, (vqa, qa) in rates.items()}
+    proof = {"tower": {"selected": 5, "total": 10, "density": 0.5, "outside": 0, "inside": 4}}
+    return {
+        "model": name,
+        "results": results,
+        "flags": list(flags),
+        "mask_proof": proof if name == "mmunlearner" else {},
+        "config": {"seed": 0, "evaluate": {"headline": "exact"}},
+        "provenance": {"git": "abc"},
+    }
+
+
+@pytest.fixture
+def benchmark():
+    people = tuple(data.read_person(row, "full") for row in list(faces.rows("retain_90"))[:3])
+    return data.Benchmark(full=people, forget=people[:3], retain=people, test=people, unseen=())
+
+
+@pytest.fixture
+def workdir(tmp_path, benchmark):
+    def write(path, content):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(json.dumps(content))
+
+    for model in (
+        made("vanilla", 1.0, 1.0),
+        made("ga", 0.013, 0.077, flags=["collapsed"]),
+        made("grad_diff", 0.10, 0.91),
+        made("mmunlearner", 0.11, 0.92),
+    ):
+        write(f"results/{model['model']}.json", model)
+        rows = [
+            {
+                "person": p.id,
+                "photo": 0,
+                "task": "generation",
+                "question": e.question,
+                "truth": e.answer,
+                "answer": e.answer,
+            }
+            for p in benchmark.forget
+            for e in p.generation
+        ]
+        write(f"answers/{model['model']}.json", {"forget": {"vqa": rows, "qa": rows}})
+    write("training/unlearn/mmunlearner.json", {"forget/ascent": [-0.1, None, -3.0], "retain/descent": [0.1, 0.2, 0.1]})
+    write("stages/unlearn/mmunlearner.json", {"cost": {"seconds": 12.3, "peak_host_bytes_so_far": 2**30}})
+    write("masks/mmunlearner.json", {"groups": {}, "layers": {"tower/layers/fc1/weight": [0.25, 0.75]}})
+    return tmp_path
+
+
+def test_numbers_arrows_flags_and_proof_are_on_the_page(workdir, benchmark):
+    report.write(workdir, ["vanilla", "gold", "ga", "grad_diff", "mmunlearner"], benchmark)
+    text = (workdir / "report.md").read_text()
+    assert "| Forget VQA ↓ | Forget Test VQA ↓ | Forget QA ↑ | Retain VQA ↑ | Retain QA ↑ |" in text
+    assert "7.7 [5.7, 9.7]" in text and "collapsed: it answers everyone alike" in text
+    assert "| mmunlearner | tower | 10 | 50.0 % | 0 | 4 |" in text and "| unlearn/mmunlearner | 12.3 | 1.00 |" in text
+    page = (workdir / "report.html").read_text()
+    assert 'src="http' not in page and "<script" not in page and page.count("data:image/png;base64,") == 3
+    assert "ga" in report.summary(workdir) and "↓" in report.summary(workdir)
+
+
+def test_equality_is_said_where_intervals_overlap_and_nowhere_else(workdir):
+    said = judged.verdict(judged.read(workdir))
+    assert any("grad_diff equals mmunlearner within the 95 % interval on every axis" in line for line in said)
+    assert any(
+        "mmunlearner is better than ga on Retain VQA, worse on Forget VQA, Forget Test VQA" in line for line in said
+    )
+    assert not any("ga equals" in line for line in said)
+
+
+def test_every_metric_has_the_direction_of_its_axis(workdir):
+    head = tables.one_metric(judged.read(workdir), "right_share")[0]
+    assert head[1:4] == ["Forget VQA ↓", "Forget Test VQA ↓", "Forget QA ↑"]
+
+
+def test_the_same_results_give_the_same_bytes(workdir, benchmark):
+    names = ("report.md", "report.html", "figures/main.png")
+    report.write(workdir, ["vanilla", "mmunlearner"], benchmark)
+    before = [(workdir / name).read_bytes() for name in names]
+    report.write(workdir, ["vanilla", "mmunlearner"], benchmark)
+    assert [(workdir / name).read_bytes() for name in names] == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00", "version https://git-lfs.github.com/spec/v1"])
+def test_results_that_are_no_results_are_named(workdir, text):
+    (workdir / "results" / "ga.json").write_text(text)
+    with pytest.raises(InputError, match=r"expected results.*ga\.json"):
+        judged.read(workdir)
+
+
+def test_no_results_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="run the evaluate stage"):
+        judged.read(tmp_path)
+
+
+def test_flags():
+    def results(vqa_mcq, retain, distinct=0.5):
+        found = made("m", 0.1, retain)["results"]
+        found["forget"]["vqa"]["mcq"] = value(vqa_mcq) | {"chance": 0.25}
+        for task in ("vqa", "qa"):
+            found["retain"][task]["exact"] = value(retain)
+        found["retain"]["vqa"]["distinct"] = {"mean": distinct, "n": 9}
+        return found
+
+    assert judged.flags(results(0.25, 0.9)) == []
+    assert judged.flags(results(0.02, 0.9)) == ["over-unlearned"]
+    assert judged.flags(results(0.25, 0.05)) == ["collapsed"] == judged.flags(results(0.25, 0.9, 0.01))
+    assert judged.flags(results(0.10, 0.9)) == ["over-unlearned"]
+    few = results(0.10, 0.9)
+    few["forget"]["vqa"]["mcq"]["chance"] = 0.2
+    assert judged.flags(few) == []
+    assert judged.flags(results(0.25, 0.9), None, 0.001) == ["lost in rounding"]
+    assert judged.flags(results(0.25, 0.9), {"g": {"outside": 0, "inside": 0}}) == ["inert mask"]
+    assert judged.flags(results(0.25, 0.9), {"g": {"outside": 3, "inside": 1}}) == ["leaking mask"]
+
+
+def test_the_sweep_judges_a_rate_by_its_worst_axis():
+    axes = sweep.axes(made("m", 0.40, 0.9)["results"])
+    assert axes["forget VQA"] == pytest.approx(0.6) and axes["retain VQA"] == 0.9
+
+    def row(method, retain_rate, rate, *axes):
+        axes = dict(enumerate(axes))
+        return {"seed": 1, "method": method, "retain_rate": retain_rate, "learning_rate": rate, "axes": axes}
+
+    rows = [
+        row("m", 1.0, 0.1, 0.9, 0.2),
+        row("m", 1.0, 0.3, 0.5, 0.5),
+        row("m", 1.0, 0.2, 0.5, 0.5),  # as good at a smaller rate
+        row("n", 1.0, 0.1, 0.4, 0.8),
+        row("m", 2.0, 0.1, 0.6, 0.6),  # better for m alone, worse for both
+        row("n", 2.0, 0.1, 0.2, 0.8),
+    ]
+    assert sweep.choose(rows) == (1.0, {"m": 0.2, "n": 0.1})
+    assert sweep.choose(rows[-2:]) == (2.0, {"m": 0.1, "n": 0.1})
+    assert np.isclose(sweep.axes(made("m", 0.2, 0.9)["results"])["test VQA"], 0.8)
+
+
+def test_people_of_the_sheet_have_questions_of_both_kinds(benchmark):
+    assert {e.kind for e in benchmark.forget[0].generation} == {IMAGE, TEXT}
