@@ -15,7 +15,7 @@ from mmu_jax.methods import METHODS
 
 # Printed by the sweep. Ablations run at mmunlearner's rate, so that only the mask differs; fine-tuning on the retain set
 # forgets nothing and has no rate but config.unlearn.retain_rate. Methods that are not in config.unlearn.methods were swept with
-# --methods and --config.unlearn.methods naming them.
+# --methods naming them.
 RATES = {
     "retain_ft": 2e-4,
     "ga": 1e-4,

@@ -30,16 +30,18 @@ from safetensors.numpy import load_file, save_file
 from configs import llava as llava_config
 from configs import qwen2_vl as qwen_config
 from configs import tiny as tiny_config
-from mmu_jax import hf, lora, losses, masks, memory, methods, models, saliency, sharding, trees
+from experiments import command
+from mmu_jax import InputError, hf, lora, losses, masks, memory, methods, models, saliency, sharding, trees
 from mmu_jax.data import tiny
 from mmu_jax.models.published import PUBLISHED
+from mmu_jax.rules import Rule
 
 ONLY = flags.DEFINE_list("only", ["saliency", "selection", "load", "plan"], "Which measurements.")
-GIB = flags.DEFINE_float("gib", 2.0, "Size of the checkpoint that load reads.")
+GIB = flags.DEFINE_float("gib", 2.0, "Size of the checkpoint that load reads.", lower_bound=0.01, upper_bound=1000)
 READ = flags.DEFINE_string("read", None, "Internal: read this checkpoint and print the memory it took.")
 WHOLE = flags.DEFINE_bool("whole", False, "Internal: read it the peer's way.")
-BATCHES = flags.DEFINE_integer("batches", 8, "Batches per measurement.")
-ROWS = flags.DEFINE_integer("rows", 32, "Rows per batch.")
+BATCHES = flags.DEFINE_integer("batches", 8, "Batches per measurement.", lower_bound=1)
+ROWS = flags.DEFINE_integer("rows", 32, "Rows per batch.", lower_bound=1)
 
 
 def clock(work, repeats=3):
@@ -218,7 +220,7 @@ def measure_load():
         # torch, which transformers imports where it finds it, is no part of reading.
         env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
         for label, options in (("ours, layer by layer", []), ("every file whole", ["--whole"])):
-            code = "import sys; sys.modules['torch'] = None; from experiments import bench; bench.app.run(bench.main)"
+            code = "import sys; sys.modules['torch'] = None; from experiments import bench; bench.app.run(bench.main, flags_parser=bench.command.parse_without_config)"
             command = [sys.executable, "-c", code, f"--read={folder}", *options]
             done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
             found = json.loads(done.stdout.splitlines()[-1])
@@ -239,22 +241,29 @@ def print_plan():
             for dtype, spec in ((jnp.float32, None), (jnp.bfloat16, lora.LoRA(16, 16.0, c.unlearn.lora.targets))):
                 ledger = memory.Ledger(model, mesh, dtype)
                 shape = memory.Shape(max(4, devices[0]), max(c.data.tokens), 1, max(c.data.patches or (0,)))
-                scored = ledger.saliency([methods.Mask()], shape, devices[0], keep_scores=False)
+                scored = ledger.saliency([Rule()], shape, devices[0], keep_scores=False)
                 trained = ledger.training(methods.METHODS["mmunlearner"], shape, spec)
                 cells.append(" / ".join(f"{sum(needs.values()) / 2**30:.0f}" for needs in (scored, trained)))
             print(f"  {name:16s}{devices[0]:>6d} x {devices[1]}{cells[0]:>22s}{cells[1]:>22s}")
 
 
-def main(argv):
-    del argv
+def bench():
+    """The measurements that are asked for."""
     logging.set_verbosity(logging.WARNING)
     if READ.value:
         read_and_report(READ.value, WHOLE.value)
         return
     measures = {"saliency": measure_saliency, "selection": measure_selection, "load": measure_load, "plan": print_plan}
+    if not ONLY.value or set(ONLY.value) - measures.keys():
+        raise InputError(f"expected --only among {', '.join(measures)}, found {','.join(ONLY.value)!r}; correct it")
     for name in ONLY.value:
         measures[name]()
 
 
+def main(argv):
+    del argv
+    command.spoken(bench)
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=command.parse_without_config)

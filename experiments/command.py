@@ -31,6 +31,11 @@ def parse(argv: list[str]) -> list[str]:
     return spoken(_parse, argv)
 
 
+def parse_without_config(argv: list[str]) -> list[str]:
+    """Flags of a program that has no config; a mistake is one line and exit code 2."""
+    return spoken(_parse_without_config, argv)
+
+
 def spoken(program: Callable[..., Any], *args: Any) -> Any:
     """``program(*args)``; what a user can mend is printed as one line on stderr, and the process ends with exit code 2.
 
@@ -53,13 +58,13 @@ def spoken(program: Callable[..., Any], *args: Any) -> Any:
         message = "error: expected batches that fit into the memory of the devices, found that they do not"
         message, code = f"{message} ({found}); lower the rows of this stage, or use more devices (config.mesh)", 2
     except KeyboardInterrupt:
-        message, code = "stopped; the same command goes on from here", 130
+        message, code = "stopped; the same command resumes from here", 130
     print(message, file=sys.stderr)
     sys.exit(code)
 
 
 def _parse(argv: list[str]) -> list[str]:
-    if set(argv[1 : argv.index("--") if "--" in argv else None]) & HELP:
+    if _asks_for_help(argv):
         print(_usage())
         sys.exit(0)
     named = _named(argv)
@@ -67,13 +72,18 @@ def _parse(argv: list[str]) -> list[str]:
         raise InputError("expected --config=configs/NAME.py, found none; name a config")
     load(named)
     try:
-        words = flags.FLAGS(argv)[1:]
-    except flags.Error as error:
-        raise InputError(" ".join(str(error).split())) from error
+        return _flags(argv)
     except (AttributeError, KeyError, IndexError, TypeError) as error:  # of ml_collections, for a key that is not there
         raise InputError(
             f"expected --config.KEY=VALUE for keys that {named} has, found another ({' '.join(str(error).split())}); correct it"
         ) from error
+
+
+def _flags(argv: list[str]) -> list[str]:
+    try:
+        words = flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).split())) from error
     if words:
         raise InputError(
             f"expected flags, --NAME=VALUE, found {', '.join(map(repr, words))}, which nothing reads; write --{words[0]} if that "
@@ -82,11 +92,36 @@ def _parse(argv: list[str]) -> list[str]:
     return argv[:1]
 
 
+def _parse_without_config(argv: list[str]) -> list[str]:
+    if _asks_for_help(argv):
+        print(_about(), flags.FLAGS.module_help(sys.modules["__main__"]), sep="\n")
+        sys.exit(0)
+    kept = _flags(argv)
+    if ours := [name for name in ("config", "workdir", "stages") if flags.FLAGS[name].present]:
+        raise InputError(f"expected flags that this program reads, found --{', --'.join(ours)}; see --help")
+    return kept
+
+
+def _asks_for_help(argv: list[str]) -> bool:
+    return bool(set(argv[1 : argv.index("--") if "--" in argv else None]) & HELP)
+
+
+def _about() -> str:
+    """What the program that was started does."""
+    return sys.modules["__main__"].__doc__ or ""
+
+
 def _usage() -> str:
     """What the program does and its flags."""
-    module = flags.FLAGS.find_module_defining_flag("workdir")
-    said = (sys.modules["__main__"].__doc__ or "", flags.FLAGS.module_help(module))
-    return "\n".join((*said, "  --config.KEY: any key of the config; configs/common.py says what they are"))
+    main, module = sys.modules["__main__"], flags.FLAGS.find_module_defining_flag("workdir")
+    own = flags.FLAGS.module_help(main) if main.__name__ in flags.FLAGS.flags_by_module_dict() else ""
+    parts = (
+        _about(),
+        own,
+        flags.FLAGS.module_help(module),
+        "  --config.KEY: any key of the config (mmu_jax/study/config.py)",
+    )
+    return "\n".join(part for part in parts if part)
 
 
 def _named(argv: list[str]) -> str | None:

@@ -5,7 +5,7 @@
 For each seed a vanilla model and the masks are made as ``experiments.run`` makes them; each method is then run at each rate, with
 the passes, batch and everything else of the config. A rate is judged by its *worst axis*, in [0, 1]: the four-way goal
 is only as good as the axis that fails. The axes are forget VQA and forget Test VQA (1 at or below the chance level of
-four options, 0 where all are still right), forget QA, retain VQA and retain QA (exact answers). The best mean over
+the options, 0 where all are still right), forget QA, retain VQA and retain QA (``config.evaluate.headline``). The best mean over
 seeds wins, the smaller rate on a tie. What is measured is kept in ``<workdir>/sweep.json``; the same command resumes.
 
 With ``--retain_rates`` the rate of the steps that only descend is chosen too, one for all methods: that at which the
@@ -14,6 +14,8 @@ methods of the sweep do best on average, each at its own best learning rate.
 
 import itertools
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from absl import app, flags
@@ -30,20 +32,30 @@ RETAIN_RATES = flags.DEFINE_list("retain_rates", [], "Grid of config.unlearn.ret
 METHODS = flags.DEFINE_list("methods", [], "Only these methods; default those of the config.")
 
 
-def axes(results: dict, chance: float = 0.25) -> dict[str, float]:
-    """The five axes, each in [0, 1], up is good."""
+def axes(results: dict, headline: str = "exact") -> dict[str, float]:
+    """The axes that were evaluated, of five; each in [0, 1], up is good.
 
-    def unknown(split):
-        known = max(results[split]["vqa"]["mcq"]["mean"] - chance, 0.0) / (1 - chance)
-        return 1.0 - max(known, results[split]["vqa"]["exact"]["mean"])
+    Args:
+      headline: the metric of generated answers that judges them.
+    """
 
-    return {
-        "forget VQA": unknown("forget"),
-        "test VQA": unknown("test"),
-        "forget QA": results["forget"]["qa"]["exact"]["mean"],
-        "retain VQA": results["retain"]["vqa"]["exact"]["mean"],
-        "retain QA": results["retain"]["qa"]["exact"]["mean"],
+    def unknown(cell):
+        choice = cell.get("mcq", {"mean": 0.0, "chance": 0.0})
+        known = max(choice["mean"] - choice["chance"], 0.0) / (1 - choice["chance"])
+        return 1.0 - max(known, cell[headline]["mean"])
+
+    def known(cell):
+        return cell[headline]["mean"]
+
+    table = {
+        "forget VQA": ("forget", "vqa", unknown),
+        "test VQA": ("test", "vqa", unknown),
+        "forget QA": ("forget", "qa", known),
+        "retain VQA": ("retain", "vqa", known),
+        "retain QA": ("retain", "qa", known),
     }
+    cells = {axis: (results.get(split, {}).get(task, {}), judge) for axis, (split, task, judge) in table.items()}
+    return {axis: judge(cell) for axis, (cell, judge) in cells.items() if headline in cell}
 
 
 def measure(work: Workspace, name: str, **rates: float) -> dict[str, float]:
@@ -53,7 +65,7 @@ def measure(work: Workspace, name: str, **rates: float) -> dict[str, float]:
     state = train.fit(plan, work.model, params, streams, mesh=work.mesh, mask=mask)
     trained = plan.trainable.view(state.params, params, mask, plan.method.phases[-1])
     results, _ = steps.question(work, f"{name} at {rates['learning_rate']:g}", trained.whole(trained.part))
-    return axes(results)
+    return axes(results, work.config.evaluate.headline)
 
 
 def choose(rows: list[dict]) -> tuple[float, dict[str, float]]:
@@ -72,29 +84,49 @@ def choose(rows: list[dict]) -> tuple[float, dict[str, float]]:
     return chosen, {name: rate for name, (_, rate) in best[chosen].items()}
 
 
-def numbers(values: list[str], flag: str, kind: type) -> list:
-    """The values of a list flag; InputError names what is no number."""
+def numbers(values: list[str], flag: str, kind: type, good: Callable[[Any], bool]) -> list:
+    """The values of a list flag; InputError names what is no number, or none that is ``good``."""
     try:
-        return [kind(value) for value in values]
+        found = [kind(value) for value in values]
     except ValueError as error:
         raise InputError(f"expected numbers in --{flag}, found {','.join(values)!r} ({error}); correct it") from error
+    if not all(map(good, found)) or len(set(found)) < len(found):
+        what = "different whole numbers of at least 0" if kind is int else "different finite numbers above 0"
+        raise InputError(f"expected {what} in --{flag}, found {','.join(values)!r}; correct it")
+    return found
+
+
+def measured(path: pathlib.Path) -> list[dict]:
+    """What an earlier sweep in this workdir has measured."""
+    rows = files.read_json(path, "what a sweep has measured") if path.exists() else []
+    keys = {"seed", "method", "retain_rate", "learning_rate", "axes"}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
+        raise InputError(f"expected what a sweep has measured in {path}, found something else; move it away")
+    return rows
+
+
+def _is_rate(value: float) -> bool:
+    return 0 < value < 1e6
 
 
 def sweep() -> None:
     """Measures what is not measured yet, then prints the rates chosen."""
     command.quiet()
     workdir, given = pathlib.Path(command.WORKDIR.value or "runs/sweep"), command.given()
-    seeds, rates = numbers(SEEDS.value, "seeds", int), numbers(RATES.value, "rates", float)
+    seeds = numbers(SEEDS.value, "seeds", int, lambda seed: 0 <= seed < 2**32)
+    rates, retained = (numbers(f.value, f.name, float, _is_rate) for f in (RATES, RETAIN_RATES))
+    if not seeds or not rates:
+        raise InputError("expected a seed and a rate at least, found none in --seeds or --rates; name one")
     kept, asked = workdir / "sweep.json", []
-    rows = files.read_json(kept, "what a sweep has measured") if kept.exists() else []
+    rows = measured(kept)
     for seed in seeds:
         config = command.CONFIG.value.copy_and_resolve_references()
         with config.unlocked():
             config.seed, config.gold = seed, False
+            config.unlearn.methods = tuple(METHODS.value) or config.unlearn.methods
         study = Study(config, workdir / f"seed{seed}", given)
         study.run(["data", "base", "vanilla", "evaluate/vanilla", "saliency"])
-        retain_rates = numbers(RETAIN_RATES.value, "retain_rates", float) or [config.unlearn.retain_rate]
-        grid = itertools.product(METHODS.value or config.unlearn.methods, retain_rates, rates)
+        grid = itertools.product(config.unlearn.methods, retained or [config.unlearn.retain_rate], rates)
         for name, retain_rate, rate in grid:
             key = {"seed": seed, "method": name, "retain_rate": retain_rate, "learning_rate": rate}
             row = next((row for row in rows if key.items() <= row.items()), None)

@@ -45,8 +45,8 @@ class Checkpoints:
 
     def _no_room(self, found: str) -> InputError:
         return InputError(
-            f"expected room and permission for a checkpoint in {self.path}, found {found}; free some, and the same command goes "
-            "on from the last one"
+            f"expected room and permission for a checkpoint in {self.path}, found {found}; free some, and the same command "
+            "resumes from the last one"
         )
 
     def restore(self, step: int, like: Tree) -> Tree:

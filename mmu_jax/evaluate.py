@@ -11,14 +11,14 @@ import numpy as np
 from mmu_jax import InputError, generate, losses, metrics, models, sharding
 from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, loader, text
 from mmu_jax.questions import Prompts
-from mmu_jax.trees import Tree
+from mmu_jax.trees import Params
 
 TASKS = {"vqa": IMAGE, "qa": TEXT}
 Progress = Callable[[int], None]
 
 
 @partial(jax.jit, static_argnums=0)
-def answer_logps(model: models.Model, params: Tree, batch: dict) -> jax.Array:
+def answer_logps(model: models.Model, params: Params, batch: dict) -> jax.Array:
     """log p(answer | prompt) of every row, ``[B]``; not finite where a logit of the row is not (:func:`check_finite`)."""
     return losses.sequence_logps(model.forward(params, batch), batch["tokens"], batch["weights"])
 
@@ -33,7 +33,7 @@ def check_finite(good: np.ndarray, whose: Callable[[int], str]) -> None:
         )
 
 
-def reference_logps(model: models.Model, params: Tree, stream: loader.Stream, mesh: jax.sharding.Mesh) -> np.ndarray:
+def reference_logps(model: models.Model, params: Params, stream: loader.Stream, mesh: jax.sharding.Mesh) -> np.ndarray:
     """log p(answer) under ``params`` of every row and photo of a stream, ``[R, P]``: a column ``ref_logps`` for it.
 
     Raises:
@@ -99,7 +99,7 @@ class Examiner:
 
     def answers(
         self,
-        params: Tree,
+        params: Params,
         questions: Sequence[str],
         photos: np.ndarray | None,
         album: loader.Album | None,
@@ -126,7 +126,7 @@ class Examiner:
 
     def option_logps(
         self,
-        params: Tree,
+        params: Params,
         choices: Sequence[Choice],
         photos: np.ndarray | None,
         album: loader.Album | None,
@@ -155,7 +155,7 @@ class Examiner:
         return logps, lengths
 
     def examine(
-        self, params: Tree, people: Sequence[Person], kind: str, album: loader.Album, split: str = ""
+        self, params: Params, people: Sequence[Person], kind: str, album: loader.Album, split: str = ""
     ) -> tuple[dict, list[dict]]:
         """All metrics of one split and kind: ``metric -> summary``, and the answers one by one.
 
@@ -231,7 +231,7 @@ def _answer(task: str, item: Example, said: str) -> dict:
 
 def evaluate(
     examiner: Examiner,
-    params: Tree,
+    params: Params,
     splits: dict[str, tuple[Sequence[Person], loader.Album]],
     progress: Progress = lambda n: None,
 ) -> tuple[dict, dict]:

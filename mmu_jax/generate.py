@@ -58,7 +58,7 @@ def _decode(model, params, batch, key, *, new_tokens, stop, temperature, top_p):
         logits, cache = model.step(params, token[:, None], position, mask, None, cache, t + i)
         return i + 1, draw(logits[:, 0], use), done, out, keys, position + 1, cache, key
 
-    def go_on(state):
+    def unfinished(state):
         return (state[0] < new_tokens) & ~jnp.all(state[2])
 
     key, use = jax.random.split(key)
@@ -66,7 +66,7 @@ def _decode(model, params, batch, key, *, new_tokens, stop, temperature, top_p):
     out = jnp.full((b, new_tokens), pad)
     # Rows that only fill the batch have no prompt: they are done before they start.
     state = (jnp.int32(0), token, ~batch["valid"].any(axis=1), out, keys, position, cache, key)
-    return jax.lax.while_loop(go_on, body, state)[3]
+    return jax.lax.while_loop(unfinished, body, state)[3]
 
 
 def generate(

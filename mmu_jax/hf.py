@@ -28,7 +28,7 @@ from mmu_jax.directory import weights as files
 from mmu_jax.models import config as configs
 from mmu_jax.models.processors import read_processor, stop_tokens
 from mmu_jax.models.reading import Processor
-from mmu_jax.trees import Tree
+from mmu_jax.trees import Params, Tree
 
 __all__ = [
     "INDEX",
@@ -276,7 +276,7 @@ def rewrite(
     return changed
 
 
-def save(params: Tree, model: models.Model, source: Path, out: Path) -> dict[str, int]:
+def save(params: Params, model: models.Model, source: Path, out: Path) -> dict[str, int]:
     """Writes ``params`` as a copy of the checkpoint directory ``source``: ``save(load(x)) == x``, byte for byte.
 
     Returns and raises what :func:`rewrite` does; InputError too if ``params`` are not those of the model.
@@ -286,7 +286,7 @@ def save(params: Tree, model: models.Model, source: Path, out: Path) -> dict[str
     return rewrite(model, source, out, lambda name, row, _: leaves[name] if row is None else leaves[name][row])
 
 
-def create(params: Tree, model: models.Model, processor: Any, out: Path, seed: int = 0) -> None:
+def create(params: Params, model: models.Model, processor: Any, out: Path, seed: int = 0) -> None:
     """Writes a new checkpoint directory from nothing: config, processor, ``params`` and random unread tensors."""
     rng = np.random.default_rng(seed)
     tensors = {}

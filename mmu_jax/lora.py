@@ -21,7 +21,7 @@ import numpy as np
 
 from mmu_jax import InputError, trees
 from mmu_jax.trainable import Change, Counts, View, states
-from mmu_jax.trees import Tree
+from mmu_jax.trees import Mask, Params, Tree
 
 KINDS = ("free", "masked")
 
@@ -67,12 +67,12 @@ class LoRA:
                 "trains is lora.targets; put the scope there"
             )
 
-    def start(self, params: Tree, phases: Iterable[Any], seed: int) -> dict[str, Tree]:
+    def start(self, params: Params, phases: Iterable[Any], seed: int) -> dict[str, Tree]:
         """New adapters, by kind."""
         key = jax.random.key(seed)
         return {kind: init(self, params, jax.random.fold_in(key, i)) for i, kind in enumerate(_kinds(phases))}
 
-    def view(self, trained: dict[str, Tree], frozen: Tree, mask: Tree | None, phase: Any) -> View:
+    def view(self, trained: dict[str, Tree], frozen: Params, mask: Mask | None, phase: Any) -> View:
         kind = _kind(phase)
         return View(
             trained[kind],
@@ -80,18 +80,18 @@ class LoRA:
             lambda part: trained | {kind: part},
         )
 
-    def moved(self, before: Tree, after: Tree, mask: Tree) -> Counts:
+    def moved(self, before: Tree, after: Tree, mask: Mask) -> Counts:
         return moved(self, before, after, mask)
 
-    def change(self, trained: dict[str, Tree], mask: Tree | None) -> Change:
+    def change(self, trained: dict[str, Tree], mask: Mask | None) -> Change:
         return merge(self, trained, mask)
 
-    def needs(self, params: Tree, method: Any, count: Callable[..., int]) -> dict[str, int]:
+    def needs(self, params: Params, method: Any, count: Callable[..., int]) -> dict[str, int]:
         factors = count(jax.eval_shape(lambda: init(self, params, jax.random.key(0))))
         kinds = len(_kinds(method.phases))
         return {"adapters": kinds * factors, "gradients": kinds * factors, "moments": 2 * states(method) * factors}
 
-    def describe(self, params: Tree, phases: Iterable[Any]) -> list[str]:
+    def describe(self, params: Params, phases: Iterable[Any]) -> list[str]:
         kinds = len(_kinds(phases))
         factors = jax.eval_shape(lambda: init(self, params, jax.random.key(0)))
         return [
@@ -151,7 +151,7 @@ def product(factors: Factors, scale: float, mask: jax.Array | None = None) -> ja
     return update if mask is None else jnp.where(mask, update, 0.0)
 
 
-def check(spec: LoRA, params: Tree, eligible: str) -> None:
+def check(spec: LoRA, params: Params, eligible: str) -> None:
     """Raises InputError unless the rank is positive and the targets are linear weights of ``params`` (``eligible``)."""
     if spec.rank < 1:
         raise InputError(f"expected a LoRA rank of at least 1, found {spec.rank}; set lora.rank")
@@ -165,7 +165,7 @@ def check(spec: LoRA, params: Tree, eligible: str) -> None:
         )
 
 
-def init(spec: LoRA, params: Tree, key: jax.Array) -> Tree:
+def init(spec: LoRA, params: Params, key: jax.Array) -> Tree:
     """Factors for every target, None elsewhere: ``A ~ N(0, 1 / r)``, ``B = 0``, so that the update starts at zero.
 
     >>> factors = init(LoRA(2, 4.0, 'w'), {'w': jnp.zeros((3, 5))}, jax.random.key(0))
@@ -184,7 +184,7 @@ def init(spec: LoRA, params: Tree, key: jax.Array) -> Tree:
     return trees.map_named(leaf, trees.split(params, spec.targets)[0])
 
 
-def adapt(spec: LoRA, params: Tree, adapters: dict[str, Tree], mask: Tree | None = None) -> Tree:
+def adapt(spec: LoRA, params: Params, adapters: dict[str, Tree], mask: Mask | None = None) -> Tree:
     """``params`` with every target replaced by its :class:`Adapted`.
 
     >>> spec, params = LoRA(1, 1.0, 'w'), {'w': jnp.ones((2, 3))}
@@ -209,7 +209,7 @@ def adapt(spec: LoRA, params: Tree, adapters: dict[str, Tree], mask: Tree | None
     return jax.tree.map(leaf, params, free, masked, mask)
 
 
-def merge(spec: LoRA, adapters: dict[str, Tree], mask: Tree | None = None) -> Change:
+def merge(spec: LoRA, adapters: dict[str, Tree], mask: Mask | None = None) -> Change:
     """``change(leaf name, row, tensor) -> tensor + merged update`` for ``hf.rewrite``; None for leaves not adapted.
 
     The sum is taken in float32 on the tensor as it is in the file, one layer at a time.
@@ -239,7 +239,7 @@ def _factors(tree: Tree) -> dict[str, Factors]:
     return trees.flatten(tree, is_leaf=lambda x: isinstance(x, Factors))
 
 
-def moved(spec: LoRA, before: Tree, after: Tree, mask: Tree) -> Counts:
+def moved(spec: LoRA, before: Tree, after: Tree, mask: Mask) -> Counts:
     """Leaf name -> entries of the merged update that changed ``(outside, inside)`` the mask, counted layer by layer.
 
     The mask is a factor of that update, so ``outside`` is zero by construction; ``inside`` says whether it acts.

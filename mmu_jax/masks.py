@@ -17,7 +17,7 @@ import numpy as np
 from mmu_jax import InputError, selection, trees
 from mmu_jax.packing import load as load
 from mmu_jax.packing import save as save
-from mmu_jax.trees import Tree
+from mmu_jax.trees import Mask, Params, Scores, Tree
 
 NOISE = 1e-12  # of a squared score, relative to its tensor's largest: fp32 gradients carry 1e-7, squared 1e-14
 
@@ -45,7 +45,7 @@ def _ratio_leaf(forget, preserve, tau, eps, noise, layers):
     return ((forget + eps) >= tau * (preserve + eps)) & evidence
 
 
-def ratio(forget: Tree, preserve: Tree, *, tau: float = 1.0, eps: float = 1e-15, noise: float = NOISE) -> Tree:
+def ratio(forget: Scores, preserve: Scores, *, tau: float = 1.0, eps: float = 1e-15, noise: float = NOISE) -> Mask:
     """``1[(F_f + eps) / (F_p + eps) >= tau]`` entry by entry (MMUnlearner, arXiv 2502.11051, section 3).
 
     An entry whose two scores are both at most ``noise`` times the largest score of its tensor (of its layer, where a leaf
@@ -76,7 +76,7 @@ def _check_numbers(**numbers: Any) -> None:
             raise InputError(f"expected a finite number for {name}, found {value!r}; correct it")
 
 
-def sign(difference: Tree, *, tau: float = 1.0, eps: float = 1e-15, noise: float = NOISE) -> Tree:
+def sign(difference: Scores, *, tau: float = 1.0, eps: float = 1e-15, noise: float = NOISE) -> Mask:
     """The ratio rule read off one accumulator ``F_f - tau * F_p`` (``saliency.difference``).
 
     ``(F_f + eps) / (F_p + eps) >= tau`` is ``F_f - tau * F_p >= (tau - 1) * eps``. A difference within ``noise`` times
@@ -113,7 +113,7 @@ def _whole(k: Any, total: int, where: str) -> int:
     return number
 
 
-def _numbers(k: Any, scores: Tree, rows: Callable[[str, Any], int]) -> dict[str, np.ndarray]:
+def _numbers(k: Any, scores: Scores, rows: Callable[[str, Any], int]) -> dict[str, np.ndarray]:
     """Leaf name -> one number of entries for each of its ``rows``, from one number or a tree or dict of them."""
     leaves = trees.flatten(scores)
     named = trees.flatten(k)
@@ -140,7 +140,7 @@ def _layers(name: str, leaf: Any) -> int:
     return leaf.shape[0] if trees.stacked(name) and leaf.ndim else 1
 
 
-def top_k(scores: Tree, k: int | dict[str, int] | Tree, *, scope: str = "global") -> Tree:
+def top_k(scores: Scores, k: int | dict[str, int] | Tree, *, scope: str = "global") -> Mask:
     """Exactly the k largest scores, over the whole tree, leaf by leaf, or layer by layer.
 
     >>> top_k({'a': jnp.array([3., 1.]), 'b': jnp.array([2., 5.])}, 2)
@@ -173,7 +173,7 @@ def _largest_of(leaf: jax.Array, counts: np.ndarray) -> jax.Array:
     return selection.largest_of_rows(leaf, counts) if several else selection.largest([leaf], int(counts.sum()))[0]
 
 
-def layer_counts(mask: Tree) -> dict[str, np.ndarray]:
+def layer_counts(mask: Mask) -> dict[str, np.ndarray]:
     """Leaf name -> True entries of each layer, int64 ``[layers]`` where the leaf stacks them, ``[1]`` where it does not.
 
     >>> {name: n.tolist() for name, n in layer_counts({'layers': {'w': jnp.array([[True, True], [False, True]])}}).items()}
@@ -184,7 +184,7 @@ def layer_counts(mask: Tree) -> dict[str, np.ndarray]:
     return {name: rows if trees.stacked(name) else rows.sum(keepdims=True) for name, rows in counts.items()}
 
 
-def random(key: jax.Array, mask: Tree) -> Tree:
+def random(key: jax.Array, mask: Mask) -> Mask:
     """As many True entries in every layer of every leaf as ``mask`` has, at positions drawn from ``key`` (seeded, exact).
 
     >>> count(random(jax.random.key(0), {'w': jnp.array([True, False, True, False])}))
@@ -204,7 +204,7 @@ def _uniform(key: jax.Array, like: jax.Array) -> jax.Array:
     return jax.jit(lambda key: jax.random.uniform(key, like.shape), out_shardings=where)(key)
 
 
-def salun(magnitude: Tree, fraction: float = 0.5) -> Tree:
+def salun(magnitude: Scores, fraction: float = 0.5) -> Mask:
     """SalUn (arXiv 2310.12508, eq. 4): the global top ``fraction`` of ``|sum of forget gradients|``.
 
     ``magnitude`` comes from ``saliency.scores(..., kind='signed')``: signed sums first, absolute value last.
@@ -219,13 +219,13 @@ def salun(magnitude: Tree, fraction: float = 0.5) -> Tree:
     return top_k(magnitude, int(fraction * trees.size(magnitude)))
 
 
-def _both(first: Tree, second: Tree, rule: Callable) -> Tree:
+def _both(first: Mask, second: Mask, rule: Callable) -> Mask:
     trees.check_like(second, first, "the second mask", dtype=jnp.bool_)
     trees.check_like(first, second, "the first mask", dtype=jnp.bool_)
     return jax.tree.map(rule, first, trees.like(second, first))
 
 
-def union(first: Tree, second: Tree) -> Tree:
+def union(first: Mask, second: Mask) -> Mask:
     """Entries in either of two masks of equal names and shapes.
 
     >>> union({'w': jnp.array([True, False])}, {'w': jnp.array([False, False])})['w']
@@ -234,7 +234,7 @@ def union(first: Tree, second: Tree) -> Tree:
     return _both(first, second, jnp.logical_or)
 
 
-def intersect(first: Tree, second: Tree) -> Tree:
+def intersect(first: Mask, second: Mask) -> Mask:
     """Entries in both of two masks of equal names and shapes.
 
     >>> intersect({'w': jnp.array([True, False])}, {'w': jnp.array([True, True])})['w']
@@ -243,7 +243,7 @@ def intersect(first: Tree, second: Tree) -> Tree:
     return _both(first, second, jnp.logical_and)
 
 
-def invert(mask: Tree) -> Tree:
+def invert(mask: Mask) -> Mask:
     """Entries that a mask does not have.
 
     >>> invert({'w': jnp.array([True, False])})['w']
@@ -253,7 +253,7 @@ def invert(mask: Tree) -> Tree:
     return jax.tree.map(jnp.logical_not, mask)
 
 
-def fill(mask: Tree, params: Tree) -> Tree:
+def fill(mask: Mask, params: Params) -> Mask:
     """A mask for all of ``params``: leaves that ``mask`` does not have (None) are False, that is, frozen.
 
     Integer, bool and PRNG-key params are frozen with them; None in ``params`` (``equinox.partition``) stays None.
@@ -274,7 +274,7 @@ def fill(mask: Tree, params: Tree) -> Tree:
     return trees.map_named(leaf, params)
 
 
-def restrict(mask: Tree, pattern: str) -> Tree:
+def restrict(mask: Mask, pattern: str) -> Mask:
     """The mask with every leaf whose name ``pattern`` does not match switched off.
 
     >>> restrict({'w': jnp.array([True]), 'b': jnp.array([True])}, 'w')
@@ -285,7 +285,7 @@ def restrict(mask: Tree, pattern: str) -> Tree:
     return jax.tree.map(lambda keep, m: m if keep else jnp.zeros_like(m), chosen, mask)
 
 
-def count(mask: Tree) -> int:
+def count(mask: Mask) -> int:
     """True entries over all leaves.
 
     >>> count({'w': jnp.array([True, False, True])})
@@ -295,7 +295,7 @@ def count(mask: Tree) -> int:
     return sum(int(selection.rows(leaf).sum()) for leaf in jax.tree.leaves(mask))
 
 
-def coverage(mask: Tree, group=trees.group) -> dict[str, dict[str, float]]:
+def coverage(mask: Mask, group=trees.group) -> dict[str, dict[str, float]]:
     """Per leaf group: ``{'selected': entries, 'total': entries, 'density': selected / total}``.
 
     >>> coverage({'tower': {'fc1': {'weight': jnp.array([True, False, False, False])}}})
@@ -311,7 +311,7 @@ def coverage(mask: Tree, group=trees.group) -> dict[str, dict[str, float]]:
     return table
 
 
-def by_layer(mask: Tree) -> dict[str, list[float]]:
+def by_layer(mask: Mask) -> dict[str, list[float]]:
     """Leaf name -> density, one value per layer for stacked leaves; leaves with nothing selected are left out.
 
     >>> by_layer({'layers': {'w': jnp.array([[True, True], [False, True]])}})
@@ -325,7 +325,7 @@ def by_layer(mask: Tree) -> dict[str, list[float]]:
     return table
 
 
-def check(mask: Tree, params: Tree) -> None:
+def check(mask: Mask, params: Params) -> None:
     """Refuses a mask that cannot act: other names or shapes than ``params``, nothing selected, or everything.
 
     >>> check({'w': jnp.array([True, False])}, {'w': jnp.zeros(2)})

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from mmu_jax import InputError, losses
+from mmu_jax.models import Model
 from mmu_jax.rules import Rule
-from mmu_jax.trees import Tree
-
-Batch = dict[str, jax.Array]
+from mmu_jax.trees import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +25,9 @@ class Seen:
       vanilla: None unless the loss says that it needs a teacher.
     """
 
-    model: Any
-    params: Tree
-    vanilla: Tree | None = None
+    model: Model
+    params: Params
+    vanilla: Params | None = None
 
     def logits(self, batch: Batch) -> jax.Array:
         """``[B, T, V]`` at the params that train."""
@@ -168,7 +167,14 @@ class Method:
         return frozenset().union(*(LOSSES[name].needs for phase in self.phases for name in phase.losses.values()))
 
     @property
+    def referenced(self) -> set[str]:
+        """The streams of whose answers the reference's log-probabilities are needed."""
+        pairs = [pair for phase in self.phases for pair in phase.losses.items()]
+        return {stream for stream, name in pairs if "reference" in LOSSES[name].needs}
+
+    @property
     def streams(self) -> set[str]:
+        """The streams that its losses take batches of."""
         return {name for phase in self.phases for name in phase.losses}
 
     def arithmetic(self) -> dict[str, Any]:
@@ -259,7 +265,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def scored_loss(rule: Rule, model: Any) -> Callable[[Tree, Batch], losses.Pair]:
+def scored_loss(rule: Rule, model: Model) -> Callable[[Params, Batch], losses.Pair]:
     """The ``loss(params, batch)`` whose gradients make the scores of a mask.
 
     Raises:

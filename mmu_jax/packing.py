@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError, trees
-from mmu_jax.trees import Tree
+from mmu_jax.trees import Mask, Params
 
 
-def save(path: str | pathlib.Path, mask: Tree) -> None:
+def save(path: str | pathlib.Path, mask: Mask) -> None:
     """Writes ``mask`` bit-packed: one safetensors file, ``ceil(n / 8)`` bytes of bits and a header of names and shapes.
 
     >>> import tempfile
@@ -47,7 +47,7 @@ def save(path: str | pathlib.Path, mask: Tree) -> None:
         ) from error
 
 
-def load(path: str | pathlib.Path, params: Tree) -> Tree:
+def load(path: str | pathlib.Path, params: Params) -> Mask:
     """Reads a mask written by :func:`save` for ``params``, with their structure and sharding.
 
     >>> import tempfile

@@ -13,7 +13,7 @@ from mmu_jax.data.loader import Stream
 from mmu_jax.data.slices import STREAMS
 from mmu_jax.methods import Method, Phase
 from mmu_jax.trainable import Trainable, Whole
-from mmu_jax.trees import Tree
+from mmu_jax.trees import Mask, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Plan:
         return masked(optax.chain(clip, adam)) if rule.clip == "after" else optax.chain(clip, masked(adam))
 
 
-def describe(p: Plan, params: Tree, mask: Tree | None) -> str:
+def describe(p: Plan, params: Params, mask: Mask | None) -> str:
     """What will change, leaf group by leaf group. Shown before the first step."""
     lines = [f"  plan: {p.method.source}; {p.iterations} iterations, learning rate {p.learning_rate:g}"]
     groups = {name: {"total": 0, "leaves": 0} for name in map(trees.group, trees.flatten(params))}

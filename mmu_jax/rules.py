@@ -3,13 +3,12 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mmu_jax import InputError, masks, trees
-from mmu_jax.trees import Tree
+from mmu_jax.trees import Mask, Params, Scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +23,16 @@ class Evidence:
       summed: ``|mean forget gradient|``, for SalUn; None where no rule asks for it.
     """
 
-    forget: Tree
-    retain: Tree
-    text: Tree
+    forget: Scores
+    retain: Scores
+    text: Scores
     retain_units: float
     text_units: float
-    summed: Tree | None
+    summed: Scores | None
 
 
 # What is chosen, of the mask that the ratio test makes, the scores and a key. Only the first needs no scores of its own.
-CHOICES: dict[str, Callable[[Tree, Evidence, jax.Array], Tree]] = {
+CHOICES: dict[str, Callable[[Mask, Evidence, jax.Array], Mask]] = {
     "ratio": lambda ratio, evidence, key: ratio,
     "random": lambda ratio, evidence, key: masks.random(key, ratio),
     "top_k": lambda ratio, evidence, key: masks.top_k(evidence.forget, masks.layer_counts(ratio), scope="layer"),
@@ -104,14 +103,14 @@ class Rule:
 def make(
     rule: Rule,
     evidence: Evidence,
-    params: Tree,
+    params: Params,
     sides: dict[str, str],
     key: jax.Array,
     *,
     tau: float = 1.0,
     eps: float = 1e-15,
     noise: float = masks.NOISE,
-) -> Tree:
+) -> Mask:
     """The mask of a rule, for all of ``params``: a tree of bool like them.
 
     The vision side (pattern ``sides['vision']``) is weighed against retain VQA, the language side against retain VQA
@@ -142,14 +141,14 @@ def make(
 
 def make_signed(
     rule: Rule,
-    difference: Tree,
-    params: Tree,
+    difference: Scores,
+    params: Params,
     sides: dict[str, str],
     *,
     tau: float = 1.0,
     eps: float = 1e-15,
     noise: float = masks.NOISE,
-) -> Tree:
+) -> Mask:
     """The mask of a rule by ratio from ``F_forget - tau * F_preserve`` (``saliency.difference``).
 
     ``tau``, ``eps`` and ``noise`` are those of ``masks.sign``. The preserve set of each side is that of :func:`make`.
@@ -168,11 +167,11 @@ def make_signed(
     return _unlisted(rule, _one_side(rule, weighed, sides), params)
 
 
-def _one_side(rule: Rule, chosen: Tree, sides: dict[str, str]) -> Tree:
+def _one_side(rule: Rule, chosen: Mask, sides: dict[str, str]) -> Mask:
     return chosen if rule.side == "both" else masks.restrict(chosen, sides[rule.side])
 
 
-def _unlisted(rule: Rule, chosen: Tree, params: Tree) -> Any:
+def _unlisted(rule: Rule, chosen: Mask, params: Params) -> Mask:
     """What leaves that were not scored may do in masked steps."""
     if rule.unlisted == "pass":
         ones = trees.map_named(lambda _, p: jnp.ones(p.shape, bool), params)

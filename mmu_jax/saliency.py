@@ -22,13 +22,14 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from mmu_jax import InputError, losses, trees
-from mmu_jax.trees import Tree
+from mmu_jax.trees import Batch, Params, Scores, Tree
 
+Loss = Callable[[Params, Batch], Any]  # a scalar, or a pair of scalars (sum, count)
 UNITS = ("example", "batch")
 KINDS = {"squared": jnp.square, "absolute": jnp.abs, "signed": lambda g: g}
 
 
-def _weights(batch: Tree, rows: int) -> jax.Array:
+def _weights(batch: Batch, rows: int) -> jax.Array:
     """1.0 for every row that counts: all of them, or those with any loss weight in a dict's ``weights`` (padding has none)."""
     if isinstance(batch, dict) and "weights" in batch:
         weights = batch["weights"]
@@ -36,7 +37,7 @@ def _weights(batch: Tree, rows: int) -> jax.Array:
     return jnp.ones((rows,), jnp.float32)
 
 
-def _rows(batch: Tree) -> int:
+def _rows(batch: Batch) -> int:
     """The rows of a batch; InputError where its arrays do not agree on one number of at least 1."""
     trees.check_arrays(batch, "a batch")
     rows = {name: leaf.shape[:1] for name, leaf in trees.flatten(batch).items()}
@@ -49,7 +50,7 @@ def _rows(batch: Tree) -> int:
     return next(iter(rows.values()))[0]
 
 
-def units(batches: Iterable[Tree], unit: str = "example") -> float:
+def units(batches: Iterable[Batch], unit: str = "example") -> float:
     """How many units of evidence there are: batches, or rows that carry a loss.
 
     What counts its own, by a method ``units(unit)``, is not walked. One number comes to the host, at the end.
@@ -75,7 +76,7 @@ def _check_batches(batches: Any, what: str = "batches", again: bool = False) -> 
 
 
 def accumulator(
-    loss: Callable[[Tree, Tree], Any], *, unit: str = "example", kind: str = "squared", chunk: int = 8
+    loss: Loss, *, unit: str = "example", kind: str = "squared", chunk: int = 8
 ) -> Callable[..., tuple[Tree, jax.Array]]:
     """The jitted step ``(total, seen), part, rest, batch, scale -> (total, seen)`` with the first argument donated.
 
@@ -159,7 +160,7 @@ def _axes(entry: Any) -> tuple[str, ...]:
     return entry if isinstance(entry, tuple) else (entry,) if isinstance(entry, str) else ()
 
 
-def _check_loss(loss: Callable, part: Tree, rest: Tree, batch: Tree) -> None:
+def _check_loss(loss: Callable, part: Params, rest: Params, batch: Batch) -> None:
     """Refuses a loss that returns neither a scalar nor ``(sum, count)`` with a count that comes from the batch alone."""
     value, sources = trees.dataflow(lambda part: loss(trees.merge(part, rest), batch), part)
     advice = "return the loss alone or (sum, count), and drop aux: lambda params, batch: loss(params, batch)[0]"
@@ -186,7 +187,7 @@ def _is_number(value: Any) -> bool:
     return real and (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer))
 
 
-def _part(params: Tree, leaves: str) -> tuple[Tree, Tree]:
+def _part(params: Params, leaves: str) -> tuple[Tree, Tree]:
     part, rest = trees.split(params, leaves)
     trees.check_real(part, "the params to score", "leave it out with the pattern `leaves`")
     return part, rest
@@ -205,15 +206,15 @@ def zeros(part: Tree) -> tuple[Tree, jax.Array]:
 
 
 def scores(
-    loss: Callable[[Tree, Tree], Any],
-    params: Tree,
-    batches: Iterable[Tree],
+    loss: Loss,
+    params: Params,
+    batches: Iterable[Batch],
     *,
     leaves: str = ".*",
     unit: str = "example",
     kind: str = "squared",
     chunk: int = 8,
-) -> Tree:
+) -> Scores:
     """``F = mean over units of g**2`` at ``params`` (MMUnlearner, arXiv 2502.11051; diagonal empirical Fisher).
 
     >>> loss = lambda p, batch: jnp.mean(batch['x'] @ p['w'])
@@ -261,17 +262,17 @@ def scores(
 
 
 def difference(
-    loss: Callable[[Tree, Tree], Any],
-    params: Tree,
-    forget: Iterable[Tree],
-    preserve: Iterable[Tree],
+    loss: Loss,
+    params: Params,
+    forget: Iterable[Batch],
+    preserve: Iterable[Batch],
     *,
     tau: float = 1.0,
     leaves: str = ".*",
     unit: str = "example",
     kind: str = "squared",
     chunk: int = 8,
-) -> Tree:
+) -> Scores:
     """``F_forget - tau * F_preserve`` in one accumulator: half the memory of two score trees.
 
     ``masks.sign`` turns it into the mask of ``masks.ratio``. Both are walked twice, once to count units (:func:`units`):

@@ -17,8 +17,11 @@ import optax
 from mmu_jax import InputError, checkpoint, losses, masks, methods, sharding, trees
 from mmu_jax.data.loader import Stream
 from mmu_jax.methods import Phase, Seen
+from mmu_jax.models import Model
 from mmu_jax.plan import Plan
-from mmu_jax.trees import Tree
+from mmu_jax.trees import Batch, Mask, Params, Tree
+
+# ---- the state
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -35,23 +38,14 @@ class TrainState(flax.struct.PyTreeNode):
     """
 
     step: jax.Array
-    params: Tree
+    params: Params
     opt_state: dict[str, Tree]
     history: dict[str, jax.Array]
     failed: jax.Array
     moved: dict[str, jax.Array]
 
 
-def objective(phase: Phase, seen: Seen, batches: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The sum of the phase's losses, each divided by its own count, and every loss by ``stream/loss`` name."""
-    values = {}
-    for stream, name in phase.losses.items():
-        pair = methods.take(name, seen, batches[stream], phase.options.get(name))
-        values[f"{stream}/{name}"] = losses.mean(*pair)
-    return jnp.sum(jnp.stack(jax.tree.leaves(values))), values
-
-
-def abstract(p: Plan, model: Any, params: Tree, mesh: jax.sharding.Mesh) -> TrainState:
+def abstract(p: Plan, model: Model, params: Params, mesh: jax.sharding.Mesh) -> TrainState:
     """The shapes, dtypes and shardings of :func:`init`: moments are sharded as what they are moments of."""
 
     def placed(tree):
@@ -80,7 +74,7 @@ def abstract(p: Plan, model: Any, params: Tree, mesh: jax.sharding.Mesh) -> Trai
     )
 
 
-def init(p: Plan, model: Any, params: Tree, mesh: jax.sharding.Mesh) -> TrainState:
+def init(p: Plan, model: Model, params: Params, mesh: jax.sharding.Mesh) -> TrainState:
     """A state at iteration 0. Where ``params`` are consumed, they are its params, to be donated step by step."""
     like = abstract(p, model, params, mesh)
     trained = p.trainable.start(params, p.method.phases, p.seed)
@@ -98,13 +92,25 @@ def init(p: Plan, model: Any, params: Tree, mesh: jax.sharding.Mesh) -> TrainSta
     return TrainState(params=trained, opt_state=opt_state, moved=full(like.moved, 0.0), **rest)
 
 
+# ---- a step
+
+
+def objective(phase: Phase, seen: Seen, batches: dict[str, Batch]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The sum of the phase's losses, each divided by its own count, and every loss by ``stream/loss`` name."""
+    values = {}
+    for stream, name in phase.losses.items():
+        pair = methods.take(name, seen, batches[stream], phase.options.get(name))
+        values[f"{stream}/{name}"] = losses.mean(*pair)
+    return jnp.sum(jnp.stack(jax.tree.leaves(values))), values
+
+
 def _finite(tree: Tree) -> jax.Array:
     """Whether no float of a tree is NaN or infinite; a scalar."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
 
 
-def make_step(p: Plan, model: Any, index: int, like: TrainState) -> Callable[..., TrainState]:
+def make_step(p: Plan, model: Model, index: int, like: TrainState) -> Callable[..., TrainState]:
     """The jitted step of phase ``index``: ``state, batches, mask, vanilla -> state``, donated and sharded as ``like``.
 
     A step whose loss or gradient is not finite changes nothing but ``state.failed``; so does every step after one that
@@ -142,14 +148,17 @@ def make_step(p: Plan, model: Any, index: int, like: TrainState) -> Callable[...
     return jax.jit(step, donate_argnums=0, out_shardings=jax.tree.map(lambda x: x.sharding, like))
 
 
+# ---- the loop
+
+
 def fit(
     p: Plan,
-    model: Any,
-    params: Tree,
+    model: Model,
+    params: Params,
     streams: dict[str, Stream],
     *,
     mesh: jax.sharding.Mesh,
-    mask: Tree | None = None,
+    mask: Mask | None = None,
     checkpoints: checkpoint.Checkpoints | None = None,
     save_every: int = 200,
     report: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
@@ -195,7 +204,7 @@ def fit(
     return state
 
 
-def _check(p: Plan, params: Tree, mask: Tree | None) -> None:
+def _check(p: Plan, params: Params, mask: Mask | None) -> None:
     if p.method.mask is not None:
         if mask is None:
             raise InputError("expected a mask for this method, found none; run the saliency stage first")
@@ -207,7 +216,7 @@ def _check(p: Plan, params: Tree, mask: Tree | None) -> None:
         )
 
 
-def check_batch(batch: dict[str, Any], name: str) -> None:
+def check_batch(batch: Batch, name: str) -> None:
     """Whether the arrays of a batch of stream ``name`` have the shapes that ``mmu_jax.data`` gives them.
 
     Raises:
@@ -228,7 +237,7 @@ def check_batch(batch: dict[str, Any], name: str) -> None:
         ) from error
 
 
-def _begin(p: Plan, model: Any, params: Tree, mesh: jax.sharding.Mesh, checkpoints: Any) -> TrainState:
+def _begin(p: Plan, model: Model, params: Params, mesh: jax.sharding.Mesh, checkpoints: Any) -> TrainState:
     """The state of iteration 0, or that of the newest checkpoint."""
     if checkpoints is None or checkpoints.latest is None:
         return init(p, model, params, mesh)
@@ -238,7 +247,10 @@ def _begin(p: Plan, model: Any, params: Tree, mesh: jax.sharding.Mesh, checkpoin
     return checkpoints.restore(checkpoints.latest, like)
 
 
-def mask_proof(state: TrainState, mask: Tree | None) -> dict[str, dict[str, float]]:
+# ---- what a state tells
+
+
+def mask_proof(state: TrainState, mask: Mask | None) -> dict[str, dict[str, float]]:
     """Per leaf group: ``coverage`` of the mask, entries moved ``outside`` by masked steps, entries moved ``inside``."""
     if mask is None:
         return {}

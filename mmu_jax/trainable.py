@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import trees
-from mmu_jax.trees import Tree
+from mmu_jax.trees import Mask, Params, Tree
 
 Counts = dict[str, tuple[jax.Array, jax.Array]]
 Change = Callable[[str, int | None, np.ndarray], Any]
@@ -26,7 +26,7 @@ class View:
     """
 
     part: Tree
-    whole: Callable[[Tree], Tree]
+    whole: Callable[[Tree], Params]
     kept: Callable[[Tree], Tree]
 
 
@@ -49,22 +49,22 @@ class Trainable(Protocol):
     def check(self, method: Any) -> None:
         """Raises InputError for a ``methods.Method`` that would not do here what its row says."""
 
-    def start(self, params: Tree, phases: Iterable[Any], seed: int) -> Tree:
+    def start(self, params: Params, phases: Iterable[Any], seed: int) -> Tree:
         """What trains, at iteration 0."""
 
-    def view(self, trained: Tree, frozen: Tree | None, mask: Tree | None, phase: Any) -> View:
+    def view(self, trained: Tree, frozen: Params | None, mask: Mask | None, phase: Any) -> View:
         """What ``phase`` sees of it; ``frozen`` are the params where they are not consumed."""
 
-    def moved(self, before: Tree, after: Tree, mask: Tree) -> Counts:
+    def moved(self, before: Tree, after: Tree, mask: Mask) -> Counts:
         """Leaf name -> entries of the params that a step changed ``(outside, inside)`` the mask."""
 
-    def change(self, trained: Tree, mask: Tree | None) -> Change:
+    def change(self, trained: Tree, mask: Mask | None) -> Change:
         """``change(leaf name, row, tensor) -> its new values`` for ``hf.rewrite``."""
 
-    def needs(self, params: Tree, method: Any, count: Callable[..., int]) -> dict[str, int]:
+    def needs(self, params: Params, method: Any, count: Callable[..., int]) -> dict[str, int]:
         """What is kept beside the params -> bytes; ``count(tree, dtype)`` are those of a tree."""
 
-    def describe(self, params: Tree, phases: Iterable[Any]) -> list[str]:
+    def describe(self, params: Params, phases: Iterable[Any]) -> list[str]:
         """Lines for a person, before the first step."""
 
     def says(self, leaves: int) -> str:
@@ -96,16 +96,16 @@ class Whole:
     def check(self, method: Any) -> None:
         del method  # every row of the table is written for it
 
-    def start(self, params: Tree, phases: Iterable[Any], seed: int) -> Tree:
+    def start(self, params: Params, phases: Iterable[Any], seed: int) -> Tree:
         del phases, seed
         return params
 
-    def view(self, trained: Tree, frozen: Tree | None, mask: Tree | None, phase: Any) -> View:
+    def view(self, trained: Tree, frozen: Params | None, mask: Mask | None, phase: Any) -> View:
         del frozen, mask, phase
         part, rest = trees.split(trained, self.scope)
         return View(part, lambda part: trees.merge(part, rest), lambda part: trees.merge(part, rest))
 
-    def moved(self, before: Tree, after: Tree, mask: Tree) -> Counts:
+    def moved(self, before: Tree, after: Tree, mask: Mask) -> Counts:
         before, after, mask, counts = trees.flatten(before), trees.flatten(after), trees.flatten(mask), {}
         for name in before:
             changed = before[name] != after[name]
@@ -113,17 +113,17 @@ class Whole:
             counts[name] = (outside, jnp.sum(changed & mask[name], dtype=jnp.float32))
         return counts
 
-    def change(self, trained: Tree, mask: Tree | None) -> Change:
+    def change(self, trained: Tree, mask: Mask | None) -> Change:
         del mask
         leaves = trees.flatten(trained)
         return lambda name, row, _: leaves[name] if row is None else leaves[name][row]
 
-    def needs(self, params: Tree, method: Any, count: Callable[..., int]) -> dict[str, int]:
+    def needs(self, params: Params, method: Any, count: Callable[..., int]) -> dict[str, int]:
         part = count(trees.split(params, self.scope)[0], np.float32)
         needs = {"gradients": part, "moments": 2 * states(method) * part}
         return needs | ({"teacher": count(params, np.float32)} if "teacher" in method.needs else {})
 
-    def describe(self, params: Tree, phases: Iterable[Any]) -> list[str]:
+    def describe(self, params: Params, phases: Iterable[Any]) -> list[str]:
         del params, phases
         return []
 

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import optax
 
 from mmu_jax import InputError, trees
-from mmu_jax.trees import Tree
+from mmu_jax.trees import Mask, Params, Tree
 
 
 def masked(
-    inner: optax.GradientTransformation, mask: Tree | None = None, *, gradients_only: bool = False
+    inner: optax.GradientTransformation, mask: Mask | None = None, *, gradients_only: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """``inner`` restricted to the entries where the mask is True.
 
@@ -124,7 +124,7 @@ def _by_path(tree: Tree) -> dict[tuple, Any]:
     return dict(jax.tree_util.tree_leaves_with_path(tree))
 
 
-def _copies(state: Tree, params: Tree) -> dict[tuple, tuple]:
+def _copies(state: Tree, params: Params) -> dict[tuple, tuple]:
     """Path of a leaf of an optimizer state -> path of the param it belongs to and has the shape of.
 
     A subtree of the state is a copy of the params, or of part of them (``optax.masked``, ``optax.partition``), if every
@@ -140,7 +140,7 @@ def _copies(state: Tree, params: Tree) -> dict[tuple, tuple]:
     return found
 
 
-def _keep_state(mask: Tree, value: Tree, other: Tree) -> Tree:
+def _keep_state(mask: Mask, value: Tree, other: Tree) -> Tree:
     """``value`` where the mask is True and ``other`` elsewhere, for the parts of an optimizer state like the params."""
     masks, others = _by_path(mask), _by_path(other)
     copies = _copies(value, mask)
@@ -151,7 +151,7 @@ def _keep_state(mask: Tree, value: Tree, other: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(leaf, value)
 
 
-def _check_params(params: Tree) -> None:
+def _check_params(params: Params) -> None:
     trees.check_arrays(params, "the params")
     for name, leaf in trees.flatten(params).items():
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -160,7 +160,7 @@ def _check_params(params: Tree) -> None:
             )
 
 
-def _check_separable(inner: optax.GradientTransformationExtraArgs, state: Tree, params: Tree) -> None:
+def _check_separable(inner: optax.GradientTransformationExtraArgs, state: Tree, params: Params) -> None:
     """Refuses an optimizer that keeps statistics of several entries in one number, by what its numbers come from."""
     (updates, after), sources = _dataflow(inner, state, params)
     shapes = [{path: jnp.shape(leaf) for path, leaf in _by_path(tree).items()} for tree in (updates, params)]

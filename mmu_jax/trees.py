@@ -18,7 +18,12 @@ from jax.interpreters import partial_eval
 
 from mmu_jax import InputError
 
-Tree = Any
+Tree = Any  # any pytree of arrays
+# Trees by what their leaves are, for signatures; the structure is that of the params.
+Params = Tree  # floating point, what a model is made of
+Mask = Tree  # bool: True where an entry may move
+Scores = Tree  # float32 of at least 0: how much an entry matters
+Batch = dict[str, Any]  # arrays with rows on axis 0 (``mmu_jax.data``)
 
 
 @functools.cache

@@ -17,10 +17,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
 import pytest
-from folders import author, person, png, write
-from twins import TEXT, VISION, torch_llava, torch_qwen
 
-from mmu_jax.data import clear
+from folders import author, person, png, write
+from mmu_jax.data.sets import clear
+from twins import TEXT, VISION, torch_llava, torch_qwen
 
 MESHES = [(1, 1), (8, 1), (4, 2), (1, 8)]
 

@@ -14,7 +14,9 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
 from mmu_jax import InputError, hub
-from mmu_jax.data import Benchmark, Person, check, clear, faces, mllmu, parquet, read_person, remarks
+from mmu_jax.data import Benchmark, Person, remarks
+from mmu_jax.data.schema import check, read_person
+from mmu_jax.data.sets import clear, faces, mllmu, parquet
 from mmu_jax.files import read_json, read_object, refused, write_json
 
 # A module of rows in one schema (``read_person``) each: what splits it has, and their rows, read from a source folder.
@@ -227,7 +229,7 @@ def read(path: str | pathlib.Path, *, forget: str, retain: str) -> Benchmark:
 
     Raises:
       InputError: there is no data set or it is damaged, a split or column is absent, or its people do not belong together
-        (:func:`mmu_jax.data.check`).
+        (:func:`mmu_jax.data.schema.check`).
     """
     builder = _open(pathlib.Path(path))
     there = set(builder.info.splits)

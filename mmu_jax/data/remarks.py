@@ -36,7 +36,7 @@ class Tally:
         self.split, self.totals, self.people = split, collections.Counter(), {}
 
     def add(self, row: dict) -> None:
-        """Counts a row in the schema of ``mmu_jax.data.read_person``; one of which only ID and remarks are left too."""
+        """Counts a row in the schema of ``mmu_jax.data.schema.read_person``; one of which only ID and remarks are left too."""
         choices = [choice for items in row.get("Classification_Task", {}).values() for choice in items]
         sizes = {
             "people": int("image" in row),

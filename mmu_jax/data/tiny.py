@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mmu_jax.data import faces
+from mmu_jax.data.sets import faces
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -157,9 +157,9 @@ def prepare(work: Workspace, name: str, **rates: float) -> tuple[Plan, dict[str,
     if numbers["learning_rate"] is None:
         raise InputError(f"expected config.unlearn.learning_rate.{name}, found none; set it")
     streams = work.streams(c.rows, *sorted(method.streams))
-    if "reference" in method.needs:
-        logps = evaluate.reference_logps(work.model, work.load(work.vanilla), streams["forget"], work.mesh)
-        streams["forget"].columns["ref_logps"] = logps
+    for stream in sorted(method.referenced):
+        logps = evaluate.reference_logps(work.model, work.load(work.vanilla), streams[stream], work.mesh)
+        streams[stream].columns["ref_logps"] = logps
     mask = masks.load(work.mask(name), work.load(work.vanilla)) if method.mask else None
     plan = Plan.of(method, streams, c.epochs, **numbers)
     return plan, streams, mask if mask is None else _reached(plan, mask, name)

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from twins import torch_llava, torch_qwen
 
 from mmu_jax import InputError, adapters, hf, models, trees
+from twins import torch_llava, torch_qwen
 
 FAMILIES = {"llava": torch_llava, "qwen2_vl": torch_qwen, "qwen2_5_vl": lambda f: torch_qwen(f, "qwen2_5_vl")}
 

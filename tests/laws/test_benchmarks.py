@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from folders import author, copy_with, person, png, write
 
+from folders import author, copy_with, person, png, write
 from mmu_jax import InputError
-from mmu_jax.data import IMAGE, TEXT, builders, clear, loader, mllmu, tiny
+from mmu_jax.data import IMAGE, TEXT, builders, loader, tiny
+from mmu_jax.data.sets import clear, mllmu
 
 SPLITS = ("full", "forget", "retain", "test", "unseen", "celebrity")
 

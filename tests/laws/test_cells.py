@@ -5,10 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from folders import png, refused
 
-from mmu_jax import data
-from mmu_jax.data import IMAGE, TEXT, cells
+from folders import png, refused
+from mmu_jax.data import IMAGE, TEXT, cells, schema
 
 JOBS = {"A": "baker", "B": "welder", "C": "pilot", "D": "nurse"}
 
@@ -246,12 +245,12 @@ def test_what_is_no_encoded_image_is_one_line(cell, words):
     "said", ["Image_Textual", "image_textual", "Image Textual", "image-textual", " IMAGE_TEXTUAL "]
 )
 def test_a_type_may_be_spelled_otherwise(said):
-    assert data.read_kind(said, "x") == IMAGE and data.read_kind("pure text", "x") == TEXT
+    assert schema.read_kind(said, "x") == IMAGE and schema.read_kind("pure text", "x") == TEXT
 
 
 @pytest.mark.parametrize("said", ["Image_Text", "Textual", "", None, "Image_Textual Pure_Text", 1])
 def test_a_misspelt_type_is_one_line(said):
-    refused("expected Type Image_Textual or Pure_Text in Mask_Task", data.read_kind, said, "Mask_Task of person 0003")
+    refused("expected Type Image_Textual or Pure_Text in Mask_Task", schema.read_kind, said, "Mask_Task of person 0003")
 
 
 @pytest.mark.parametrize(("cell", "expected"), [(2, 2), (2.0, 2), ("2", 2), (np.int32(0), 0), (-1, None), (None, None)])

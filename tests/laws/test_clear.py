@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from folders import copy_with, png, refused, rewritten, write
 
-from mmu_jax.data import IMAGE, TEXT, builders, clear
+from folders import copy_with, png, refused, rewritten, write
+from mmu_jax.data import IMAGE, TEXT, builders
+from mmu_jax.data.sets import clear
 
 
 def captions(*names, said="{} in room {}."):

@@ -143,7 +143,7 @@ def test_a_file_system_that_refuses_is_one_line_and_a_fault_of_ours_is_not(capsy
 
     with pytest.raises(SystemExit) as ended:
         command.spoken(interrupted)
-    assert ended.value.code == 130 and "goes on from here" in capsys.readouterr().err
+    assert ended.value.code == 130 and "resumes from here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("config", ["llava", "qwen2_vl"])

@@ -5,10 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import twins
 
-from mmu_jax import InputError, data, hf, losses, models
-from mmu_jax.data import IMAGE, TEXT, Example, builders, faces, loader, text, tiny, vision
+import twins
+from mmu_jax import InputError, hf, losses, models
+from mmu_jax.data import IMAGE, TEXT, Example, builders, loader, schema, text, tiny, vision
+from mmu_jax.data.sets import faces
 
 
 @pytest.fixture(scope="session")
@@ -61,27 +62,27 @@ def test_a_row_without_a_column_is_refused():
     broken = row()
     del broken["metadata"]
     with pytest.raises(InputError, match="expected a column 'metadata'"):
-        data.read_person(broken, "full")
+        schema.read_person(broken, "full")
 
 
 def test_an_empty_answer_is_refused():
     broken = row() | {"metadata": '[{"Question": "Who?", "Answer": ""}]'}
     with pytest.raises(InputError, match="expected a Question and an Answer"):
-        data.read_person(broken, "full")
+        schema.read_person(broken, "full")
 
 
 @pytest.mark.parametrize("column", ["metadata", "biography"])
 def test_text_that_is_not_json_is_refused(column):
     with pytest.raises(InputError, match=f"expected JSON in column '{column}'"):
-        data.read_person(row() | {column: "{not json"}, "full")
+        schema.read_person(row() | {column: "{not json"}, "full")
 
 
 def test_forget_and_retain_must_be_apart_and_not_empty(benchmark):
     both = dataclasses.replace(benchmark, retain=benchmark.retain + benchmark.forget[:1])
     with pytest.raises(InputError, match="nobody both in forget and retain"):
-        data.check(both)
+        schema.check(both)
     with pytest.raises(InputError, match="at least one person in the forget set"):
-        data.check(dataclasses.replace(benchmark, forget=()))
+        schema.check(dataclasses.replace(benchmark, forget=()))
 
 
 def test_an_image_that_does_not_decode_is_named():

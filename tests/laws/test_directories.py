@@ -5,11 +5,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from folders import POINTER, edit, first, load, retensor
 from safetensors.numpy import load_file, save_file
-from twins import torch_llava
 
+from folders import POINTER, edit, first, load, retensor
 from mmu_jax import InputError, directory, hf, models
+from twins import torch_llava
 
 # ---- which files
 

@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from toys import make_batch
-from twins import torch_inputs
 
 from mmu_jax import generate, hf, sharding
 from mmu_jax.data import text, tiny
+from toys import make_batch
+from twins import torch_inputs
 
 NEVER = (95_000,)  # a stop id outside the vocabulary: all new tokens are compared
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from toys import make_batch
-from twins import torch_llava, torch_qwen
 
 from mmu_jax import InputError, hf, hub, models, sharding, trees
+from toys import make_batch
+from twins import torch_llava, torch_qwen
 
 
 def tensors(folder):
@@ -274,9 +274,9 @@ def test_a_hub_snapshot_is_read_and_copied_as_files(llava, tmp_path, monkeypatch
 
 def test_a_created_checkpoint_is_an_ordinary_one(tmp_path):
     import transformers
-    from twins import TEXT, VISION
 
     from mmu_jax.data import tiny
+    from twins import TEXT, VISION
 
     processor = tiny.processor()
     model = models.Model(tiny.config(processor.tokenizer, vision=VISION, text=TEXT))

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from toys import SPEC, TARGETS, make_batch, random_mask, run, same, streams
-from twins import mean_loss, torch_inputs
 
 from mmu_jax import InputError, hf, lora, methods, models, sharding, trees
 from mmu_jax.plan import Plan, describe
 from mmu_jax.rules import Rule
+from toys import SPEC, TARGETS, make_batch, random_mask, run, same, streams
+from twins import mean_loss, torch_inputs
 
 
 def is_factors(x):

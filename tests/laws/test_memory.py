@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from toys import SPEC, make_batch, random_mask, streams
-from twins import mean_loss
 
 from mmu_jax import InputError, hf, memory, methods, models, saliency, train, trees
 from mmu_jax.plan import Plan
 from mmu_jax.rules import Rule
+from toys import SPEC, make_batch, random_mask, streams
+from twins import mean_loss
 
 
 def on_a_device(tree):

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from folders import edit, first, load, retensor
 from safetensors.numpy import load_file
-from toys import make_batch
-from twins import gradient_errors, logits_differ, mean_loss, torch_gradients, torch_llava, torch_qwen
 
+from folders import edit, first, load, retensor
 from mmu_jax import InputError, hf, models, trees
 from mmu_jax.models import config
+from toys import make_batch
+from twins import gradient_errors, logits_differ, mean_loss, torch_gradients, torch_llava, torch_qwen
 
 
 def mixed():
@@ -202,6 +202,7 @@ ARITHMETIC = {
 def test_text_models_that_are_ours(tmp_path, name):
     import torch
     from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
     from twins import TEXT, VISION
 
     kind, options = ARITHMETIC[name]

@@ -5,10 +5,10 @@ import json
 import shutil
 
 import pytest
-from folders import POINTER, column, folder_of, questions, refused
 
-from mmu_jax import data
-from mmu_jax.data import builders, faces
+from folders import POINTER, column, folder_of, questions, refused
+from mmu_jax.data import builders, schema
+from mmu_jax.data.sets import faces
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ ROWS = {
 @pytest.mark.parametrize("fault", ROWS)
 def test_a_row_that_has_no_reading_is_one_line(fault, face):
     change, words = ROWS[fault]
-    refused(words, data.read_person, change(face), "full")
+    refused(words, schema.read_person, change(face), "full")
 
 
 @pytest.mark.parametrize("where", ["full", "forget", "retain", "test", "celebrity"])
@@ -133,7 +133,7 @@ def test_a_photo_that_is_not_there_is_one_line(where, whole):
     item = dataclasses.replace(people[0].generation[0], photo=1)
     people[0] = dataclasses.replace(people[0], generation=(item,))
     broken = dataclasses.replace(whole, **{where: tuple(people)})
-    refused(f"photos 0 to 0 of person {people[0].id} in {where}, found Photo 1", data.check, broken)
+    refused(f"photos 0 to 0 of person {people[0].id} in {where}, found Photo 1", schema.check, broken)
 
 
 def test_forgotten_people_are_asked_about_their_training_photos(whole):
@@ -141,4 +141,4 @@ def test_forgotten_people_are_asked_about_their_training_photos(whole):
     asked = dataclasses.replace(
         whole.forget[0], generation=(dataclasses.replace(whole.forget[0].generation[0], photo=1),)
     )
-    data.check(dataclasses.replace(whole, full=full, forget=(asked,)))
+    schema.check(dataclasses.replace(whole, full=full, forget=(asked,)))

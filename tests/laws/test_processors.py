@@ -4,11 +4,11 @@ import io
 import json
 
 import pytest
-from folders import POINTER, edit, put
-from twins import CHATML
 
+from folders import POINTER, edit, put
 from mmu_jax import InputError, hf
 from mmu_jax.data import text, tiny
+from twins import CHATML
 
 TEXT_ONLY = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
 

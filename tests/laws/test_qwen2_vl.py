@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from twins import QWEN_ROWS, gradient_errors, mean_loss, photo, qwen_batch, qwen_logits_differ, torch_qwen
 
 from mmu_jax import generate, hf, models, trees
+from twins import QWEN_ROWS, gradient_errors, mean_loss, photo, qwen_batch, qwen_logits_differ, torch_qwen
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -1,4 +1,4 @@
-"""The library example of the README, as printed."""
+"""The examples of the README, as printed. As a program: the library's alone, where nothing else is installed."""
 
 import pathlib
 import re
@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 README = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def batches(seed):
@@ -21,7 +22,7 @@ def loss(params, batch):
 
 
 def test_the_library_example_runs_as_printed():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example = EXAMPLES[0]
     params = {"w": jnp.ones((5, 3)), "b": jnp.zeros(3)}
     names = {"loss": loss, "params": params, "forget_batches": batches(0), "retain_batches": batches(1)}
     exec(example, names)
@@ -31,3 +32,22 @@ def test_the_library_example_runs_as_printed():
     moved = jax.tree.map(lambda p, q: np.asarray(p != q), params, after)
     assert 0 < sum(x.sum() for x in jax.tree.leaves(moved)) < 18
     jax.tree.map(np.testing.assert_array_equal, moved, mask)
+
+
+def test_a_study_is_three_lines(monkeypatch):
+    from mmu_jax.study import study
+
+    ran = []
+    monkeypatch.setattr(study.Study, "run", lambda self: ran.extend(self.stages.table))
+    exec(EXAMPLES[1], {})
+    assert ran[:3] == ["data", "base", "vanilla"] and ran[-1] == "report"
+
+
+def test_every_page_that_is_named_is_there():
+    root = pathlib.Path(__file__).parents[2]
+    named = re.findall(r"\]\((?!http)([^)#]+)", README)
+    assert len(named) > 10 and [path for path in named if not (root / path).exists()] == []
+
+
+if __name__ == "__main__":
+    test_the_library_example_runs_as_printed()

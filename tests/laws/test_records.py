@@ -149,7 +149,7 @@ def test_a_checkpoint_without_room_is_one_line_and_the_last_one_stays(tmp_path, 
     kept.save(1, state)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 69, 31))
-        with pytest.raises(InputError, match="room .*for a checkpoint in .*c, found 31 bytes free for 32.*goes on"):
+        with pytest.raises(InputError, match="room .*for a checkpoint in .*c, found 31 bytes free for 32.*resumes"):
             kept.save(2, state)
     for fault, kind in ((ValueError(f"Error writing w: {FULL}"), InputError), (ValueError("a bug"), ValueError)):
         with monkeypatch.context() as patch:

@@ -7,7 +7,8 @@ import pytest
 
 from experiments import sweep
 from mmu_jax import InputError, data, report
-from mmu_jax.data import IMAGE, TEXT, faces
+from mmu_jax.data import IMAGE, TEXT, schema
+from mmu_jax.data.sets import faces
 from mmu_jax.report import results as judged
 from mmu_jax.report import tables
 
@@ -37,7 +38,7 @@ def made(name, forget, retain, width=0.02, flags=()):
 
 @pytest.fixture
 def benchmark():
-    people = tuple(data.read_person(row, "full") for row in list(faces.rows("retain_90"))[:3])
+    people = tuple(schema.read_person(row, "full") for row in list(faces.rows("retain_90"))[:3])
     return data.Benchmark(full=people, forget=people[:3], retain=people, test=people, unseen=())
 
 
@@ -162,3 +163,19 @@ def test_the_sweep_judges_a_rate_by_its_worst_axis():
 
 def test_people_of_the_sheet_have_questions_of_both_kinds(benchmark):
     assert {e.kind for e in benchmark.forget[0].generation} == {IMAGE, TEXT}
+
+
+def test_the_sweep_judges_what_was_evaluated_by_the_headline():
+    results = made("m", 0.4, 0.9)["results"]
+    del results["test"], results["forget"]["vqa"]["mcq"]
+    results["forget"]["vqa"]["rouge_l"] = value(0.3)
+    assert set(sweep.axes(results)) == {"forget VQA", "forget QA", "retain VQA", "retain QA"}
+    assert sweep.axes(results, "rouge_l")["forget VQA"] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", '[{"seed": 1}]'])
+def test_what_a_sweep_has_measured_is_that_or_named(text, tmp_path):
+    assert sweep.measured(tmp_path / "none.json") == []
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(InputError, match=r"expected what a sweep has measured.*sweep\.json"):
+        sweep.measured(tmp_path / "sweep.json")

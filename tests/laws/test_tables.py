@@ -6,6 +6,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from folders import (
     POINTER,
     column,
@@ -19,8 +20,8 @@ from folders import (
     turned,
     write,
 )
-
-from mmu_jax.data import TEXT, builders, mllmu, parquet
+from mmu_jax.data import TEXT, builders
+from mmu_jax.data.sets import mllmu, parquet
 
 
 def benchmark(source, path):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
-from twins import CHATML, qwen_processor
 
 from mmu_jax import InputError, hf
 from mmu_jax.data import Choice, Example, Person, loader, text, tiny, vision
+from twins import CHATML, qwen_processor
 
 TRIM = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}"

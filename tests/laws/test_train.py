@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Batches, make_batch, random_mask, run, same, streams
 
 from mmu_jax import InputError, checkpoint, hf, masks, methods, saliency, sharding, train, trees
 from mmu_jax.plan import Plan
 from mmu_jax.rules import Rule
+from toys import Batches, make_batch, random_mask, run, same, streams
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

@@ -86,7 +86,7 @@ def test_installing_leaves_the_machine_s_jax_as_it_is(notebook, tmp_path, monkey
     exec(TransformerManager().transform_cell(cell.source), {"get_ipython": lambda: shell})
     clone, enter, install = shell.commands
     assert clone.startswith("git clone ") and enter == "%cd mmu_jax"
-    assert install == "%pip install --quiet --constraint constraints.txt ."
+    assert install == "%pip install --quiet --constraint constraints.txt .[run]"
     held = (tmp_path / "constraints.txt").read_text().splitlines()
     for name in ("jax", "jaxlib", "flax", "numpy"):
         assert f"{name}=={importlib.metadata.version(name)}" in held

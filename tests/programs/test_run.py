@@ -76,11 +76,11 @@ def test_transformers_loads_the_unlearned_model_and_gives_our_logits(whole):
 
 def test_saliency_and_mask_of_the_vanilla_model_equal_torch(whole):
     import transformers
-    from twins import torch_gradients
 
     from configs import tiny as config_file
     from mmu_jax import masks, methods, saliency, trees
     from mmu_jax.study.study import Study
+    from twins import torch_gradients
 
     config = config_file.get_config()
     config.vanilla.path = str(whole[0] / "vanilla")
@@ -203,7 +203,8 @@ DATA = {
 
 @pytest.mark.parametrize("fault", DATA)
 def test_a_data_set_that_cannot_be_used_is_refused(fault, tmp_path, monkeypatch):
-    from mmu_jax.data import builders, faces
+    from mmu_jax.data import builders
+    from mmu_jax.data.sets import faces
 
     change, options, words = DATA[fault]
     rows, features = faces.rows, builders._features()

@@ -12,8 +12,10 @@ import pathlib
 from collections.abc import Iterator
 
 from mmu_jax import InputError
-from mmu_jax.data import IMAGE, TEXT, cells, parquet, read_kind
+from mmu_jax.data import IMAGE, TEXT, cells
 from mmu_jax.data.remarks import NO_OPTION, WITHOUT, Remarks, lacking
+from mmu_jax.data.schema import read_kind
+from mmu_jax.data.sets import parquet
 
 HUB = "MLLMMU/MLLMU-Bench"
 FOLDERS = {"full": "Full_Set", "test": "Test_Set", "celebrity": "Retain_Set"}
@@ -30,7 +32,7 @@ def splits(source: pathlib.Path) -> list[str]:
 
 
 def rows(split: str, source: pathlib.Path) -> Iterator[dict]:
-    """Rows of a split in the schema of ``mmu_jax.data.read_person``, with the ``remarks`` that ``builders`` counts.
+    """Rows of a split in the schema of ``mmu_jax.data.schema.read_person``, with the ``remarks`` that ``builders`` counts.
 
     Raises:
       InputError: a person stands twice, has no photo, or is not joined to the other folders; a cell has no reading.

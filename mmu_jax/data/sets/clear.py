@@ -15,8 +15,9 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 from mmu_jax import InputError
-from mmu_jax.data import IMAGE, TEXT, cells, parquet
+from mmu_jax.data import IMAGE, TEXT, cells
 from mmu_jax.data.remarks import NO_OPTION, NO_PHOTO, Remarks, lacking
+from mmu_jax.data.sets import parquet
 
 HUB = "therem/CLEAR"
 CAPTION = (  # the benchmark's own wording
@@ -49,7 +50,7 @@ def splits(source: pathlib.Path) -> list[str]:
 
 
 def rows(split: str, source: pathlib.Path) -> Iterator[dict]:
-    """Rows of a split in the schema of ``mmu_jax.data.read_person``, a row an author, with the ``remarks`` that ``builders`` counts.
+    """Rows of a split in the schema of ``mmu_jax.data.schema.read_person``, a row an author, with the ``remarks`` that ``builders`` counts.
 
     Raises:
       InputError: an author, a caption or a block of questions is not joined to the others; a cell has no reading.

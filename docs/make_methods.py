@@ -1,0 +1,141 @@
+"""Prints docs/methods.md from the tables METHODS and LOSSES.
+
+python docs/make_methods.py > docs/methods.md
+"""
+
+import dataclasses
+import html
+import inspect
+import re
+
+from mmu_jax.methods import FAMILIES, LOSSES, METHODS, Method, Phase
+
+HEAD = """\
+# Methods
+
+<!-- Made by `python docs/make_methods.py > docs/methods.md`; edit mmu_jax/methods.py, not this page. -->
+
+A method is a row of `mmu_jax.methods.METHODS`: the optimizer steps of one iteration, each a sum of losses on streams of
+batches, and what may move in them. The loop that runs a row is the same for all. You choose rows with
+`config.unlearn.methods`; [Add a method](add-a-method.md) says how to write one.
+
+How to read the tables:
+
+- **Steps** are numbered in the order in which one iteration takes them; `loss(stream)`, joined by + where one step takes
+  several. *Spread*: taken only every `len(retain) // len(forget)` iterations, once for each forget batch. *Masked*: only
+  entries in the mask move. *Not clipped*: the norm of its gradient is not bounded.
+- **Mask** is the [rule](api/masks.md#mmu_jax.rules.Rule) by which scores become a mask; what it does not state has the default. The default
+  is `1[(F_f + eps) / (F_p + eps) >= tau]`, F the mean of squared per-example gradients: on forget VQA, and on retain VQA
+  for the vision side, retain VQA and the text QA of everyone for the language side.
+- **Needs** is what must stand beside params and batches: *teacher*, the frozen vanilla model; *reference*, its
+  log-probability of every answer of the stream.
+"""
+TITLES = {
+    "control": "Controls",
+    "baseline": "Baselines",
+    "masked": "Masked methods",
+    "variant": "Variants",
+    "ablation": "Ablations of the mask",
+}
+ELSEWHERE = ("mask", "family", "source", "note")  # in columns of their own, as the phases are
+FALLS = {1: "lowered", -1: "raised", 0: "neither"}
+LOSSES_HEAD = """\
+Equations and papers stand in the docstrings of [`mmu_jax.losses`](api/losses.md). *Cross-entropy* says what a loss does to
+the cross-entropy of its stream; a step whose losses all lower it has the learning rate `config.unlearn.retain_rate`, unless
+the row says `one_rate`. A stream is a row of `mmu_jax.data.slices.STREAMS`: photo or text questions, whose they are, and
+which answers are taught.
+"""
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def code(text: str) -> str:
+    """As code; a bar would end the cell of a table, and stars within a tag are Markdown."""
+    if "|" not in text:
+        return f"`{text}`"
+    return f"<code>{html.escape(text, quote=False).translate({ord(c): f'&#{ord(c)};' for c in '|*_'})}</code>"
+
+
+def stated(row: object) -> str:
+    """The fields of a dataclass that are not its defaults, as keyword arguments."""
+    fields = [(field.name, getattr(row, field.name), default(field)) for field in dataclasses.fields(row)]
+    return ", ".join(f"{name}={value!r}" for name, value, usual in fields if value != usual)
+
+
+def default(field: dataclasses.Field) -> object:
+    """What a field is where a row does not state it."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def linked(source: str) -> str:
+    """A source with its arXiv number as a link."""
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source)
+
+
+def step(phase: Phase) -> str:
+    """One kind of step: losses on streams, and how it is taken."""
+    options = {name: ", ".join(f"{k}={v!r}" for k, v in given.items()) for name, given in phase.options.items()}
+    taken = [f"`{n}({s}{', ' + options[n] if options.get(n) else ''})`" for s, n in phase.losses.items()]
+    how = [word for word, yes in (("spread", phase.spread), ("masked", phase.masked)) if yes]
+    how += [] if phase.clip else ["not clipped"]
+    return " + ".join(taken) + (f" {', '.join(how)}" if how else "")
+
+
+def steps(method: Method) -> str:
+    """The steps of an iteration, numbered where there are several."""
+    shown = [step(phase) for phase in method.phases]
+    return "<br>".join(f"{i}. {text}" for i, text in enumerate(shown, 1)) if len(shown) > 1 else shown[0]
+
+
+def mask(method: Method) -> str:
+    """The rule of the mask, and what else the row states."""
+    shown = {field.name: default(field) for field in dataclasses.fields(Method) if field.name in ELSEWHERE}
+    others = stated(dataclasses.replace(method, **shown | {"phases": dataclasses.MISSING}))
+    rule = "none" if method.mask is None else code(f"Rule({stated(method.mask)})")
+    return rule + (f"<br>{code(others)}" if others else "")
+
+
+def told(method: Method) -> str:
+    """Source and note."""
+    note = f" ({method.note})" if method.note else ""
+    return linked(method.source) + note
+
+
+def needs(row: object) -> str:
+    return ", ".join(sorted(row.needs)) or "nothing"
+
+
+def options(name: str) -> str:
+    """The options of a loss with their defaults."""
+    taken = list(inspect.signature(LOSSES[name].of).parameters.values())[2:]
+    return ", ".join(f"`{option.name}={option.default!r}`" for option in taken) or "none"
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for family in FAMILIES:
+        rows = {name: method for name, method in METHODS.items() if method.family == family}
+        cells = [(code(name), steps(m), mask(m), needs(m), told(m)) for name, m in rows.items()]
+        parts += [f"## {TITLES[family]}\n", table(("Name", "Steps", "Mask", "Needs", "Source"), cells), ""]
+    rows = [
+        (f"`{name}`", FALLS[loss.sign], needs(loss), options(name), ", ".join(f"`{m}`" for m in users(name)) or "none")
+        for name, loss in LOSSES.items()
+    ]
+    parts += ["## Losses\n"]
+    parts += [LOSSES_HEAD]
+    parts += [table(("Name", "Cross-entropy", "Needs", "Options", "Methods"), rows)]
+    return "\n".join(parts)
+
+
+def users(loss: str) -> list[str]:
+    """The methods that take a loss."""
+    return [name for name, m in METHODS.items() if any(loss in phase.losses.values() for phase in m.phases)]
+
+
+if __name__ == "__main__":
+    print(page())

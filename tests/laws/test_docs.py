@@ -1,0 +1,41 @@
+"""The pages say what the code says."""
+
+import importlib.util
+import pathlib
+import pkgutil
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+
+def test_the_page_of_methods_is_made_from_the_tables():
+    spec = importlib.util.spec_from_file_location("make_methods", ROOT / "docs" / "make_methods.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.page().rstrip()
+    assert made == (ROOT / "docs" / "methods.md").read_text().rstrip(), "python docs/make_methods.py > docs/methods.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_what_a_page_points_at_is_there(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
+        assert (page.parent / link).exists(), link
+    for name in re.findall(r"^::: (mmu_jax[\w.]*)", page.read_text(), re.MULTILINE):
+        assert pkgutil.resolve_name(name)
+
+
+def test_numbers_of_the_readme_are_those_of_the_results_page():
+    rows = {}
+    for line in (ROOT / "docs" / "results.md").read_text().splitlines():
+        if found := re.match(r"\| (\w+) \| (\d.*)", line):
+            rows[found[1]] = re.findall(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", found[2])
+    told = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(told) == 6
+    for name, line in told:
+        cells = [rows[name][i] for i in (0, 2, 3, 4)]  # without the photos that were never shown
+        whole = ["{} ({}–{})".format(*(int(float(x) + 0.5) for x in cell)) for cell in cells]
+        assert line.split(" | ") == whole, name

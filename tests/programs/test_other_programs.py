@@ -1,0 +1,54 @@
+"""The sweep and the bench as a user starts them: a mistake is one line and exit code 2, before anything is made."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from runs import ROOT
+
+MISTAKES = {
+    "bench": [
+        ("--only=nonsense", "expected --only among saliency"),
+        ("saliency", "which nothing reads; write --saliency"),
+        ("--batches=0", "not a positive integer"),
+        ("--config=configs/tiny.py", "flags that this program reads, found --config"),
+    ],
+    "sweep": [
+        ("--methods=nonsense", "config.unlearn.methods among retain_ft"),
+        ("--seeds=", "a seed and a rate at least"),
+        ("--seeds=-1", "different whole numbers"),
+        ("--rates=1e-3,nan", "different finite numbers above 0 in --rates"),
+        ("--retain_rates=x", "expected numbers in --retain_rates"),
+    ],
+}
+# Every mistake of a program in one process, so that it starts once.
+CODE = """
+import sys
+from absl import flags
+from experiments import {name} as program, command
+for word in {words!r}:
+    flags.FLAGS.unparse_flags()
+    for flag in flags.FLAGS:
+        flags.FLAGS[flag].unparse()
+    sys.argv = [{name!r}, *{common!r}, word]
+    try:
+        program.command.parse(sys.argv) if {common!r} else command.parse_without_config(sys.argv)
+        program.main(sys.argv)
+    except SystemExit as ended:
+        print("ended with", ended.code, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(name, tmp_path):
+    common = ["--config=configs/tiny.py", f"--workdir={tmp_path / 'w'}"] if name == "sweep" else []
+    code = CODE.format(name=name, words=[word for word, _ in MISTAKES[name]], common=common)
+    env = os.environ | {"XLA_FLAGS": ""}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("error:", "ended", "Traceback"))]
+    assert len(lines) == 2 * len(MISTAKES[name]), done.stderr[-3000:]
+    for (_, words), said, ended in zip(MISTAKES[name], lines[::2], lines[1::2], strict=True):
+        assert words in said and ended == "ended with 2"
+    assert not (tmp_path / "w").exists()
