@@ -16,6 +16,7 @@ import numpy as np
 
 from mmu_jax import InputError
 from mmu_jax.letters import UNSPACED, published_key, strict_letter
+from mmu_jax.letters import published_letter as published_letter
 
 JOINERS = "\u200c\u200d"  # zero width, between letters of Persian, Hindi and others, where they make another word
 

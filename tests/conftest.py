@@ -20,7 +20,7 @@ import pytest
 
 from folders import author, person, png, write
 from mmu_jax.data.sets import clear
-from twins import TEXT, VISION, torch_llava, torch_qwen
+from twins import CHATML, TEXT, VISION, qwen_processor, torch_llava, torch_qwen  # noqa: F401
 
 MESHES = [(1, 1), (8, 1), (4, 2), (1, 8)]
 
