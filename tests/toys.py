@@ -84,3 +84,8 @@ TARGETS = r"(language_model/layers|vision_tower)/.*(q_proj|o_proj|up_proj|fc1)/w
 
 
 SPEC = lora.LoRA(rank=3, alpha=6.0, targets=TARGETS)
+
+
+def scores(seed=0):
+    rng = np.random.default_rng(seed)
+    return {"a": jnp.asarray(rng.random((8, 16), np.float32)), "b": {"c": jnp.asarray(rng.random(40, np.float32))}}

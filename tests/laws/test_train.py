@@ -19,13 +19,15 @@ def test_every_method_runs_and_its_forget_loss_goes_the_right_way(llava, name):
     folder, _, model = llava
     params = hf.load(folder, model)
     mask = random_mask(model, params) if methods.METHODS[name].mask else None
-    repeated = streams(forget=Batches("forget", 2, 1))
-    repeated["forget"].batch = lambda step: Batches("forget", 2, 1).batch(0)
+    repeated = streams(forget=Batches("forget", 2, 1), refusal=Batches("refusal", 2, 4))
+    for one in ("forget", "refusal"):
+        repeated[one].batch = lambda step, one=one: Batches(one, 2, 1).batch(0)
     state = run(model, params, name, mask=mask, data=repeated)
-    curve = np.asarray(state.history.get("forget/ascent", jnp.zeros(0)))
-    curve = curve[~np.isnan(curve)]
-    if len(curve):
-        assert curve[-1] < curve[0]  # ascent's loss is the negative cross-entropy
+    about = [curve for curve in state.history if curve.startswith(("forget/", "refusal/"))]
+    assert about or methods.METHODS[name].family == "control"
+    for curve in (np.asarray(state.history[curve]) for curve in about):
+        curve = curve[~np.isnan(curve)]
+        assert curve[-1] < curve[0]  # of ascent the loss is the negative cross-entropy
     assert int(state.failed) == -1 and int(state.step) == 8
 
 

@@ -1,5 +1,6 @@
 """The configs of full-size models on tiny directories of the real layout, from the command line to a directory torch loads."""
 
+import functools
 import json
 import re
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 
 from mmu_jax import hf
-from runs import ends_in_one_line, run
+from runs import QUICK, ends_in_one_line
+from runs import run as run_it
 
+run = functools.partial(run_it, flags=QUICK)
 SHRUNK = [
     "--config.model.dtype=float32",
     "--config.vanilla.epochs=0.05",

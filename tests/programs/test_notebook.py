@@ -12,6 +12,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
+from runs import QUICK
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATH = ROOT / "notebooks" / "mmu_jax_colab_tpu.ipynb"
 
@@ -35,8 +37,7 @@ def test_it_runs_top_to_bottom_and_shows_what_it_says(notebook, tmp_path):
     client = NotebookClient(notebook, km=kernel, timeout=300, resources={"metadata": {"path": str(ROOT)}})
     workdir = tmp_path / "w"
     small = {"MMU_JAX_NOTEBOOK": "small", "MMU_JAX_WORKDIR": str(workdir)}
-    # Nearly all of a rehearsal is compilation.
-    quick = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0"}
+    quick = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {QUICK}"}
     client.execute(env=os.environ | small | quick)
     cells = {cell.id: cell for cell in notebook.cells}
     said = {name: printed(cell) for name, cell in cells.items() if cell.cell_type == "code"}
