@@ -12,8 +12,6 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
-from runs import QUICK
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATH = ROOT / "notebooks" / "mmu_jax_colab_tpu.ipynb"
 
@@ -37,8 +35,7 @@ def test_it_runs_top_to_bottom_and_shows_what_it_says(notebook, tmp_path):
     client = NotebookClient(notebook, km=kernel, timeout=300, resources={"metadata": {"path": str(ROOT)}})
     workdir = tmp_path / "w"
     small = {"MMU_JAX_NOTEBOOK": "small", "MMU_JAX_WORKDIR": str(workdir)}
-    quick = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {QUICK}"}
-    client.execute(env=os.environ | small | quick)
+    client.execute(env=os.environ | small)
     cells = {cell.id: cell for cell in notebook.cells}
     said = {name: printed(cell) for name, cell in cells.items() if cell.cell_type == "code"}
     assert said["install"] == "" and " on 8 x " in said["devices"]
