@@ -37,7 +37,7 @@ TITLES = {
     "variant": "Variants",
     "ablation": "Ablations of the mask",
 }
-ELSEWHERE = ("mask", "family", "source", "note")  # in columns of their own, as the phases are
+ELSEWHERE = ("phases", "mask", "family", "source", "note")  # in columns of their own
 FALLS = {1: "lowered", -1: "raised", 0: "neither"}
 LOSSES_HEAD = """\
 Equations and papers stand in the docstrings of [`mmu_jax.losses`](api/losses.md). *Cross-entropy* says what a loss does to
@@ -60,9 +60,10 @@ def code(text: str) -> str:
     return f"<code>{html.escape(text, quote=False).translate({ord(c): f'&#{ord(c)};' for c in '|*_'})}</code>"
 
 
-def stated(row: object) -> str:
+def stated(row: object, without: tuple[str, ...] = ()) -> str:
     """The fields of a dataclass that are not its defaults, as keyword arguments."""
-    fields = [(field.name, getattr(row, field.name), default(field)) for field in dataclasses.fields(row)]
+    kept = [field for field in dataclasses.fields(row) if field.name not in without]
+    fields = [(field.name, getattr(row, field.name), default(field)) for field in kept]
     return ", ".join(f"{name}={value!r}" for name, value, usual in fields if value != usual)
 
 
@@ -93,8 +94,7 @@ def steps(method: Method) -> str:
 
 def mask(method: Method) -> str:
     """The rule of the mask, and what else the row states."""
-    shown = {field.name: default(field) for field in dataclasses.fields(Method) if field.name in ELSEWHERE}
-    others = stated(dataclasses.replace(method, **shown | {"phases": dataclasses.MISSING}))
+    others = stated(method, ELSEWHERE)
     rule = "none" if method.mask is None else code(f"Rule({stated(method.mask)})")
     return rule + (f"<br>{code(others)}" if others else "")
 

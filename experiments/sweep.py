@@ -12,7 +12,9 @@ With ``--retain_rates`` the rate of the steps that only descend is chosen too, o
 methods of the sweep do best on average, each at its own best learning rate.
 """
 
+import hashlib
 import itertools
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +32,9 @@ SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds to choose on.")
 RATES = flags.DEFINE_list("rates", ["3e-5", "1e-4", "2e-4", "3e-4", "5e-4", "8e-4"], "The grid, for every method.")
 RETAIN_RATES = flags.DEFINE_list("retain_rates", [], "Grid of config.unlearn.retain_rate; default the config's own.")
 METHODS = flags.DEFINE_list("methods", [], "Only these methods; default those of the config.")
+
+
+FIRST = ("data", "merge", "base", "vanilla", "evaluate/vanilla")  # made once a seed, beside the masks
 
 
 def axes(results: dict, headline: str = "exact") -> dict[str, float]:
@@ -105,6 +110,15 @@ def measured(path: pathlib.Path) -> list[dict]:
     return rows
 
 
+def made(study: Study, name: str) -> str:
+    """A hash of all that a measurement of a method depends on beside the two rates."""
+    stage, inputs = study.stages.table[f"unlearn/{name}"], study.stages.table[f"unlearn/{name}"].inputs
+    how = {key: value for key, value in stage.reads["unlearn"].items() if key not in ("learning_rate", "retain_rate")}
+    reads = [stage.reads | {"unlearn": how}, [study.stages.fingerprint(i) for i in inputs]]
+    reads += [study.stages.fingerprint("evaluate/vanilla")]
+    return hashlib.sha256(json.dumps(reads, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _is_rate(value: float) -> bool:
     return 0 < value < 1e6
 
@@ -125,10 +139,11 @@ def sweep() -> None:
             config.seed, config.gold = seed, False
             config.unlearn.methods = tuple(METHODS.value) or config.unlearn.methods
         study = Study(config, workdir / f"seed{seed}", given)
-        study.run(["data", "base", "vanilla", "evaluate/vanilla", "saliency"])
+        study.run([name for name in study.stages.table if name in FIRST or name.startswith("saliency/")])
         grid = itertools.product(config.unlearn.methods, retained or [config.unlearn.retain_rate], rates)
         for name, retain_rate, rate in grid:
             key = {"seed": seed, "method": name, "retain_rate": retain_rate, "learning_rate": rate}
+            key["made"] = made(study, name)
             row = next((row for row in rows if key.items() <= row.items()), None)
             if row is None:
                 row = key | {"axes": measure(study.work, name, learning_rate=rate, retain_rate=retain_rate)}

@@ -191,6 +191,11 @@ def check_links(path: Path) -> None:
       InputError: some are; all are named.
     """
     path = pathlib.Path(path)
+    if not path.is_dir():
+        raise InputError(
+            f"expected a checkpoint directory, found none at {path}; give the folder of one, or, of a finished stage, delete its "
+            "record in stages/, and it is made again"
+        )
 
     def at_home(file: pathlib.Path) -> bool:
         cache = file.parent.parent.name.startswith("models--") and file.parent.name == "blobs"

@@ -126,10 +126,22 @@ class Phase:
     masked: bool = False
     clip: bool = True
 
+    def __post_init__(self):
+        if unknown := sorted(set(self.losses.values()) - LOSSES.keys()):
+            raise InputError(
+                f"expected losses among {', '.join(LOSSES)}, found {', '.join(unknown)}; correct the phase"
+            )
+        if idle := sorted(self.options.keys() - set(self.losses.values())):
+            raise InputError(f"expected options of losses of the phase, found those of {', '.join(idle)}; correct it")
+
     @property
     def descends(self) -> bool:
         """Whether it only lowers cross-entropy: its learning rate is ``Plan.retain_rate``."""
         return all(LOSSES[name].sign > 0 for name in self.losses.values())
+
+
+PROSE = ("family", "source", "note")
+FAMILIES = ("control", "baseline", "masked", "variant", "ablation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +173,15 @@ class Method:
     source: str = ""
     note: str = ""
 
+    def __post_init__(self):
+        for field, values in (("moments", ("shared", "separate")), ("family", FAMILIES)):
+            if getattr(self, field) not in values:
+                raise InputError(
+                    f"expected {field} of a method among {', '.join(values)}, found {getattr(self, field)!r}; correct it"
+                )
+        if any(phase.masked for phase in self.phases) and self.mask is None:
+            raise InputError("expected a rule for the masked phase of a method, found mask=None; give it one")
+
     @property
     def needs(self) -> frozenset[str]:
         """What its losses need beside params and batches: ``'teacher'``, ``'reference'`` (:class:`Loss`)."""
@@ -181,9 +202,6 @@ class Method:
         """The fields that change a number, by which a result is known; a citation is none of them."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in PROSE}
 
-
-PROSE = ("family", "source", "note")
-FAMILIES = ("control", "baseline", "masked", "variant", "ablation")
 
 _RETAIN = Phase({"retain": "descent"})
 _FORGET = Phase({"forget": "ascent"}, spread=True)

@@ -107,13 +107,16 @@ class Plan:
         phases = [phase for index, phase in enumerate(self.method.phases) if self.moments(index) == moments]
         return sum(self.turn(phase, i) is not None for phase in phases for i in range(self.iterations))
 
+    def rate(self, index: int) -> float:
+        """The highest learning rate of phase ``index``."""
+        own = self.retain_rate is not None and self.method.phases[index].descends and not self.method.one_rate
+        return self.retain_rate if own else self.learning_rate
+
     def optimizer(self, index: int) -> optax.GradientTransformationExtraArgs:
         """Of phase ``index``: clip, Adam, decay, learning rate; in a masked phase with the mask where the method puts it."""
         phase, rule = self.method.phases[index], self.method.mask
-        own = self.retain_rate is not None and phase.descends and not self.method.one_rate
-        peak = self.retain_rate if own else self.learning_rate
         steps = self.steps(self.moments(index))
-        rate = transforms.learning_rate(peak, steps, schedule=self.schedule, warmup=self.warmup)
+        rate = transforms.learning_rate(self.rate(index), steps, schedule=self.schedule, warmup=self.warmup)
         clip = optax.clip_by_global_norm(self.clip) if phase.clip else optax.identity()
         adam = transforms.adam(rate, **(self.adam | self.method.adam))
         if not phase.masked or self.trainable.mask_in_params:  # nothing is left for the transform to keep out
@@ -124,7 +127,9 @@ class Plan:
 
 def describe(p: Plan, params: Params, mask: Mask | None) -> str:
     """What will change, leaf group by leaf group. Shown before the first step."""
-    lines = [f"  plan: {p.method.source}; {p.iterations} iterations, learning rate {p.learning_rate:g}"]
+    rates = list(dict.fromkeys(f"{p.rate(index):g}" for index in range(len(p.method.phases))))
+    said = f"learning rate{'s' if len(rates) > 1 else ''} {', '.join(rates)}"
+    lines = [f"  plan: {p.method.source}; {p.iterations} iterations, {said}"]
     groups = {name: {"total": 0, "leaves": 0} for name in map(trees.group, trees.flatten(params))}
     for leaf, value in trees.flatten(params).items():
         groups[trees.group(leaf)]["total"] += value.size

@@ -40,6 +40,14 @@ CHOICES: dict[str, Callable[[Mask, Evidence, jax.Array], Mask]] = {
 }
 
 
+CLOSED = {
+    "side": ("vision", "language", "both"),
+    "unit": ("example", "batch"),
+    "unlisted": ("freeze", "pass"),
+    "clip": ("after", "before"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """Which entries a masked step may move.
@@ -79,6 +87,11 @@ class Rule:
     def __post_init__(self):
         if self.by not in CHOICES:
             raise InputError(f"expected a mask rule {', '.join(CHOICES)}, found {self.by!r}; choose one of them")
+        for field, values in CLOSED.items():
+            if getattr(self, field) not in values:
+                raise InputError(
+                    f"expected {field} of a mask rule among {', '.join(values)}, found {getattr(self, field)!r}; correct it"
+                )
 
     @property
     def reads(self) -> tuple[str, str, str | None, bool]:
@@ -127,6 +140,10 @@ def make(
       tau, eps, noise: of :func:`masks.ratio`.
       key: of the positions that are drawn.
     """
+    if rule.needs_sum and evidence.summed is None:
+        raise InputError(
+            f"expected Evidence.summed for a mask rule {rule.by}, found None; score the forget set signed too"
+        )
     total = evidence.retain_units + evidence.text_units
 
     def preserve(name, retain, text):

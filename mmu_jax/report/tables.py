@@ -27,9 +27,9 @@ def interval(value: dict[str, float] | None, metric: Metric) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def summary(workdir: str | pathlib.Path) -> str:
-    """The four-way table for a terminal: the headline metric / MCQ, per cent."""
-    results = read(pathlib.Path(workdir))
+def summary(workdir: str | pathlib.Path, names: list[str] | None = None) -> str:
+    """The four-way table for a terminal: the headline metric / MCQ, per cent; of ``names``, or of all there are."""
+    results = read(pathlib.Path(workdir), names)
     metric = headline(results)
     width = max(*map(len, results), len(metric) + 8) + 2
     lines = [f"{metric} / MCQ, %".ljust(width) + "".join(f"{title:>18}" for title in _head(results, metric))]

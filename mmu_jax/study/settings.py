@@ -299,6 +299,14 @@ def _unread(c: Any, given: dict[str, Any]) -> list[str]:
     ]
 
 
+def _has_own_rate(row: methods.Method) -> bool:
+    return not row.one_rate and any(phase.descends for phase in row.phases)
+
+
+def _only_descends(row: methods.Method) -> bool:
+    return not row.one_rate and all(phase.descends for phase in row.phases)
+
+
 def unused(c: Any, given: dict[str, Any]) -> list[str]:
     """Lines about given numbers of steps that will not be taken; they harm nothing, and a user should know."""
     rows = [methods.METHODS[name] for name in c.unlearn.methods]
@@ -306,6 +314,10 @@ def unused(c: Any, given: dict[str, Any]) -> list[str]:
         (r"vanilla\.(?!path).*", c.vanilla.path, "nothing is trained before unlearning"),
         (r"model\.(vision|text)\..*", c.vanilla.path, "config.vanilla.path has sizes of its own"),
         (r"saliency\..*", not any(row.mask for row in rows), "no method has a mask"),
+        (r"saliency\.rows", all(row.mask.unit == "batch" for row in rows if row.mask), "every mask is scored by batch"),
+        (r"saliency\.eps", all(row.mask.eps is not None for row in rows if row.mask), "every mask has its own"),
+        (r"saliency\.noise", all(row.mask.noise is not None for row in rows if row.mask), "every mask has its own"),
+        (r"unlearn\.retain_rate", not any(map(_has_own_rate, rows)), "no step of these methods only descends at it"),
         (r"evaluate\.prompts\.letter", not c.evaluate.letters, "letters are not asked for"),
         (r"unlearn\.lora\.(alpha|targets)", not c.unlearn.lora.rank, "config.unlearn.lora.rank is 0"),
         (r"vanilla\.lora\.(alpha|targets)", not c.vanilla.lora.rank, "config.vanilla.lora.rank is 0"),
@@ -313,5 +325,13 @@ def unused(c: Any, given: dict[str, Any]) -> list[str]:
     table += [
         (rf"unlearn\.learning_rate\.{name}", name not in c.unlearn.methods, "the method is not run")
         for name in c.unlearn.learning_rate
+    ]
+    table += [
+        (
+            rf"unlearn\.learning_rate\.{name}",
+            _only_descends(row),
+            "its steps only descend, at config.unlearn.retain_rate",
+        )
+        for name, row in zip(c.unlearn.methods, rows, strict=True)
     ]
     return [f"config.{key} is not read: {reason}" for key, reason in _matching(given, table)]

@@ -4,14 +4,16 @@ A stage's *fingerprint* is a hash of the part of the config it reads and of the 
 ``<workdir>/stages/<stage>.json``. Files are written whole or not at all, so a run that is killed anywhere resumes where it was.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import pathlib
 import resource
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -94,8 +96,24 @@ class Stages:
         """Makes what is :meth:`wanted`."""
         wanted = self.wanted(only)
         self._keep_compiled()
-        for name in wanted:
-            self._make(name)
+        if wanted:
+            with self._alone():
+                for name in wanted:
+                    self._make(name)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While this process works in the workdir, no other does; a lock ends with its process."""
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        with open(self.workdir / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"expected a workdir that no other run works in, found one at work in {self.workdir}; wait for it, or give "
+                    "another --workdir"
+                ) from error
+            yield
 
     def _make(self, name: str) -> None:
         stage, record = self.table[name], self.record(name)

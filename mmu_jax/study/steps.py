@@ -180,7 +180,17 @@ def _reached(plan: Plan, mask: Tree, name: str) -> Tree:
 
 
 def unlearn(work: Workspace, name: str) -> dict:
-    """Runs a method from the vanilla model."""
+    """Runs a method from the vanilla model.
+
+    Raises:
+      InputError: the vanilla model was found not to know what is to be forgotten.
+    """
+    known = records.read(work.workdir, "evaluate/vanilla")
+    if known and known["status"] != "done" and (work.workdir / "results" / "vanilla.json").exists():
+        raise InputError(
+            "expected a vanilla model that knows the people to forget, found one whose evaluation ended otherwise; run "
+            "--stages=evaluate/vanilla, which says what to do"
+        )
     plan, streams, mask = prepare(work, name)
     params = work.load(work.vanilla, consumed=plan.trainable.consumes)
     return fit(work, f"unlearn/{name}", plan, params, streams, mask, work.mesh)
@@ -207,6 +217,7 @@ def fit(
     kept.close()
     name = stage.removeprefix("unlearn/")
     source = work.base if name in ("vanilla", "gold") else work.vanilla
+    hf.read_config(source)  # it goes into the copy, and is read from nowhere else
     changed = hf.rewrite(work.model, source, work.folder(name), plan.trainable.change(state.params, mask))
     history = {k: [None if np.isnan(x) else float(x) for x in v] for k, v in jax.device_get(state.history).items()}
     write_json(work.workdir / "training" / f"{stage}.json", history)
@@ -253,5 +264,15 @@ def examine(work: Workspace, name: str) -> None:
 
 
 def tell(work: Workspace) -> None:
-    """The report."""
+    """The report.
+
+    Raises:
+      InputError: the results of a model are gone.
+    """
+    gone = [name for name in work.names() if not (work.workdir / "results" / f"{name}.json").exists()]
+    if gone:
+        raise InputError(
+            f"expected results of {', '.join(gone)} in {work.workdir / 'results'}, found none; delete "
+            f"{work.workdir / 'stages' / 'evaluate' / gone[0]}.json and the like, and they are made again"
+        )
     report.write(work.workdir, work.names(), work.benchmark)

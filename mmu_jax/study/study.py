@@ -51,4 +51,4 @@ class Study:
 
     def summary(self) -> str:
         """The four-way table and what follows from it."""
-        return report.summary(self.work.workdir)
+        return report.summary(self.work.workdir, self.work.names())

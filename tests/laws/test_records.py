@@ -177,3 +177,13 @@ def test_writers_that_know_no_oserror_are_one_line_where_the_disk_is_full(tmp_pa
     monkeypatch.setattr(builders.People, "download_and_prepare", raising(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         builders.prepare("embedded_faces", tmp_path / "data")
+
+
+def test_two_runs_at_once_in_one_workdir_are_refused(tmp_path):
+    def meets():
+        other = stages.Stages(tmp_path / "w", [stages.Stage("other", {}, (), lambda: None)])
+        with pytest.raises(InputError, match="expected a workdir that no other run works in"):
+            other.run([])
+
+    stages.Stages(tmp_path / "w", [stages.Stage("one", {}, (), meets)]).run([])
+    stages.Stages(tmp_path / "w", [stages.Stage("other", {}, (), lambda: None)]).run([])  # the first has ended

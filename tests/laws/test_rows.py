@@ -206,3 +206,38 @@ def test_one_program_serves_every_batch_of_a_length(llava):
     forward = jax.jit(chex.assert_max_traces(lambda p, b: model.forward(p, b), n=1))
     for seed in range(3):
         forward(params, make_batch(seed=seed))
+
+
+SLIPS = {
+    "a clip that is none": (lambda: rules.Rule(clip="aftr"), "clip of a mask rule among after, before, found 'aftr'"),
+    "a side that is none": (lambda: rules.Rule(side="visoin"), "side of a mask rule .* found 'visoin'"),
+    "unlisted that is none": (lambda: rules.Rule(unlisted="feeze"), "unlisted of a mask rule .* found 'feeze'"),
+    "a loss that is none": (lambda: methods.Phase({"forget": "asent"}), "losses among .* found asent"),
+    "options of another loss": (lambda: methods.Phase({"forget": "npo"}, options={"nop": {}}), "found those of nop"),
+    "a family that is none": (
+        lambda: methods.Method((methods.Phase({"retain": "descent"}),), family="basline"),
+        "family of a method among .* found 'basline'",
+    ),
+    "moments that are none": (
+        lambda: methods.Method((methods.Phase({"retain": "descent"}),), moments="shard"),
+        "moments of a method among shared, separate, found 'shard'",
+    ),
+    "a masked phase without a rule": (
+        lambda: methods.Method((methods.Phase({"forget": "ascent"}, masked=True),)),
+        "a rule for the masked phase",
+    ),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_in_a_row_is_named(slip):
+    make, words = SLIPS[slip]
+    with pytest.raises(InputError, match=words):
+        make()
+
+
+def test_a_rule_without_its_evidence_is_refused():
+    one = {"w": jnp.ones(4)}
+    evidence = rules.Evidence(one, one, one, 1.0, 1.0, None)
+    with pytest.raises(InputError, match="expected Evidence.summed for a mask rule salun"):
+        rules.make(rules.Rule(by="salun"), evidence, one, {"vision": "none"}, jax.random.key(0))

@@ -189,3 +189,21 @@ def test_the_published_job_is_the_default():
     assert llava.get_config("lora=0").unlearn.lora.rank == 0
     assert llava.get_config("lora=0").model.param_dtype == "float32"
     assert llava.get_config("method=mmunlearner_official").unlearn.lora.rank == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "key", "why"),
+    [
+        (("retain_ft",), "unlearn.learning_rate.retain_ft", "its steps only descend"),
+        (("ga", "mmunlearner_official"), "unlearn.retain_rate", "no step of these methods only descends"),
+        (("mmunlearner_official",), "saliency.eps", "every mask has its own"),
+        (("mmunlearner_official",), "saliency.rows", "every mask is scored by batch"),
+    ],
+)
+def test_a_number_that_no_step_takes_is_said(names, key, why):
+    (line,) = settings.unused(changed("unlearn.methods", names), {key: 0.5})
+    assert f"config.{key} is not read: {why}" in line
+    assert (
+        settings.unused(changed("unlearn.methods", ("mmunlearner",)), {key: 0.5} if "retain_ft" not in key else {})
+        == []
+    )

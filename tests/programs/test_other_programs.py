@@ -52,3 +52,21 @@ def test_a_mistake_is_one_line(name, tmp_path):
     for (_, words), said, ended in zip(MISTAKES[name], lines[::2], lines[1::2], strict=True):
         assert words in said and ended == "ended with 2"
     assert not (tmp_path / "w").exists()
+
+
+def test_a_sweep_measures_anew_what_another_config_made(tmp_path):
+    from configs import tiny
+    from experiments import sweep
+    from mmu_jax.study.study import Study
+
+    config = tiny.get_config()
+    config.unlearn.methods = ("npo", "mmunlearner")
+    known = Study(config, tmp_path / "w")
+    config = config.copy_and_resolve_references()
+    config.unlearn.epochs = 7.0
+    other = Study(config, tmp_path / "w")
+    for name in ("npo", "mmunlearner"):
+        assert sweep.made(known, name) != sweep.made(other, name)
+    config = config.copy_and_resolve_references()
+    config.unlearn.learning_rate.npo, config.unlearn.retain_rate = 0.5, 0.5  # the rates are swept
+    assert sweep.made(Study(config, tmp_path / "w"), "npo") == sweep.made(other, "npo")
