@@ -13,6 +13,7 @@ plan       what the published models need on a device, worked out from their sha
 
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -253,6 +254,8 @@ def bench():
     if READ.value:
         read_and_report(READ.value, WHOLE.value)
         return
+    if math.isnan(GIB.value):
+        raise InputError("expected a number in --gib, found nan; correct it")
     measures = {"saliency": measure_saliency, "selection": measure_selection, "load": measure_load, "plan": print_plan}
     if not ONLY.value or set(ONLY.value) - measures.keys():
         raise InputError(f"expected --only among {', '.join(measures)}, found {','.join(ONLY.value)!r}; correct it")

@@ -17,7 +17,6 @@ from mmu_jax import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; default runs/<config name>.")
-STAGES = flags.DEFINE_list("stages", [], "Only these stages, by name or by their part before the slash.")
 
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 # What a file system says when it will not: no room, no right, no such place.
@@ -94,10 +93,10 @@ def _flags(argv: list[str]) -> list[str]:
 
 def _parse_without_config(argv: list[str]) -> list[str]:
     if _asks_for_help(argv):
-        print(_about(), flags.FLAGS.module_help(sys.modules["__main__"]), sep="\n")
+        print(_about(), flags.FLAGS.main_module_help(), sep="\n")
         sys.exit(0)
     kept = _flags(argv)
-    if ours := [name for name in ("config", "workdir", "stages") if flags.FLAGS[name].present]:
+    if ours := [name for name in ("config", "workdir") if flags.FLAGS[name].present]:
         raise InputError(f"expected flags that this program reads, found --{', --'.join(ours)}; see --help")
     return kept
 
@@ -113,15 +112,9 @@ def _about() -> str:
 
 def _usage() -> str:
     """What the program does and its flags."""
-    main, module = sys.modules["__main__"], flags.FLAGS.find_module_defining_flag("workdir")
-    own = flags.FLAGS.module_help(main) if main.__name__ in flags.FLAGS.flags_by_module_dict() else ""
-    parts = (
-        _about(),
-        own,
-        flags.FLAGS.module_help(module),
-        "  --config.KEY: any key of the config (mmu_jax/study/config.py)",
-    )
-    return "\n".join(part for part in parts if part)
+    ours = flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag("workdir"))
+    keys = "  --config.KEY: any key of the config (mmu_jax/study/config.py)"
+    return "\n".join((_about(), flags.FLAGS.main_module_help(), ours, keys))
 
 
 def _named(argv: list[str]) -> str | None:

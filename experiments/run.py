@@ -7,15 +7,17 @@ record in ``<workdir>/stages`` matches is skipped; one that was made with anothe
 written. The same command resumes where it was killed and ends in the same results, bit for bit.
 """
 
-from absl import app
+from absl import app, flags
 
 from experiments import command
 from mmu_jax.study.study import Study
 
+STAGES = flags.DEFINE_list("stages", [], "Only these stages, by name or by their part before the slash.")
+
 
 def run() -> None:
     """The study of the command line, and what it found."""
-    workdir, stages = command.workdir(), command.STAGES.value
+    workdir, stages = command.workdir(), STAGES.value
     study = Study(command.CONFIG.value, workdir, command.given())
     study.run(stages)
     if not stages or "report" in stages:

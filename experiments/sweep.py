@@ -6,7 +6,8 @@ For each seed a vanilla model and the masks are made as ``experiments.run`` make
 the passes, batch and everything else of the config. A rate is judged by its *worst axis*, in [0, 1]: the four-way goal
 is only as good as the axis that fails. The axes are forget VQA and forget Test VQA (1 at or below the chance level of
 the options, 0 where all are still right), forget QA, retain VQA and retain QA (``config.evaluate.headline``). The best mean over
-seeds wins, the smaller rate on a tie. What is measured is kept in ``<workdir>/sweep.json``; the same command resumes.
+seeds wins, the smaller rate on a tie; one that ends in NaN or infinity is worth 0. What is measured is kept in
+``<workdir>/sweep.json``; the same command resumes.
 
 With ``--retain_rates`` the rate of the steps that only descend is chosen too, one for all methods: that at which the
 methods of the sweep do best on average, each at its own best learning rate.
@@ -23,8 +24,8 @@ import numpy as np
 from absl import app, flags
 
 from experiments import command
-from mmu_jax import InputError, files, train
-from mmu_jax.study import steps
+from mmu_jax import InputError, NotFiniteError, files, train
+from mmu_jax.study import settings, steps
 from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 
@@ -34,6 +35,7 @@ RETAIN_RATES = flags.DEFINE_list("retain_rates", [], "Grid of config.unlearn.ret
 METHODS = flags.DEFINE_list("methods", [], "Only these methods; default those of the config.")
 
 
+ROW = {"seed": float, "method": str, "retain_rate": float, "learning_rate": float, "axes": {"*": float}}
 FIRST = ("data", "merge", "base", "vanilla", "evaluate/vanilla")  # made once a seed, beside the masks
 
 
@@ -63,22 +65,33 @@ def axes(results: dict, headline: str = "exact") -> dict[str, float]:
     return {axis: judge(cell) for axis, (cell, judge) in cells.items() if headline in cell}
 
 
-def measure(work: Workspace, name: str, **rates: float) -> dict[str, float]:
-    """One method at one pair of rates on one seed."""
+def measure(work: Workspace, name: str, **rates: float) -> dict[str, dict[str, float] | str]:
+    """One method at one pair of rates on one seed: its axes; none, and ``diverged``, where the rates end in no numbers."""
     plan, streams, mask = steps.prepare(work, name, **rates)
     params = work.load(work.vanilla, consumed=plan.trainable.consumes)
-    state = train.fit(plan, work.model, params, streams, mesh=work.mesh, mask=mask)
-    trained = plan.trainable.view(state.params, params, mask, plan.method.phases[-1])
-    results, _ = steps.question(work, f"{name} at {rates['learning_rate']:g}", trained.whole(trained.part))
-    return axes(results, work.config.evaluate.headline)
+    try:
+        state = train.fit(plan, work.model, params, streams, mesh=work.mesh, mask=mask)
+        trained = plan.trainable.view(state.params, params, mask, plan.method.phases[-1])
+        results, _ = steps.question(work, f"{name} at {rates['learning_rate']:g}", trained.whole(trained.part))
+    except NotFiniteError as error:
+        return {"axes": {}, "diverged": str(error)}
+    if not (found := axes(results, work.config.evaluate.headline)):
+        raise InputError(
+            f"expected questions with answers of which {work.config.evaluate.headline} judges, found none in this data set; "
+            "name another config.evaluate.headline"
+        )
+    return {"axes": found}
 
 
 def choose(rows: list[dict]) -> tuple[float, dict[str, float]]:
-    """Rows of a sweep -> the best retain rate and, at that, the best learning rate of every method."""
+    """Rows of a sweep -> the best retain rate and, at that, the best learning rate of every method that has one.
+
+    A row without axes diverged and is worth 0; a method all of whose rows did has no rate.
+    """
     seeds: dict[tuple[float, str, float], list[float]] = {}
     for row in rows:
         key = (row["retain_rate"], row["method"], row["learning_rate"])
-        seeds.setdefault(key, []).append(min(row["axes"].values()))
+        seeds.setdefault(key, []).append(min(row["axes"].values(), default=0.0))
     best: dict[float, dict[str, tuple[float, float]]] = {}
     for (retain_rate, name, rate), worth in sorted(seeds.items()):
         found = best.setdefault(retain_rate, {})
@@ -86,7 +99,8 @@ def choose(rows: list[dict]) -> tuple[float, dict[str, float]]:
             found[name] = (float(np.mean(worth)), rate)
     # max keeps the first of equals, and the rates are in rising order.
     chosen = max(best, key=lambda retain_rate: np.mean([worth for worth, _ in best[retain_rate].values()]))
-    return chosen, {name: rate for name, (_, rate) in best[chosen].items()}
+    alive = {row["method"] for row in rows if row["axes"] and row["retain_rate"] == chosen}
+    return chosen, {name: rate for name, (_, rate) in best[chosen].items() if name in alive}
 
 
 def numbers(values: list[str], flag: str, kind: type, good: Callable[[Any], bool]) -> list:
@@ -104,9 +118,8 @@ def numbers(values: list[str], flag: str, kind: type, good: Callable[[Any], bool
 def measured(path: pathlib.Path) -> list[dict]:
     """What an earlier sweep in this workdir has measured."""
     rows = files.read_json(path, "what a sweep has measured") if path.exists() else []
-    keys = {"seed", "method", "retain_rate", "learning_rate", "axes"}
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
-        raise InputError(f"expected what a sweep has measured in {path}, found something else; move it away")
+    if odd := files.unlike(rows, [ROW]):
+        raise InputError(f"expected what a sweep has measured in {path}, found {odd}; move it away")
     return rows
 
 
@@ -119,6 +132,21 @@ def made(study: Study, name: str) -> str:
     return hashlib.sha256(json.dumps(reads, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def check_given(given: dict[str, Any]) -> None:
+    """Refuses keys of the command line that a sweep chooses itself."""
+    table = [
+        ("seed", True, "--seeds names them"),
+        ("gold", True, "a sweep makes none"),
+        (r"unlearn\.learning_rate\..*", True, "--rates is the grid of every method"),
+        (r"unlearn\.retain_rate", RETAIN_RATES.value, "--retain_rates is its grid"),
+        (r"unlearn\.methods", METHODS.value, "--methods names them"),
+    ]
+    if found := [f"config.{key} ({reason})" for key, reason in settings.matching(given, table)]:
+        raise InputError(
+            f"expected keys that a sweep reads, found {', '.join(found)}; remove {'it' if len(found) == 1 else 'them'}"
+        )
+
+
 def _is_rate(value: float) -> bool:
     return 0 < value < 1e6
 
@@ -127,6 +155,7 @@ def sweep() -> None:
     """Measures what is not measured yet, then prints the rates chosen."""
     command.quiet()
     workdir, given = pathlib.Path(command.WORKDIR.value or "runs/sweep"), command.given()
+    check_given(given)
     seeds = numbers(SEEDS.value, "seeds", int, lambda seed: 0 <= seed < 2**32)
     rates, retained = (numbers(f.value, f.name, float, _is_rate) for f in (RATES, RETAIN_RATES))
     if not seeds or not rates:
@@ -146,16 +175,19 @@ def sweep() -> None:
             key["made"] = made(study, name)
             row = next((row for row in rows if key.items() <= row.items()), None)
             if row is None:
-                row = key | {"axes": measure(study.work, name, learning_rate=rate, retain_rate=retain_rate)}
+                row = key | measure(study.work, name, learning_rate=rate, retain_rate=retain_rate)
                 rows.append(row)
                 files.write_json(kept, rows)
             asked.append(row)
-            shown = "  ".join(f"{axis} {100 * v:.0f}" for axis, v in row["axes"].items())
+            shown = "  ".join(f"{axis} {100 * v:.0f}" for axis, v in row["axes"].items()) or "diverged"
             print(f"{name} at {rate:g}, retain rate {retain_rate:g}, seed {seed}: {shown}", flush=True)
     retain_rate, best = choose(asked)
     print(f"config.unlearn.retain_rate = {retain_rate:g}")
-    for name, rate in best.items():
-        print(f"config.unlearn.learning_rate.{name} = {rate:g}")
+    for name in dict.fromkeys(row["method"] for row in asked):
+        rate = (
+            f"{best[name]:g}" if name in best else "none found: it diverged at every rate; give smaller ones in --rates"
+        )
+        print(f"config.unlearn.learning_rate.{name} = {rate}")
 
 
 def main(argv: list[str]) -> None:

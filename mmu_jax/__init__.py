@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "InputError",
+    "NotFiniteError",
     "__version__",
     "adapters",
     "checkpoint",
@@ -85,6 +86,10 @@ class InputError(ValueError):
 
     The message is one line: what was expected, what was found, what to do. Programs print it and exit with code 2.
     """
+
+
+class NotFiniteError(InputError):
+    """A number that a model gives, or that a step would leave, is NaN or infinite."""
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmu_jax import InputError, generate, losses, metrics, models, sharding
+from mmu_jax import InputError, NotFiniteError, generate, losses, metrics, models, sharding
 from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, loader, text
 from mmu_jax.questions import Prompts
 from mmu_jax.trees import Params
@@ -24,10 +24,10 @@ def answer_logps(model: models.Model, params: Params, batch: dict) -> jax.Array:
 
 
 def check_finite(good: np.ndarray, whose: Callable[[int], str]) -> None:
-    """Raises InputError if one of ``good [N]`` (bool) is False, naming ``whose(i)`` the first is."""
+    """Raises NotFiniteError if one of ``good [N]`` (bool) is False, naming ``whose(i)`` the first is."""
     broken = np.flatnonzero(~np.asarray(good))
     if len(broken):
-        raise InputError(
+        raise NotFiniteError(
             f"expected finite numbers from the model, found NaN or infinity for {whose(int(broken[0]))} ({len(broken)} of "
             f"{len(good)} rows); its weights are not finite or do not fit its config, or the dtype it computes in is too coarse"
         )
@@ -186,8 +186,11 @@ class Examiner:
             for name, metric in metrics.asked(asks).items() if items else ():
                 values[name], owners[name] = score(metric.of), [item.person for item in items]
 
-        for asks, items, said in (("generation", free, free_said), ("cloze", blanks, blank_said)):
-            judge(asks, items, lambda of: [of(s, i.answer) for s, i in zip(said, items, strict=True)])  # noqa: B023
+        def against_truth(items, said):
+            return lambda of: [of(answer, item.answer) for answer, item in zip(said, items, strict=True)]
+
+        judge("generation", free, against_truth(free, free_said))
+        judge("cloze", blanks, against_truth(blanks, blank_said))
         if choices:
             scored = self.option_logps(params, choices, rows(choices), album, split)
             judge("options", choices, lambda of: of(*scored, right))

@@ -1,6 +1,7 @@
 """JSON files in and out: what a file system or a half-written file does to a reader arrives as one line."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,34 @@ REFUSALS = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errn
 def refused(error: Exception) -> bool:
     """Whether an exception of a library tells that a file system would not write: it is full, or may not be written."""
     return any(words in str(error) for words in (*REFUSALS, "RESOURCE_EXHAUSTED"))
+
+
+# How the files end that a model, its processor or a data set is read from.
+STAMPED = (".safetensors", ".parquet", ".json", ".jinja", ".txt")
+
+
+def stamp(folder: str | pathlib.Path, pieces: int = 64, piece: int = 2**14) -> str:
+    """A hash by which a model or a data set in a folder is known: names, sizes, and pieces spread over each file.
+
+    Training changes weights everywhere, so pieces tell two models apart without reading gigabytes.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
+    folder, found = pathlib.Path(folder), hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if not (path.name.endswith(STAMPED) or ".array_record" in path.name) or not path.is_file():
+            continue
+        try:
+            size = path.stat().st_size
+            found.update(f"{path.relative_to(folder).as_posix()} {size}".encode())
+            with path.open("rb") as file:
+                for index in range(pieces):
+                    file.seek(index * size // pieces)
+                    found.update(file.read(piece))
+        except OSError as error:
+            raise InputError(f"expected files that can be read in {folder}, found {error}; copy them again") from error
+    return found.hexdigest()[:16]
 
 
 def read_text(path: str | pathlib.Path, what: str = "a text file") -> str:
@@ -45,12 +74,54 @@ def read_json(path: str | pathlib.Path, what: str = "a JSON file") -> Any:
         raise InputError(f"expected {what}, found {path} which is not JSON: {why}") from error
 
 
-def read_object(path: str | pathlib.Path, what: str = "a JSON file") -> dict[str, Any]:
-    """The object in a JSON file; InputError too where the value is another."""
+def read_object(path: str | pathlib.Path, what: str = "a JSON file", like: Any = None) -> dict[str, Any]:
+    """The object in a JSON file; InputError too where the value is another, or not :func:`unlike` ``like``."""
     value = read_json(path, what)
     if not isinstance(value, dict):
         raise InputError(f"expected {what} with a JSON object, found {type(value).__name__} in {path}; copy it again")
+    if like is not None and (odd := unlike(value, like)):
+        raise InputError(f"expected {what}, found {path} with {odd}; undo the edit, or delete it and make it again")
     return value
+
+
+def unlike(value: Any, like: Any, place: str = "") -> str:
+    """Where and how a value of JSON is not of a shape; empty if it is.
+
+    Args:
+      like: a type (``float`` is a finite number); a tuple of shapes, one of which it has; a set of values, one of which it
+        is; a list of one shape, which every item has; or a dict of shapes by key, which must be there but for those that
+        end in ``?``; the shape under ``'*'`` is that of every other key.
+
+    >>> unlike({"a": {"mean": None}}, {"*": {"mean": float}})
+    'a/mean = None where a number is expected'
+    """
+    if isinstance(like, tuple):
+        found = [unlike(value, one, place) for one in like]
+        return "" if not all(found) else found[0]
+    if isinstance(like, dict):
+        if not isinstance(value, dict):
+            return _odd(value, place, "an object")
+        by_key = {key.removesuffix("?"): shape for key, shape in like.items() if key != "*"}
+        if lost := [key for key in like if key != "*" and not key.endswith("?") and key not in value]:
+            return f"{place or 'it'} without {', '.join(lost)}"
+        shapes = {key: by_key.get(key, like.get("*", object)) for key in value}
+        return next(filter(None, (unlike(value[k], shapes[k], f"{place}/{k}".strip("/")) for k in value)), "")
+    if isinstance(like, list):
+        if not isinstance(value, list):
+            return _odd(value, place, "a list")
+        return next(filter(None, (unlike(v, like[0], f"{place}/{i}".strip("/")) for i, v in enumerate(value))), "")
+    if isinstance(like, set):
+        known = isinstance(value, str) and value in like
+        return "" if known else _odd(value, place, f"one of {', '.join(sorted(like))}")
+    if like is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return "" if number else _odd(value, place, "a number")
+    return "" if isinstance(value, like) else _odd(value, place, {str: "text", dict: "an object"}.get(like, str(like)))
+
+
+def _odd(value: Any, place: str, expected: str) -> str:
+    shown = repr(value)
+    return f"{place or 'a value'} = {shown if len(shown) < 60 else shown[:57] + '...'} where {expected} is expected"
 
 
 def write_json(path: str | pathlib.Path, value: Any) -> None:

@@ -151,7 +151,7 @@ def product(factors: Factors, scale: float, mask: jax.Array | None = None) -> ja
     return update if mask is None else jnp.where(mask, update, 0.0)
 
 
-def check(spec: LoRA, params: Params, eligible: str) -> None:
+def check_targets(spec: LoRA, params: Params, eligible: str) -> None:
     """Raises InputError unless the rank is positive and the targets are linear weights of ``params`` (``eligible``)."""
     if spec.rank < 1:
         raise InputError(f"expected a LoRA rank of at least 1, found {spec.rank}; set lora.rank")

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmu_jax import InputError, checkpoint, losses, masks, methods, sharding, trees
+from mmu_jax import InputError, NotFiniteError, checkpoint, losses, masks, methods, sharding, trees
 from mmu_jax.data.loader import Stream
 from mmu_jax.methods import Phase, Seen
 from mmu_jax.models import Model
@@ -281,7 +281,7 @@ def _raise_if_failed(state: TrainState, p: Plan, streams: dict[str, Stream], che
         if (at := p.turn(phase, failed)) is not None:
             rows += [streams[name].describe(streams[name].batch(at)) for name in phase.losses]
     kept = checkpoints.latest if checkpoints is not None else None
-    raise InputError(
+    raise NotFiniteError(
         f"expected finite losses, gradients and params, found NaN or infinity at step {failed} in "
         f"{'; '.join(dict.fromkeys(rows))}; "
         f"last good checkpoint: {'none yet' if kept is None else f'step {kept}'}; lower the learning rate or mend those rows"

@@ -1,10 +1,13 @@
 """The program as a user starts it, in a process of its own, made small."""
 
+import ast
 import json
 import os
 import pathlib
 import subprocess
 import sys
+
+from configs import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -33,6 +36,14 @@ SMALL = [
 
 def command(workdir, *options, config="configs/tiny.py"):
     return [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}", *options]
+
+
+def small_config():
+    """``configs/tiny.py`` with SMALL."""
+    config = tiny.get_config()
+    pairs = (option.removeprefix("--config.").split("=", 1) for option in SMALL)
+    config.update_from_flattened_dict({key: ast.literal_eval(value) for key, value in pairs})
+    return config
 
 
 QUICK = "--xla_backend_optimization_level=0"  # nearly all of a small run is compilation

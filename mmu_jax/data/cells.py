@@ -7,21 +7,17 @@ cell in messages, as in ``'Mask_Task of person 0012 in Full_Set'``.
 
 import ast
 import decimal
+import io
+import itertools
 import json
 import math
 import re
-import string
-import unicodedata
+import tokenize
 from typing import Any
 
 import numpy as np
 
 from mmu_jax import InputError
-
-_LABEL = re.compile(r"(?:option|choice)?[\s_]*[(\[]?([A-Za-z])[)\].:]*", re.IGNORECASE)  # 'a', 'A.', '(A)', 'Option A'
-_NUMBER = re.compile(r"(?:option|choice)?[\s_]*[(\[]?(\d+)[)\].:]*", re.IGNORECASE)  # '1', '(1)', 'option_1'
-LABELS, WORDS = ("label", "key", "letter", "id"), ("text", "option", "value", "content")  # of options in structs
-_LABELLED = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+\s*|\s+[-\u2013]\s+)(\S.*)", re.DOTALL)  # 'B. text', 'b) text'
 
 
 def plain(value: Any) -> Any:
@@ -54,7 +50,7 @@ def text(value: Any, place: str) -> str:
         return ""
     if isinstance(value, list | dict):
         kind = "an object" if isinstance(value, dict) else f"a list of {len(value)}"
-        raise InputError(f"expected one text in {place}, found {kind}, {_shown(value)}; mend that row")
+        raise InputError(f"expected one text in {place}, found {kind}, {brief(value)}; mend that row")
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         value = int(value)
     if isinstance(value, decimal.Decimal) and value.is_finite() and value == value.to_integral_value():
@@ -63,7 +59,7 @@ def text(value: Any, place: str) -> str:
         found = value.decode() if isinstance(value, bytes) else str(value)
         found.encode()
     except UnicodeError as error:
-        raise InputError(f"expected Unicode text in {place}, found {_shown(value)} ({error}); mend that row") from error
+        raise InputError(f"expected Unicode text in {place}, found {brief(value)} ({error}); mend that row") from error
     return found if found.strip() else ""
 
 
@@ -98,14 +94,22 @@ def _literal(said: str) -> Any:
         return json.loads(said, object_pairs_hook=_object)
     except (json.JSONDecodeError, RecursionError) as error:
         try:
+            _check_commas(said)
             tree = ast.parse(said.strip(), mode="eval")
             value = ast.literal_eval(tree)
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, tokenize.TokenError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise ValueError(str(error)) from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
             _object([(ast.literal_eval(key), None) for key in node.keys])
     return value
+
+
+def _check_commas(said: str) -> None:
+    """ValueError where two texts stand side by side, as numpy prints a list: Python reads them as one."""
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(said.strip()).readline)]
+    if (tokenize.STRING, tokenize.STRING) in itertools.pairwise(k for k in kinds if k != tokenize.NL):
+        raise ValueError("two texts without a comma between them")
 
 
 def _object(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -122,7 +126,7 @@ def read(cell: Any, place: str) -> Any:
     try:
         return parsed(cell)
     except ValueError as error:
-        raise InputError(f"expected JSON in {place}, found {_shown(cell)} ({error}); mend that row") from error
+        raise InputError(f"expected JSON in {place}, found {brief(cell)} ({error}); mend that row") from error
 
 
 def table(cell: Any, place: str) -> dict[str, Any]:
@@ -135,7 +139,7 @@ def table(cell: Any, place: str) -> dict[str, Any]:
     if isinstance(found, list) and len(found) == 1:
         found = read(found[0], place)
     if not isinstance(found, dict | None):
-        raise InputError(f"expected an object in {place}, found {_shown(found)}; mend that row")
+        raise InputError(f"expected an object in {place}, found {brief(found)}; mend that row")
     return found or {}
 
 
@@ -151,11 +155,11 @@ def records(cell: Any, place: str) -> list[dict[str, Any]]:
     if isinstance(found, dict):
         found = [found] if _is_one(found) else _struct_of_lists(found, place)
     if not isinstance(found, list | None):
-        raise InputError(f"expected a list of objects in {place}, found {_shown(found)}; mend that row")
+        raise InputError(f"expected a list of objects in {place}, found {brief(found)}; mend that row")
     items = [read(item, place) for item in found or ()]
     for item in items:
         if not isinstance(item, dict | None):
-            raise InputError(f"expected objects in the list of {place}, found {_shown(item)}; mend that row")
+            raise InputError(f"expected objects in the list of {place}, found {brief(item)}; mend that row")
         if item and "Question" not in item:
             raise InputError(
                 f"expected a Question in every item of {place}, found only {', '.join(map(repr, item))}; rename the keys"
@@ -173,7 +177,7 @@ def _struct_of_lists(struct: Any, place: str) -> list | None:
     if not isinstance(struct, dict):
         if isinstance(struct, list | None):
             return struct
-        raise InputError(f"expected a list in every field of {place}, found {_shown(struct)}; mend that row")
+        raise InputError(f"expected a list in every field of {place}, found {brief(struct)}; mend that row")
     columns = {name: _struct_of_lists(field, place) for name, field in struct.items()}
     lengths = {len(column) for column in columns.values() if column is not None}
     if len(lengths) > 1:
@@ -227,123 +231,13 @@ def _image(cell: Any, place: str) -> bytes:
         encoded = None
     if isinstance(encoded, bytes) and encoded:
         return encoded
-    shown = f"only the path {_shown(path)}" if path else _shown(found) if found else "none"
+    shown = f"only the path {brief(path)}" if path else brief(found) if found else "none"
     raise InputError(
         f"expected the encoded bytes of every photo of {place}, found {shown}; write the image files into the table, as "
         "push_to_hub of datasets does, or download the data set again"
     )
 
 
-def choice(options: Any, answer: Any, place: str) -> tuple[dict[str, str], str]:
-    """The options of a question by letter, in their order and without blank ones, and the letter of the right one.
-
-    Options are a struct, a list, a list of label and text, or JSON of any. Keys that spell a letter (``a``, ``1``, ``A.``,
-    ``(A)``, ``option_1``) become that capital where all do; others stay. A null option whose key is spelled otherwise than
-    those of the others, or as one of them, belongs to other rows of the table. The answer is a key in any of these
-    spellings, ``B. text``, the text of an option, or its index, counted from 0 where the options have no numbers of their own. It is '' where the answer, or the option, is blank.
-
-    Raises:
-      InputError: the answer is none of the options, or two; or two keys spell one letter.
-    """
-    spelled, numbered = _options(options, place)
-    keys = _letters([key for key, _ in spelled])
-    own = [i for i, (_, option) in enumerate(spelled) if option or keys.count(keys[i]) == 1]
-    if spelled and not own:  # nothing but blanks
-        own = [keys.index(key) for key in dict.fromkeys(keys)]
-    spelled, keys = [spelled[i] for i in own], [keys[i] for i in own]
-    if len(set(keys)) < len(keys):
-        found = ", ".join(repr(key) for key, _ in spelled)
-        raise InputError(f"expected a letter of its own for every option of {place}, found {found}; mend that question")
-    texts = dict(zip(keys, (option for _, option in spelled), strict=True))
-    there = {key: option for key, option in texts.items() if option}
-    said = text(answer, f"Correct_Answer of {place}").strip()
-    if not said or not there:
-        return there, ""
-    numbers = {_number(key) if numbered else i: keys[i] for i, (key, _) in enumerate(spelled)}
-    right = _right(said, texts, numbers, numbered)
-    if len(right) != 1:
-        listed = ", ".join(f"{key} ({option[:40]!r})" for key, option in texts.items())
-        raise InputError(
-            f"expected one of the options {listed} as Correct_Answer of {place}, found {said[:60]!r}, which is "
-            f"{'more than one' if right else 'none'} of them; mend that question"
-        )
-    return there, right[0] if right[0] in there else ""
-
-
-def _options(cell: Any, place: str) -> tuple[list[tuple[str, str]], bool]:
-    """Key and text of every option as they stand, and whether the keys are numbers of the data's own."""
-    found = read(cell, f"Options of {place}")
-    found = _by_label(found) or found
-    if isinstance(found, list):  # by place, or with their letters in their texts
-        said = [text(option, f"Options of {place}").strip() for option in found]
-        labels = [_LABELLED.fullmatch(option) for option in said]
-        if labels and all(labels) and [m[1].upper() for m in labels] == list(string.ascii_uppercase[: len(labels)]):
-            return [(match[1], match[2]) for match in labels], False
-        return [(str(i), option) for i, option in enumerate(said)], False
-    if not isinstance(found, dict | None):
-        raise InputError(
-            f"expected options by letter, or a list, in {place}, found {_shown(found)}; mend that question"
-        )
-    table = [(str(key).strip(), text(option, f"option {key} of {place}")) for key, option in (found or {}).items()]
-    if len({_NUMBER.fullmatch(key) is None for key, _ in table}) > 1:
-        table = [(key, option) for key, option in table if option]
-    return table, all(_NUMBER.fullmatch(key) for key, _ in table)
-
-
-def _by_label(found: Any) -> dict[str, Any] | None:
-    """Options by label of a list of ``{label, text}`` or of ``{label: [...], text: [...]}``; None where it is neither."""
-    if isinstance(found, dict) and all(isinstance(plain(field), list) for field in found.values()):
-        columns = [plain(field) for field in found.values()]
-        if not found or len({len(column) for column in columns}) > 1:
-            return None
-        found = [dict(zip(found, row, strict=True)) for row in zip(*columns, strict=True)]
-    if not isinstance(found, list) or not found or not all(isinstance(item, dict) for item in found):
-        return None
-    label = next((name for name in LABELS if all(name in item for item in found)), None)
-    words = next((name for name in WORDS if all(name in item for item in found)), None)
-    if label is None or words is None:
-        return None
-    table = {str(plain(item[label])): item[words] for item in found}
-    return table if len(table) == len(found) else None
-
-
-def _letters(keys: list[str]) -> list[str]:
-    """Capitals for the keys that spell a letter; for numbers too where they count from 0 or 1."""
-    numbers = [_number(key) for key in keys]
-    if keys and None not in numbers and (first := min(numbers)) in (0, 1) and max(numbers) - first < 26:
-        return [string.ascii_uppercase[number - first] for number in numbers]
-    labels = [_LABEL.fullmatch(key) for key in keys]
-    return [label[1].upper() for label in labels] if all(labels) else keys
-
-
-def _number(said: str) -> int | None:
-    match = _NUMBER.fullmatch(said)
-    return int(match[1]) if match else None
-
-
-def _right(said: str, texts: dict[str, str], numbers: dict[int, str], numbered: bool) -> list[str]:
-    """The letters that an answer may mean; a key comes before all else, as the benchmark writes it."""
-    label, number = _LABEL.fullmatch(said), numbers.get(_number(said))
-    key = next((k for k in texts if k.casefold() == said.casefold()), label and label[1].upper())
-    if key in texts:
-        return [key]
-    if numbered and number is not None:
-        return [number]
-    same = [key for key, option in texts.items() if option and _same(option, said)]
-    if number is not None and number not in same:
-        same.append(number)
-    match = _LABELLED.fullmatch(said)
-    if not same and match and match[1].upper() in texts and _same(texts[match[1].upper()], match[2]):
-        return [match[1].upper()]
-    return same
-
-
-def _same(one: str, other: str) -> bool:
-    """Whether two texts differ in case, spacing, Unicode form and a full stop at most."""
-    one, other = (" ".join(unicodedata.normalize("NFKC", t).casefold().split()).rstrip(" .") for t in (one, other))
-    return one == other
-
-
-def _shown(value: Any) -> str:
+def brief(value: Any) -> str:
     shown = repr(value[:60] if isinstance(value, str | bytes | list) else value)
     return shown if len(shown) <= 80 else shown[:77] + "..."

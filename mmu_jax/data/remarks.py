@@ -16,10 +16,11 @@ Remarks = list[tuple[str, str]]
 NO_PHOTO, EMPTY, NOTHING = "left out: no photo", "left out: empty", "left out: empty, and nothing else is there"
 NO_QUESTION, NO_ANSWER, NO_OPTION = "left out: no question", "left out: no answer", "left out: no right option"
 KEYS = ("split", "what", "of", "remark", "people")  # of a remark in the file
+NO_NAMES = "not asked: no names to choose from"
 WITHOUT = "without task "
 ALONE, ALIKE = "with one option alone, nothing to choose from", "with two options alike"
 FAULTS = (NOTHING, NO_QUESTION, NO_ANSWER, NO_OPTION)
-LEFT_OUT = (NO_PHOTO, EMPTY, *FAULTS)
+LEFT_OUT = (NO_PHOTO, NO_NAMES, EMPTY, *FAULTS)
 
 
 def lacking(question: str, answer: Any, without: str = NO_ANSWER) -> str:

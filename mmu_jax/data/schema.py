@@ -7,6 +7,7 @@ from typing import Any
 
 from mmu_jax import InputError
 from mmu_jax.data import IMAGE, TEXT, Benchmark, Choice, Example, Person, cells
+from mmu_jax.data.options import read_choice
 
 _KINDS = {"imagetextual": IMAGE, "puretext": TEXT}
 
@@ -45,7 +46,7 @@ def _example(person: str, item: dict, answer: str, place: str, kind: str | None 
 
 def _choice(person: str, kind: str, item: dict, place: str) -> Choice:
     question = cells.text(item.get("Question"), place)
-    options, letter = cells.choice(item.get("Options"), item.get("Correct_Answer"), place)
+    options, letter = read_choice(item.get("Options"), item.get("Correct_Answer"), place)
     if not question or not letter:
         what = "a Question and a right option"
         raise InputError(f"expected {what} in every item of {place}, found {str(item)[:120]}; fill it or remove it")

@@ -16,6 +16,7 @@ from mmu_jax.metrics import METRICS, exact
 from mmu_jax.report.results import Results, cell, family, headline, of_family, ours
 
 INK, MUTED, GOOD, BAD, ACCENT, AMBER = "#1c2430", "#6b7685", "#1a7f5a", "#b3402e", "#2f5fd0", "#c98a1b"
+ANSWER = {"person": str, "photo": float, "question": str, "answer": str}
 COLOURS = {"model": MUTED, "control": AMBER, "baseline": BAD, "masked": ACCENT, "variant": "#7f9be0", "ablation": AMBER}
 
 
@@ -69,7 +70,7 @@ def trade_off(axis: Any, results: Results) -> None:
 
 def _answers(workdir: pathlib.Path, model: str) -> dict[tuple, dict]:
     path = workdir / "answers" / f"{model}.json"
-    table = read_object(path, "answers") if path.exists() else {}
+    table = read_object(path, "answers", {"*": {"*": [ANSWER]}}) if path.exists() else {}
     return {
         (split, task, row["person"], row["photo"], row["question"]): row
         for split, tasks in table.items()
@@ -144,7 +145,7 @@ def main_figure(workdir: pathlib.Path, results: Results, benchmark: Benchmark) -
 def density_figure(workdir: pathlib.Path, results: Results) -> Any | None:
     """Mask density per layer (columns) and kind of weight (rows) of the method's own mask."""
     path = workdir / "masks" / f"{ours(results)}.json"
-    leaves = read_object(path, "densities of a mask")["layers"] if path.exists() else {}
+    leaves = read_object(path, "densities of a mask", {"layers": {"*": [float]}})["layers"] if path.exists() else {}
     if not leaves:
         return None
     plt = _pyplot()
@@ -174,13 +175,13 @@ def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
         path = workdir / "training" / "unlearn" / f"{name}.json"
         if not path.exists():
             continue
-        for curve, values in read_object(path, "training curves").items():
+        for curve, values in read_object(path, "training curves", {"*": [(float, type(None))]}).items():
             y = np.array([np.nan if v is None else v for v in values])
             axis = axes[0] if curve.startswith("forget") else axes[1]
-            sign = LOSSES[curve.split("/")[1]].sign
-            if not sign:  # no cross-entropy
+            loss = LOSSES.get(curve.partition("/")[2])
+            if loss is None or not loss.sign:  # no cross-entropy
                 continue
-            y, keep = sign * y, ~np.isnan(y)
+            y, keep = loss.sign * y, ~np.isnan(y)
             x = np.arange(1, len(y) + 1)[keep] / len(y)
             style = {"lw": 2.2 if name == ours(results) else 1.1, "alpha": 0.9}
             axis.plot(x, y[keep], label=name, **style)

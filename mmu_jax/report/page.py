@@ -10,7 +10,7 @@ from mmu_jax.data import Benchmark
 from mmu_jax.methods import METHODS
 from mmu_jax.metrics import METRICS
 from mmu_jax.report import figures, tables
-from mmu_jax.report.results import FLAGS, Results, axes, cell, headline, read, verdict
+from mmu_jax.report.results import FLAGS, Results, axes, cell, headline, judged_by, read, verdict
 
 PROOF = (
     "Counted on device in every masked step. With LoRA it is the merged update that is counted, and the mask is a factor of "
@@ -58,7 +58,9 @@ def _chance(results: Results, metric: str) -> str:
 
 
 def _legend(results: Results, metric: str) -> str:
-    counts = [f"{a.title} {cell(results, 'vanilla', a.split, a.task, metric)['n']}" for a in axes(results)]
+    counts = [
+        f"{a.title} {cell(results, 'vanilla', a.split, a.task, judged_by(results, a))['n']}" for a in axes(results)
+    ]
     return (
         f"Per cent: {METRICS[metric].name} with a 95 % interval from a bootstrap over people, then MCQ (options ranked by "
         f"likelihood). Arrows point to the good direction. {_chance(results, metric)}Items: {', '.join(counts)}."

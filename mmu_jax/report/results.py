@@ -36,17 +36,39 @@ FLAGS = {
 }
 
 Results = dict[str, dict[str, Any]]
+CELL = {"mean": float, "low": float, "high": float, "n": float}
+GROUP = {"total": float, "density": float, "outside": float, "inside": float}
+# A result file; further keys are of no concern here.
+FILE = {
+    "results": {"*": {"*": {"mcq?": CELL | {"chance": float}, "distinct?": {"mean": float, "n": float}, "*": CELL}}},
+    "mask_proof": {"*": GROUP},
+    "flags": [set(FLAGS)],
+    "config": {"evaluate": {"headline": set(METRICS)}},
+    "provenance": dict,
+}
 
 
 def read(workdir: pathlib.Path, names: list[str] | None = None) -> Results:
     """The result files by model name, vanilla and gold first."""
-    found = {path.stem: read_object(path, "results") for path in sorted((workdir / "results").glob("*.json"))}
+    found = {path.stem: read_object(path, "results", FILE) for path in sorted((workdir / "results").glob("*.json"))}
     if "vanilla" not in found:
         raise InputError(
             f"expected results of the vanilla model in {workdir}, found none; run the evaluate stage first"
         )
+    for name, value in found.items():
+        for split, task, metric in _places(found["vanilla"]):
+            if metric not in value["results"].get(split, {}).get(task, {}):
+                raise InputError(
+                    f"expected every model evaluated alike, found results/{name}.json without {split}/{task}/{metric}, which "
+                    f"vanilla has, in {workdir}; delete it, and the same command makes it again"
+                )
     order = names or ["vanilla", "gold", *METHODS]
     return {name: found[name] for name in order if name in found}
+
+
+def _places(value: dict[str, Any]) -> list[tuple[str, str, str]]:
+    tasks = [(split, task, cells) for split, found in value["results"].items() for task, cells in found.items()]
+    return [(split, task, metric) for split, task, cells in tasks for metric in cells]
 
 
 def cell(results: Results, model: str, split: str, task: str, metric: str) -> dict[str, float] | None:
@@ -59,8 +81,15 @@ def headline(results: Results) -> str:
 
 
 def axes(results: Results) -> list[Axis]:
-    """The axes that were evaluated."""
-    return [axis for axis in AXES if cell(results, "vanilla", axis.split, axis.task, headline(results))]
+    """The axes that were evaluated: by generated answers, or by options alone."""
+    asked = (headline(results), "mcq")
+    return [axis for axis in AXES if any(cell(results, "vanilla", axis.split, axis.task, metric) for metric in asked)]
+
+
+def judged_by(results: Results, axis: Axis) -> str:
+    """The metric that verdicts compare on an axis: the headline one, MCQ where nothing was generated."""
+    metric = headline(results)
+    return metric if cell(results, "vanilla", axis.split, axis.task, metric) else "mcq"
 
 
 def better_up(axis: Axis, metric: str) -> bool:
@@ -98,19 +127,23 @@ def verdict(results: Results) -> list[str]:
         return [f"{len(results)} models were evaluated; no masked method is among them."]
 
     def score(model, axis):
-        return f"{100 * cell(results, model, axis.split, axis.task, metric)['mean']:.0f} %"
+        return f"{100 * cell(results, model, axis.split, axis.task, judged_by(results, axis))['mean']:.0f} %"
 
-    told = "; ".join(f"{axis.title} from {score('vanilla', axis)} to {score(mine, axis)}" for axis in axes(results))
+    def titled(axis):
+        return axis.title if judged_by(results, axis) == metric else f"{axis.title} (MCQ)"
+
+    told = "; ".join(f"{titled(axis)} from {score('vanilla', axis)} to {score(mine, axis)}" for axis in axes(results))
     lines = [f"{mine} took {METRICS[metric].name} on {told}."]
     return lines + [_against(results, mine, rival) for rival in of_family(results, "baseline")]
 
 
 def _against(results: Results, mine: str, rival: str) -> str:
     """The sentence that compares two rows, axis by axis."""
-    note, metric = METHODS[rival].note, headline(results)
+    note = METHODS[rival].note
     known = f"{rival} ({note})" if note else rival
     better, worse, equal = [], [], []
     for axis in axes(results):
+        metric = judged_by(results, axis)
         first, second = (cell(results, m, axis.split, axis.task, metric) for m in (mine, rival))
         wins = (first["mean"] > second["mean"]) == better_up(axis, metric)
         (equal if not _apart(first, second) else better if wins else worse).append(axis.title)

@@ -8,6 +8,7 @@ from mmu_jax.metrics import METRICS, Metric
 from mmu_jax.report.results import Axis, Results, axes, better_up, cell, family, headline, read, verdict
 
 Table = list[list[str]]
+COST = {"seconds": float, "peak_host_bytes_so_far": float}  # of a stage, as its record keeps it
 
 
 def _head(results: Results, metric: str) -> list[str]:
@@ -80,10 +81,8 @@ def cost_table(workdir: pathlib.Path) -> Table:
     rows = []
     folder = workdir / "stages"
     for path in sorted(folder.rglob("*.json")):
-        name, cost = (
-            path.relative_to(folder).with_suffix("").as_posix(),
-            read_object(path, "a stage record").get("cost"),
-        )
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        cost = read_object(path, "a stage record", {"cost?": COST}).get("cost")
         if cost and name != "report":
             rows.append([name, f"{cost['seconds']:.1f}", f"{cost['peak_host_bytes_so_far'] / 2**30:.2f}"])
     total = sum(float(row[1]) for row in rows)

@@ -35,7 +35,7 @@ def trainable(config: Any, section: str, model: models.Model) -> Trainable | Non
         return None
     spec = lora.LoRA(**config[section].lora)
     try:
-        lora.check(spec, model.abstract(), model.family.eligible)
+        lora.check_targets(spec, model.abstract(), model.family.eligible)
     except InputError as error:
         raise InputError(f"config.{section}.lora.targets: {error}") from error
     return spec

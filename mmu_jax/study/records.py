@@ -10,8 +10,10 @@ from typing import Any
 import jax
 
 import mmu_jax
-from mmu_jax import InputError
 from mmu_jax.files import read_object
+from mmu_jax.report.tables import COST
+
+RECORD = {"status": str, "fingerprint": str, "reads": dict, "result?": (dict, type(None)), "cost?": COST}
 
 
 def place(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -28,13 +30,7 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
     path = place(workdir, name)
     if not path.exists():
         return None
-    record = read_object(path, "the record of a stage (delete it, and the stage is made again)")
-    if lost := {"status", "fingerprint", "reads"} - record.keys():
-        raise InputError(
-            f"expected the record of a stage in {path}, found it without {', '.join(sorted(lost))}; delete it, and the "
-            "stage is made again"
-        )
-    return record
+    return read_object(path, "the record of a stage (delete it, and the stage is made again)", RECORD)
 
 
 def provenance() -> dict[str, Any]:

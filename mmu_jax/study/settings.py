@@ -269,7 +269,7 @@ def _together(c: Any) -> list[str]:
     return problems
 
 
-def _matching(keys: Iterable[str], table: list[tuple[str, Any, str]]) -> list[tuple[str, str]]:
+def matching(keys: Iterable[str], table: list[tuple[str, Any, str]]) -> list[tuple[str, str]]:
     """(key, reason) for every key and every row ``(pattern, whether it holds, reason)`` of the table that holds for it."""
     return [(key, reason) for key in keys for pattern, holds, reason in table if holds and re.fullmatch(pattern, key)]
 
@@ -295,7 +295,7 @@ def _unread(c: Any, given: dict[str, Any]) -> list[str]:
     return [
         f"expected every key that is given to be read, found config.{key}={given[key]!r}, which nothing reads ({reason}); "
         "remove one"
-        for key, reason in _matching(brought, table)
+        for key, reason in matching(brought, table)
     ]
 
 
@@ -334,4 +334,4 @@ def unused(c: Any, given: dict[str, Any]) -> list[str]:
         )
         for name, row in zip(c.unlearn.methods, rows, strict=True)
     ]
-    return [f"config.{key} is not read: {reason}" for key, reason in _matching(given, table)]
+    return [f"config.{key} is not read: {reason}" for key, reason in matching(given, table)]

@@ -32,12 +32,14 @@ class Stage:
       reads: the part of the config its result depends on.
       inputs: names of the stages whose results it reads.
       make: does the work; returns what the record should keep.
+      leaves: small files that it writes; where one is gone, the stage is made again.
     """
 
     name: str
     reads: dict[str, Any]
     inputs: tuple[str, ...]
     make: Callable[[], dict[str, Any] | None]
+    leaves: tuple[pathlib.Path, ...] = ()
 
 
 class Stages:
@@ -57,7 +59,8 @@ class Stages:
 
     def done(self, name: str) -> bool:
         record = self.record(name)
-        return record is not None and record["status"] == "done" and record["fingerprint"] == self.fingerprint(name)
+        made = record is not None and record["status"] == "done" and record["fingerprint"] == self.fingerprint(name)
+        return made and all(path.exists() for path in self.table[name].leaves)
 
     def check(self) -> None:
         """Refuses a workdir whose stages were made with another config, before anything is written."""
@@ -119,7 +122,7 @@ class Stages:
         stage, record = self.table[name], self.record(name)
         if self.done(name):
             return
-        missing = [i for i in stage.inputs if (self.record(i) or {}).get("status") != "done"]
+        missing = [i for i in stage.inputs if not self.done(i)]
         if missing:
             raise InputError(f"expected stage {missing[0]} before {name}, found it not done; add it to --stages")
         print(name, flush=True)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pathlib
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +10,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmu_jax import InputError, adapters, checkpoint, evaluate, hf, hub, masks, models, questions, report, train, trees
+from mmu_jax import (
+    InputError,
+    NotFiniteError,
+    adapters,
+    checkpoint,
+    evaluate,
+    hf,
+    hub,
+    masks,
+    models,
+    questions,
+    report,
+    train,
+    trees,
+)
 from mmu_jax.data import builders, loader, tiny
-from mmu_jax.files import write_json
+from mmu_jax.files import stamp, write_json
 from mmu_jax.methods import METHODS
 from mmu_jax.plan import Plan, describe
 from mmu_jax.report import results
@@ -28,17 +43,22 @@ def stages(work: Workspace) -> list[Stage]:
     """Every stage with the part of the config that its result depends on, in the order of the story."""
     c, given = work.config.to_dict(), work.config.vanilla.path
     data = {key: value for key, value in c["data"].items() if key not in ("tokens", "patches", "max_pixels")}
+    # A folder is known by what is in it: another model behind the same path is another model.
+    data |= _stamped(source=c["data"]["source"], path=c["data"]["path"])
     # What every number that a model computes depends on.
     numbers = {"dtype": c["model"]["dtype"], "param_dtype": c["model"]["param_dtype"]}
     numbers |= {"max_pixels": c["data"]["max_pixels"]}
-    source = {"data": data, "vanilla.path": given} if given else {"data": data}
+    source = {"data": data} | ({"vanilla.path": given} | _stamped(vanilla=given) if given else {})
     start = [Stage("data", source, (), functools.partial(prepare_data, work))]
     if given and work.adapter:
-        start += [Stage("merge", {"base": work.adapter}, ("data",), _fitting(work, merge))]
+        start += [
+            Stage("merge", {"base": work.adapter} | _stamped(base=work.adapter), ("data",), _fitting(work, merge))
+        ]
     trained = {"vanilla": c["vanilla"], "seed": c["seed"], "numbers": numbers}
     gold = []
     if not given:
         made = {key: value for key, value in c["model"].items() if key not in ("dtype", "param_dtype")}
+        made |= _stamped(model=c["model"]["path"])
         made_base = _fitting(work, make_base) if c["model"]["path"] else functools.partial(make_base, work)
         start += [Stage("base", {"model": made, "seed": c["seed"]}, ("data",), made_base)]
         start += [Stage("vanilla", trained, ("base",), _fitting(work, fine_tune, "vanilla"))]
@@ -50,8 +70,19 @@ def stages(work: Workspace) -> list[Stage]:
     unlearned = [_unlearned(work, name, first, numbers) for name in work.config.unlearn.methods]
     others = [name for name in work.names() if name != "vanilla"]
     asked = [_evaluated(work, name, "gold" if name == "gold" else f"unlearn/{name}", numbers) for name in others]
-    told = Stage("report", {}, tuple(f"evaluate/{name}" for name in work.names()), functools.partial(tell, work))
+    told = Stage(
+        "report",
+        {},
+        tuple(f"evaluate/{name}" for name in work.names()),
+        functools.partial(tell, work),
+        (work.workdir / "report.html",),
+    )
     return [*start, known, *gold, *scored, *unlearned, *asked, told]
+
+
+def _stamped(**paths: str) -> dict[str, str]:
+    """``{name}.content`` of those that are folders here; what is on the hub is known by its id."""
+    return {f"{name}.content": stamp(path) for name, path in paths.items() if path and pathlib.Path(path).is_dir()}
 
 
 def _fitting(work: Workspace, make: Callable[..., Any], *args: Any) -> Callable[[], Any]:
@@ -74,7 +105,7 @@ def _scored(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
     c, method = work.config.to_dict(), METHODS[name]
     reads = {"saliency": c["saliency"], "mask": method.arithmetic()["mask"], "seed": c["seed"], "numbers": numbers}
     reads |= {"rows": c["unlearn"]["rows"]} if method.mask.unit == "batch" else {}
-    return Stage(f"saliency/{name}", reads, (start,), _fitting(work, scoring.mask, name))
+    return Stage(f"saliency/{name}", reads, (start,), _fitting(work, scoring.mask, name), (work.mask(name),))
 
 
 def _unlearned(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
@@ -88,7 +119,7 @@ def _unlearned(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
 
 def _evaluated(work: Workspace, name: str, upstream: str, numbers: dict) -> Stage:
     reads = {"evaluate": work.config.evaluate.to_dict(), "numbers": numbers}
-    return Stage(f"evaluate/{name}", reads, (upstream,), _fitting(work, examine, name))
+    return Stage(f"evaluate/{name}", reads, (upstream,), _fitting(work, examine, name), (work.result(name),))
 
 
 # ---- what is there before anything is unlearned
@@ -106,6 +137,9 @@ def prepare_data(work: Workspace) -> dict:
         loader.examine(work.processor, everyone, work.config.data.max_pixels, work.sizes)
     for person in everyone:
         loader.decode(person)
+    if idle := sorted({p.id for p in b.full} - {p.id for p in (*b.forget, *b.retain)}):
+        print(f"  {len(idle)} of {len(b.full)} people of full stand in neither split: trained on as kept, asked nothing "
+              f"({', '.join(idle[:5])}{', ...' if len(idle) > 5 else ''})", flush=True)  # fmt: skip
     return {name: len(getattr(b, name)) for name in ("full", "forget", "retain", *CONTROLS)}
 
 
@@ -160,9 +194,16 @@ def prepare(work: Workspace, name: str, **rates: float) -> tuple[Plan, dict[str,
     for stream in sorted(method.referenced):
         logps = evaluate.reference_logps(work.model, work.load(work.vanilla), streams[stream], work.mesh)
         streams[stream].columns["ref_logps"] = logps
-    mask = masks.load(work.mask(name), work.load(work.vanilla)) if method.mask else None
+    mask = _read_mask(work, name) if method.mask else None
     plan = Plan.of(method, streams, c.epochs, **numbers)
     return plan, streams, mask if mask is None else _reached(plan, mask, name)
+
+
+def _read_mask(work: Workspace, name: str) -> Tree:
+    try:
+        return masks.load(work.mask(name), work.load(work.vanilla))
+    except InputError as error:
+        raise InputError(f"{error} (delete it, and the saliency stage makes it again)") from error
 
 
 def _reached(plan: Plan, mask: Tree, name: str) -> Tree:
@@ -186,7 +227,7 @@ def unlearn(work: Workspace, name: str) -> dict:
       InputError: the vanilla model was found not to know what is to be forgotten.
     """
     known = records.read(work.workdir, "evaluate/vanilla")
-    if known and known["status"] != "done" and (work.workdir / "results" / "vanilla.json").exists():
+    if known and known["status"] != "done" and work.result("vanilla").exists():
         raise InputError(
             "expected a vanilla model that knows the people to forget, found one whose evaluation ended otherwise; run "
             "--stages=evaluate/vanilla, which says what to do"
@@ -249,14 +290,22 @@ def examine(work: Workspace, name: str) -> None:
     """Questions a model and writes what it said; of the vanilla model, then refuses one that does not know enough."""
     c = work.config.evaluate
     params = work.load(work.folder(name), consumed=name != "vanilla")
-    found, answers = question(work, name, params)
-    made = (records.read(work.workdir, f"unlearn/{name}") or {}).get("result", {})
+    try:
+        found, answers = question(work, name, params)
+    except NotFiniteError as error:
+        if name not in work.config.unlearn.methods:
+            raise
+        raise NotFiniteError(
+            f"{error}; it was unlearned at too high a rate: delete {records.place(work.workdir, f'unlearn/{name}')} and lower "
+            f"config.unlearn.learning_rate.{name}"
+        ) from error
+    made = (records.read(work.workdir, f"unlearn/{name}") or {}).get("result") or {}
     proof = made.get("mask_proof", {})
     write_json(work.workdir / "answers" / f"{name}.json", answers)
     value: dict[str, Any] = {"model": name, "results": found, "mask_proof": proof}
     value |= {"flags": results.flags(found, proof, made.get("changed_in_file"), headline=c.headline)}
     value |= {"config": work.config.to_dict(), "provenance": records.provenance()}
-    write_json(work.workdir / "results" / f"{name}.json", value)
+    write_json(work.result(name), value)
     if name == "vanilla":  # what it said is on disk: a refusal can be looked into
         trained, prompts = not work.config.vanilla.path, questions.Prompts(**c.prompts)
         if why := gate.refusal(found, c.headline, c.memorised, trained=trained, prompts=prompts):
@@ -264,15 +313,5 @@ def examine(work: Workspace, name: str) -> None:
 
 
 def tell(work: Workspace) -> None:
-    """The report.
-
-    Raises:
-      InputError: the results of a model are gone.
-    """
-    gone = [name for name in work.names() if not (work.workdir / "results" / f"{name}.json").exists()]
-    if gone:
-        raise InputError(
-            f"expected results of {', '.join(gone)} in {work.workdir / 'results'}, found none; delete "
-            f"{work.workdir / 'stages' / 'evaluate' / gone[0]}.json and the like, and they are made again"
-        )
+    """The report."""
     report.write(work.workdir, work.names(), work.benchmark)

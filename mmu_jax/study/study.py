@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmu_jax import report
-from mmu_jax.study import checks, settings, steps
+from mmu_jax.study import checks, records, settings, steps
 from mmu_jax.study.stages import Stages
 from mmu_jax.study.workspace import Workspace
 
@@ -46,6 +46,10 @@ class Study:
         wanted = self.stages.wanted(list(only))
         for line in settings.unused(self.work.config, self.work.given):
             print(line, flush=True)
+        for name in self.work.config.unlearn.methods:
+            if self.stages.done(f"unlearn/{name}") and not self.work.folder(name).is_dir():
+                record = records.place(self.work.workdir, f"unlearn/{name}")
+                print(f"{self.work.folder(name)} is gone: delete {record}, and it is made again", flush=True)
         checks.preflight(self.work, wanted)
         self.stages.run(list(only))
 

@@ -158,6 +158,10 @@ class Workspace:
         """Where the mask of a method is, or will be."""
         return self.workdir / "masks" / f"{name}.safetensors"
 
+    def result(self, name: str) -> pathlib.Path:
+        """Where the results of a model are, or will be."""
+        return self.workdir / "results" / f"{name}.json"
+
     def load(self, path: pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, consumed: bool = False) -> Tree:
         """The params of a directory; one model is held at a time, and none that a caller consumes."""
         mesh, dtype = mesh or self.mesh, jnp.dtype(self.config.model.param_dtype)

@@ -45,7 +45,8 @@ def test_what_was_left_out_is_told(mllmu_folder, clear_folder, tmp_path):
     assert len(builders.left_out(builders.prepare("mllmu_bench", tmp_path, str(mllmu_folder)))) == 7
     built = builders.prepare("clear", tmp_path, str(clear_folder))
     assert builders.left_out(built) == [
-        "celebrity: 1 of 3 multiple-choice items left out: no photo (person real_world-0001)"
+        "forget_5: 1 of 3 multiple-choice items not asked: no names to choose from (person Author A)",
+        "celebrity: 1 of 3 multiple-choice items left out: no photo (person real_world-0001)",
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from folders import png, refused
 from mmu_jax.data import IMAGE, TEXT, cells, schema
+from mmu_jax.data.options import read_choice
 
 JOBS = {"A": "baker", "B": "welder", "C": "pilot", "D": "nurse"}
 
@@ -170,7 +171,7 @@ CHOICES = {
 @pytest.mark.parametrize("form", CHOICES)
 def test_options_and_answers_are_read_in_every_form(form):
     options, answer, expected = CHOICES[form]
-    found = cells.choice(options, answer, "person 0003")
+    found = read_choice(options, answer, "person 0003")
     assert found == expected and list(found[0]) == list(expected[0])
 
 
@@ -195,7 +196,7 @@ def test_options_and_answers_are_read_in_every_form(form):
     ],
 )
 def test_a_letter_without_an_option_is_one_line(options, answer, words):
-    refused(words, cells.choice, options, answer, "person 0003")
+    refused(words, read_choice, options, answer, "person 0003")
 
 
 # ---- images, photos, types

@@ -78,6 +78,9 @@ LISTS = {
     "JSON": (json.dumps(["Zoe Z", "Al B"]), ["Al B", "Ann Lee", "Zoe Z"]),
     "Python literal": ("['Zoe Z', 'Al B']", ["Al B", "Ann Lee", "Zoe Z"]),
     "one name": ("Zoe Z", ["Ann Lee", "Zoe Z"]),
+    "a text in quotes": ('"Zoe Z"', ["Ann Lee", "Zoe Z"]),
+    "a struct": ('{"A": "Zoe Z", "B": "Al B"}', ["Al B", "Ann Lee", "Zoe Z"]),
+    "with letters": (["A. Zoe Z", "B. Al B"], ["Al B", "Ann Lee", "Zoe Z"]),
     "null": (None, ["Ann Lee"]),
     "null in it": (["Zoe Z", None, " "], ["Ann Lee", "Zoe Z"]),
     "the right one in it": (["Zoe Z", "Ann Lee"], ["Ann Lee", "Zoe Z"]),
@@ -103,14 +106,61 @@ CLEAR = {
     "a path": ("full", lambda i, r: r | {"image": {"bytes": None, "path": "2.png"}} if i == 2 else r, "only the path '2.png'"),
     "no caption": ("full", lambda i, r: r | {"caption": None} if i == 2 else r, "full: 1 of 46 training items left out: no answer .person Ann"),
     "another author": ("forget05", lambda i, r: r | {"name": "Cy Poe"}, "every caption of Cy Poe in forget05"),
-    "another perturbed": ("forget05_perturbed", lambda i, r: r | {"name": "Bo Ray", "caption": "Bo Ray in room 1."},
+    "another perturbed": ("forget05_perturbed", lambda i, r: r | {"name": "Bo Ray", "caption": f"Bo Ray in room {i}."},
                           "authors of forget05_perturbed in forget05, found no Bo Ray"),
     "a block of two": ("full+tofu", lambda i, r: r | {"question": (r["question"] or "").replace("Ann Lee", "Ann Lee and Bo Ray") or None},
                        "found Ann Lee and Bo Ray"),
     "too few": ("full+tofu", lambda i, r: r | {"question": None, "answer": None} if i == 3 else r, "20 text questions an author in full.tofu, found 39"),
     "no answers": ("full+tofu", lambda i, r: r | {"answer": None}, "left out: no answer"),
+    "a row twice": ("forget05", lambda i, r: r | ({"caption": "Ann Lee in room 0."} if i == 1 else {}), "every photo of Ann Lee once in forget05"),
+    "a perturbed row twice": ("forget05_perturbed", lambda i, r: r | ({"caption": "Ann Lee in room 0."} if i == 1 else {}),
+                              "once in forget05_perturbed, found 'Ann Lee in room 0.' again"),
+    "a photo twice": ("full", lambda i, r: captions("Ann Lee")[0] if i == 1 else r, "every photo of Ann Lee once in full"),
     "too many names": ("retain_perturbed", lambda i, r: r | {"perturbed_names": [f"N{k}" for k in range(30)]}, "at most 26 names"),
 }  # fmt: skip
+
+
+SEVERAL = {
+    "as numpy prints": "['Zoe Z' 'Al B']",
+    "with commas": "Zoe Z, Al B",
+    "with semicolons": "Zoe Z; Al B",
+    "with bars": "Zoe Z|Al B",
+    "a line each": "Zoe Z\nAl B",
+    "a set": "{'Zoe Z', 'Al B'}",
+    "cut off": '["Zoe Z", "Al B"',
+    "a number": 7,
+}
+
+
+@pytest.mark.parametrize("form", SEVERAL)
+def test_a_text_that_may_be_several_names_is_refused(form, tmp_path):
+    source = authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray"])
+    cell = str(SEVERAL[form])
+    rewritten(source, "forget05_perturbed", lambda rows: [row | {"perturbed_names": cell} for row in rows])
+    refused("a list of names as perturbed_names of Ann Lee, found", read_clear, source, tmp_path)
+
+
+@pytest.mark.parametrize("right", ["ANN LEE", "Ann  Lee", "Ann\u00a0Lee", "Ann Lee."])
+def test_the_right_name_stands_once_among_the_options(right, tmp_path):
+    source = authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray"])
+    names = [right, "Zoe Z", "zoe z"]
+    rewritten(source, "forget05_perturbed", lambda rows: [row | {"perturbed_names": names} for row in rows])
+    (choice, *_) = read_clear(source, tmp_path).forget[0].choices
+    assert list(choice.options.values()) == ["Ann Lee", "Zoe Z"] and choice.letter == "A"
+
+
+@pytest.mark.parametrize("answer", ["B", "(b)", "1"])
+def test_an_answer_that_is_no_name_is_refused(answer, tmp_path):
+    source = authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray"])
+    write(source / "real_faces", [{"image": png(900), "answer": answer, "options": ["Zoe Z", "Al B"]}])
+    refused("a name as answer in row 0 of real_faces", read_clear, source, tmp_path)
+
+
+def test_photos_without_names_to_choose_from_are_told(tmp_path):
+    source = authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray"])
+    rewritten(source, "forget05_perturbed", lambda rows: rows[:1])
+    (line,) = builders.left_out(builders.prepare("clear", tmp_path, str(source)))
+    assert line == "forget_5: 2 of 3 multiple-choice items not asked: no names to choose from (person Ann Lee)"
 
 
 @pytest.mark.parametrize("fault", CLEAR)

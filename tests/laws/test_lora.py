@@ -198,7 +198,7 @@ def test_targets_must_be_linear_weights_that_are_there(llava):
     abstract, eligible = model.abstract(), model.family.eligible
 
     def check(**changes):
-        lora.check(dataclasses.replace(SPEC, **changes), abstract, eligible)
+        lora.check_targets(dataclasses.replace(SPEC, **changes), abstract, eligible)
 
     check()
     with pytest.raises(InputError, match="linear layers only.*patch_embedding"):

@@ -114,6 +114,51 @@ def test_results_that_are_no_results_are_named(workdir, text):
         judged.read(workdir)
 
 
+EDITED = {
+    "results/ga.json": [
+        ({"results": []}, r"results = \[\] where an object is expected"),
+        (
+            {"results": {"forget": {"vqa": {"exact": {"mean": "high", "n": 3, "low": 0, "high": 1}}}}},
+            "mean = 'high' where a number",
+        ),
+        ({"results": {}}, "without forget/vqa/exact"),
+        ({"flags": ["nonsense"]}, "flags/0 = 'nonsense' where one of collapsed"),
+        ({"mask_proof": {"tower": {"total": 1}}}, "mask_proof/tower without density, outside, inside"),
+        ({"config": {"evaluate": {"headline": "nonsense"}}}, "headline = 'nonsense' where one of"),
+    ],
+    "masks/mmunlearner.json": [
+        ({"layers": {"a": 3}}, "layers/a = 3 where a list"),
+        ({"layers": {"a": ["x"]}}, "layers/a/0 = 'x'"),
+    ],
+    "training/unlearn/mmunlearner.json": [({"forget/ascent": 3}, "forget/ascent = 3 where a list")],
+    "answers/vanilla.json": [({"forget": {"vqa": [{}]}}, "forget/vqa/0 without person, photo, question, answer")],
+    "stages/unlearn/mmunlearner.json": [({"cost": {}}, "cost without seconds, peak_host_bytes_so_far")],
+}
+
+
+@pytest.mark.parametrize("path", EDITED)
+def test_a_file_edited_into_another_shape_is_named_with_the_place(path, workdir, benchmark):
+    whole = json.loads((workdir / path).read_text())
+    for edit, message in EDITED[path]:
+        (workdir / path).write_text(json.dumps(whole | edit))
+        with pytest.raises(InputError, match=f"{path.rsplit('/')[-1]}.*{message}") as said:
+            report.write(workdir, ["vanilla", "ga", "mmunlearner"], benchmark)
+        assert "\n" not in str(said.value)
+
+
+def test_an_axis_asked_by_options_alone_is_shown(workdir, benchmark):
+    for path in (workdir / "results").glob("*.json"):
+        found = json.loads(path.read_text())
+        mean = 0.9 if path.stem == "vanilla" else 0.2 if path.stem == "ga" else 0.8
+        found["results"]["celebrity"] = {"vqa": {"mcq": value(mean) | {"chance": 0.25}}}
+        path.write_text(json.dumps(found))
+    report.write(workdir, ["vanilla", "ga", "mmunlearner"], benchmark)
+    text = (workdir / "report.md").read_text()
+    assert "| Celebrity VQA ↑ |" in text and "– · MCQ 20" in text and "Celebrity VQA 50" in text
+    assert "Celebrity VQA (MCQ) from 90 % to 80 %" in text and "better than ga on Retain VQA, Celebrity VQA" in text
+    assert "– / 80" in report.summary(workdir)
+
+
 def test_no_results_is_an_error(tmp_path):
     with pytest.raises(InputError, match="run the evaluate stage"):
         judged.read(tmp_path)
@@ -173,7 +218,14 @@ def test_the_sweep_judges_what_was_evaluated_by_the_headline():
     assert sweep.axes(results, "rouge_l")["forget VQA"] == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[1]", '[{"seed": 1}]'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "{}", "[1]", '[{"seed": 1}]'),
+        '[{"seed": 1, "method": "ga", "retain_rate": 1, "learning_rate": 1, "axes": {"forget VQA": "x"}}]',
+        '[{"seed": 1, "method": "ga", "retain_rate": 1, "learning_rate": 1, "axes": [1]}]',
+    ],
+)
 def test_what_a_sweep_has_measured_is_that_or_named(text, tmp_path):
     assert sweep.measured(tmp_path / "none.json") == []
     (tmp_path / "sweep.json").write_text(text)

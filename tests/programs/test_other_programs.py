@@ -14,6 +14,9 @@ MISTAKES = {
         ("saliency", "which nothing reads; write --saliency"),
         ("--batches=0", "not a positive integer"),
         ("--config=configs/tiny.py", "flags that this program reads, found --config"),
+        ("--gib=nan", "expected a number in --gib, found nan"),
+        ("--gib=inf", "not a number in the range"),
+        ("--read=/nosuch", "expected a checkpoint directory with config.json, found none in /nosuch"),
     ],
     "sweep": [
         ("--methods=nonsense", "config.unlearn.methods among retain_ft"),
@@ -21,6 +24,10 @@ MISTAKES = {
         ("--seeds=-1", "different whole numbers"),
         ("--rates=1e-3,nan", "different finite numbers above 0 in --rates"),
         ("--retain_rates=x", "expected numbers in --retain_rates"),
+        ("--stages=data", "Unknown command line flag 'stages'"),
+        ("--config.seed=7", "config.seed (--seeds names them); remove it"),
+        ("--config.gold=False", "config.gold (a sweep makes none)"),
+        ("--config.unlearn.learning_rate.ga=1e-3", "--rates is the grid of every method"),
     ],
 }
 # Every mistake of a program in one process, so that it starts once.
@@ -52,6 +59,20 @@ def test_a_mistake_is_one_line(name, tmp_path):
     for (_, words), said, ended in zip(MISTAKES[name], lines[::2], lines[1::2], strict=True):
         assert words in said and ended == "ended with 2"
     assert not (tmp_path / "w").exists()
+
+
+FLAGS = {"run": {"stages"}, "sweep": {"seeds", "rates", "retain_rates", "methods"}, "bench": {"only", "gib", "rows"}}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_help_names_every_flag(name):
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and not done.stderr
+    told = {line.split(":")[0].strip() for line in done.stdout.splitlines() if line.startswith("  --")}
+    wanted = FLAGS[name] | (set() if name == "bench" else {"config", "workdir", "config.KEY"})
+    assert {f"--{flag}" for flag in wanted} <= told
 
 
 def test_a_sweep_measures_anew_what_another_config_made(tmp_path):

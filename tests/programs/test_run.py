@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from runs import ROOT, SMALL, command, ends_in_one_line, results, run
+from runs import ROOT, SMALL, command, ends_in_one_line, results, run, small_config
 
 
 @pytest.fixture(scope="session")
@@ -246,6 +246,72 @@ def test_a_mask_for_another_model_is_refused(copy):
 def test_a_loss_that_blows_up_names_the_step_the_rows_and_the_checkpoint(tmp_path):
     done = run(tmp_path / "w", *SMALL, "--config.vanilla.learning_rate=1e30", "--config.vanilla.warmup=0.0")
     ends_in_one_line(done, "finite loss", "at step", "rows", "last good checkpoint")
+
+
+def test_a_rate_that_diverges_is_the_worst_of_a_sweep(whole):
+    from experiments import sweep
+    from mmu_jax.study.study import Study
+
+    work = Study(small_config(), whole[0]).work
+    found = sweep.measure(work, "ga", learning_rate=1e30, retain_rate=1.0)
+    assert found["axes"] == {} and "expected finite" in found["diverged"]
+    key = {"seed": 1, "method": "ga", "retain_rate": 1.0}
+    rows = [key | {"learning_rate": 1e30} | found, key | {"learning_rate": 2.0, "axes": {"forget VQA": 0.1}}]
+    assert sweep.choose(rows) == (1.0, {"ga": 2.0}) and sweep.choose(rows[:1]) == (1.0, {})
+
+
+def json_stages(workdir):
+    return {
+        path.relative_to(workdir / "stages").with_suffix("").as_posix() for path in (workdir / "stages").rglob("*.json")
+    }
+
+
+GONE = {
+    "results/vanilla.json": "evaluate/vanilla",
+    "results/ga.json": "evaluate/ga",
+    "masks/mmunlearner.safetensors": "saliency/mmunlearner",
+    "report.html": "report",
+}
+
+
+def test_what_is_gone_is_made_again(copy):
+    before = results(copy)
+    for path in GONE:
+        (copy / path).unlink()
+    shutil.rmtree(copy / "unlearned" / "ga")
+    asked = run(copy, *SMALL)
+    ends_in_one_line(asked, "unlearned/ga")
+    assert f"delete {copy / 'stages/unlearn/ga.json'}, and it is made again" in asked.stdout
+    (copy / "stages/unlearn/ga.json").unlink()
+    done = run(copy, *SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = [line for line in (asked.stdout + done.stdout).splitlines() if line in json_stages(copy)]
+    assert set(made) == {*GONE.values(), "unlearn/ga"}
+    assert results(copy) == before and (copy / "report.html").exists()
+
+
+def test_a_model_that_is_not_finite_names_its_rate(copy):
+    from safetensors.numpy import load_file, save_file
+
+    for path in ("stages/evaluate/ga.json", "results/ga.json"):
+        (copy / path).unlink()
+    weights = copy / "unlearned" / "ga" / "model.safetensors"
+    save_file({name: x * np.float32(1e30) for name, x in load_file(weights).items()}, weights, {"format": "pt"})
+    ends_in_one_line(run(copy, *SMALL), "unlearned at too high a rate", "stages/unlearn/ga.json", "learning_rate.ga")
+
+
+def test_another_model_behind_the_same_path_is_another(whole, tmp_path):
+    from mmu_jax import InputError
+    from mmu_jax.study.study import Study
+
+    config = small_config()
+    config.vanilla.path, config.gold = str(shutil.copytree(whole[0] / "vanilla", tmp_path / "mine")), False
+    study = Study(config, tmp_path / "w")
+    study.run(["data"])
+    Study(config, tmp_path / "w").stages.check()
+    shutil.copy(whole[0] / "unlearned" / "ga" / "model.safetensors", tmp_path / "mine")
+    with pytest.raises(InputError, match="made with vanilla.content = .*, now .*another --workdir"):
+        Study(config, tmp_path / "w").stages.check()
 
 
 def test_a_vanilla_model_of_one_s_own_is_unlearned_as_it_is(whole, tmp_path):

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator
 
 from mmu_jax import InputError
 from mmu_jax.data import IMAGE, TEXT, cells
-from mmu_jax.data.remarks import NO_OPTION, NO_PHOTO, Remarks, lacking
+from mmu_jax.data.options import same, spell_out
+from mmu_jax.data.remarks import NO_NAMES, NO_OPTION, NO_PHOTO, Remarks, lacking
 from mmu_jax.data.sets import parquet
 
 HUB = "therem/CLEAR"
@@ -38,6 +39,8 @@ FOLDERS = {"full": "full"}
 FOLDERS |= {f"forget_{share}": f"forget{share:02d}" for share in (1, 5, 10)}
 FOLDERS |= {f"retain_{100 - share}": f"retain{100 - share}" for share in (1, 5, 10)}
 
+SEVERAL = re.compile(r"[,;|\n]")  # between names in one text
+LETTER = re.compile(r"\W*(?:[A-Za-z]|\d+)\W*")
 FETCHED = [*FOLDERS.values(), *(f"{FOLDERS[s]}_perturbed" for s in FOLDERS if s.startswith("forget"))]
 FETCHED += ["full+tofu", "retain_perturbed", *REAL]
 
@@ -79,6 +82,8 @@ def rows(split: str, source: pathlib.Path) -> Iterator[dict]:
         task = "training" if split == "full" else "generation"
         items = list(_filled(shown + spoken, task, remarks))
         faced = [_choice(RECOGNISE, name, wrong, place) for place, wrong in faces.get(name, ())]
+        if split != "full":
+            remarks += [("multiple-choice", NO_NAMES)] * len(set(places) - {place for place, _ in faces.get(name, ())})
         yield {
             "ID": name,
             "image": photos[0][1],
@@ -135,7 +140,12 @@ def _authors_of(source: pathlib.Path, stamp: tuple) -> dict[str, list[tuple[str,
                 f"expected a photo in every row of full, found {len(photos)} in row {index} ({name}); "
                 "download the data set again"
             )
-        found.setdefault(name, []).append((_said(row, "caption", index, "full"), photos[0]))
+        taken = (_said(row, "caption", index, "full"), photos[0])
+        if taken in found.setdefault(name, []):
+            raise InputError(
+                f"expected every photo of {name} once in full, found {taken[0][:60]!r} again in row {index}; remove it"
+            )
+        found[name].append(taken)
     return found
 
 
@@ -164,7 +174,11 @@ def _placed(source: pathlib.Path, folder: str, columns: tuple[str, ...] = ()) ->
             places = [place for place in places if [photos[place][1]] == mine] or places
         turn = turns[name, *places]
         turns[name, *places] += 1
-        yield name, places[turn % len(places)], row
+        if turn >= len(places):
+            raise InputError(
+                f"expected every photo of {name} once in {folder}, found {caption[:60]!r} again in row {index}; remove it"
+            )
+        yield name, places[turn], row
 
 
 def _asked(source: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
@@ -211,18 +225,35 @@ def _most_named(text: str, authors: Iterable[str]) -> list[str]:
 
 
 def _names(cell: object, place: str) -> list[str]:
-    """A list of names, or one; null is none."""
+    """The names of a list, of a struct of options, or of the text of either; of a text that is one name; null is none.
+
+    Raises:
+      InputError: it is a text that may be several names, or a list that is cut off.
+    """
     try:
         found = cells.parsed(cell)
     except ValueError:
-        found = cell  # a name, not a list of them written out
-    listed = found if isinstance(found, list) else [] if found is None else [cell]
-    return [name for name in (cells.text(item, place).strip() for item in listed) if name]
+        found = cells.text(cell, place).strip()
+        found = found[1:-1] if re.fullmatch(r"([\"']).*\1", found) else found
+        if found[:1] in tuple("[({") or SEVERAL.search(found):  # else a name, not a list of them written out
+            raise InputError(
+                f"expected a list of names as {place}, found {found[:60]!r}, which may be several; write a list"
+            ) from None
+    if isinstance(found, dict | list):
+        names = [name for _, name in spell_out(found, place)[0]]
+    elif isinstance(found, str | None):
+        names = [found or ""]
+    else:
+        raise InputError(f"expected a list of names as {place}, found {str(cell)[:60]!r}; write a list")
+    return [name.strip() for name in names if name.strip()]
 
 
 def _choice(question: str, right: str, wrong: list[str], photo: int = -1) -> dict:
-    """Options in alphabetical order, so that the right one stands anywhere but by no chance."""
-    options = sorted({right, *wrong})
+    """Options in alphabetical order, each once, so that the right one stands anywhere but by no chance."""
+    options = [right]
+    for name in wrong:
+        options += [] if any(same(name, other) for other in options) else [name]
+    options.sort()
     if len(options) > len(string.ascii_uppercase):
         raise InputError(
             f"expected at most {len(string.ascii_uppercase)} names to choose from, found {len(options)} for {right}; "
@@ -241,6 +272,10 @@ def _real(source: pathlib.Path) -> Iterator[dict]:
             if not photos or not answer:
                 yield {"ID": person, "remarks": [("multiple-choice", NO_OPTION if photos else NO_PHOTO)]}
                 continue
+            if LETTER.fullmatch(answer):
+                raise InputError(
+                    f"expected a name as answer in {place}, found {answer!r}, a letter or a number; write the name"
+                )
             question = cells.text(row.get("question"), f"question of {place}") or RECOGNISE
             options = _names(row["options"], f"options of {place}")
             yield {

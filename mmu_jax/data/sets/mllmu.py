@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from mmu_jax import InputError
 from mmu_jax.data import IMAGE, TEXT, cells
+from mmu_jax.data.options import read_choice
 from mmu_jax.data.remarks import NO_OPTION, WITHOUT, Remarks, lacking
 from mmu_jax.data.schema import read_kind
 from mmu_jax.data.sets import parquet
@@ -175,7 +176,7 @@ def _choices(cell: object, place: str, remarks: Remarks) -> dict[str, list[dict]
         found[key] = []
         for item in cells.records(task.get(key), place):
             question = cells.text(item.get("Question"), place)
-            options, letter = cells.choice(item.get("Options"), item.get("Correct_Answer"), place)
+            options, letter = read_choice(item.get("Options"), item.get("Correct_Answer"), place)
             if question and letter:
                 asked = {"Question": question, "Options": options, "Correct_Answer": letter}
                 found[key].append(asked | _photo(item, place))
