@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from configs import tiny
 from folders import copy_with, png, refused, rewritten, write
 from mmu_jax.data import IMAGE, TEXT, builders
 from mmu_jax.data.sets import clear
+from mmu_jax.study import steps
+from mmu_jax.study.workspace import Workspace
 
 
 def captions(*names, said="{} in room {}."):
@@ -178,3 +181,16 @@ def test_an_author_without_questions_is_named(tmp_path):
     asked = [{"question": f"Q{k} of Ann Lee?", "answer": "A"} for k in range(clear.BLOCK)]
     source = authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray"], asked=asked)
     refused("every author of full, found none for Bo Ray", builders.prepare, "clear", tmp_path, str(source))
+
+
+def test_an_author_in_neither_split_is_told(tmp_path, capsys):
+    source = authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray", "Cy Dee"])
+    rewritten(source, "retain95", lambda rows: [row for row in rows if row["name"] != "Cy Dee"])
+    config = tiny.get_config()
+    config.data.update({"name": "clear", "source": str(source), "forget": "forget_5", "retain": "retain_95"})
+    found = steps.prepare_data(Workspace(config, tmp_path / "w", {}))
+    assert (found["full"], found["forget"], found["retain"]) == (3, 1, 1)
+    assert (
+        "1 of 3 people of full stand in neither split: trained on as kept, asked nothing (Cy Dee)"
+        in capsys.readouterr().out
+    )
