@@ -19,29 +19,28 @@ def refused(error: Exception) -> bool:
     return any(words in str(error) for words in (*REFUSALS, "RESOURCE_EXHAUSTED"))
 
 
-# How the files end that a model, its processor or a data set is read from.
-STAMPED = (".safetensors", ".parquet", ".json", ".jinja", ".txt")
-
-
 def stamp(folder: str | pathlib.Path, pieces: int = 64, piece: int = 2**14) -> str:
     """A hash by which a model or a data set in a folder is known: names, sizes, and pieces spread over each file.
 
-    Training changes weights everywhere, so pieces tell two models apart without reading gigabytes.
+    Training changes weights everywhere, so pieces tell two models apart without reading gigabytes. Hidden files (what
+    download tools note for themselves) and ``*.md`` are read by nobody and do not count.
 
     Raises:
       InputError: a file cannot be read.
     """
     folder, found = pathlib.Path(folder), hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if not (path.name.endswith(STAMPED) or ".array_record" in path.name) or not path.is_file():
+        name = path.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts) or path.suffix == ".md" or not path.is_file():
             continue
         try:
             size = path.stat().st_size
-            found.update(f"{path.relative_to(folder).as_posix()} {size}".encode())
+            found.update(f"{name.as_posix()} {size}".encode())
             with path.open("rb") as file:
-                for index in range(pieces):
-                    file.seek(index * size // pieces)
+                for index in range(pieces) if size > pieces * piece else ():
+                    file.seek(index * (size - piece) // (pieces - 1))  # the last one ends where the file does
                     found.update(file.read(piece))
+                found.update(b"" if size > pieces * piece else file.read())
         except OSError as error:
             raise InputError(f"expected files that can be read in {folder}, found {error}; copy them again") from error
     return found.hexdigest()[:16]

@@ -50,7 +50,8 @@ FILE = {
 
 def read(workdir: pathlib.Path, names: list[str] | None = None) -> Results:
     """The result files by model name, vanilla and gold first."""
-    found = {path.stem: read_object(path, "results", FILE) for path in sorted((workdir / "results").glob("*.json"))}
+    paths = {name: workdir / "results" / f"{name}.json" for name in names or ["vanilla", "gold", *METHODS]}
+    found = {name: read_object(path, "results", FILE) for name, path in paths.items() if path.exists()}
     if "vanilla" not in found:
         raise InputError(
             f"expected results of the vanilla model in {workdir}, found none; run the evaluate stage first"
@@ -62,8 +63,7 @@ def read(workdir: pathlib.Path, names: list[str] | None = None) -> Results:
                     f"expected every model evaluated alike, found results/{name}.json without {split}/{task}/{metric}, which "
                     f"vanilla has, in {workdir}; delete it, and the same command makes it again"
                 )
-    order = names or ["vanilla", "gold", *METHODS]
-    return {name: found[name] for name in order if name in found}
+    return found
 
 
 def _places(value: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -187,3 +187,48 @@ def test_two_runs_at_once_in_one_workdir_are_refused(tmp_path):
 
     stages.Stages(tmp_path / "w", [stages.Stage("one", {}, (), meets)]).run([])
     stages.Stages(tmp_path / "w", [stages.Stage("other", {}, (), lambda: None)]).run([])  # the first has ended
+
+
+def test_a_folder_is_known_by_what_is_read_of_it(tmp_path):
+    def known():
+        return files.stamp(tmp_path / "m")
+
+    (tmp_path / "m" / "inner").mkdir(parents=True)
+    weights, table = tmp_path / "m" / "model.safetensors", tmp_path / "m" / "inner" / "questions.jsonl"
+    weights.write_bytes(bytes(3 * 2**20))
+    table.write_text("{}")
+    seen = [known()]
+    for path, name in ((tmp_path / "m" / "README.md", "a card"), (tmp_path / "m" / ".note", "of a download")):
+        path.write_text(name)
+        assert known() == seen[0]
+    for at in (0, 3 * 2**20 - 1):  # the first byte and the last
+        data = bytearray(3 * 2**20)
+        data[at] = 1
+        weights.write_bytes(data)
+        seen.append(known())
+    table.write_text("[]")
+    seen.append(known())
+    table.rename(table.with_name("other.jsonl"))
+    seen.append(known())
+    assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize(
+    ("value", "like", "said"),
+    [
+        ({"a": 1}, {"a": float}, ""),
+        ({"a": True}, {"a": float}, "a = True where a number"),
+        ({"a": 1, "b": "x"}, {"a": float, "*": str}, ""),
+        ({"a": 1, "b": 2}, {"a": float, "*": str}, "b = 2 where text"),
+        ({}, {"a?": float}, ""),
+        ({}, {"a": float}, "it without a"),
+        ({"a": [1, None]}, {"a": [(float, type(None))]}, ""),
+        ({"a": [1, "x"]}, {"a": [(float, type(None))]}, "a/1 = 'x' where a number"),
+        (["exact", []], [{"exact"}], "1 = [] where one of exact"),
+        ([float("nan")], [float], "0 = nan where a number"),
+        ("x" * 99, dict, "... where an object"),
+    ],
+)
+def test_json_of_another_shape_is_named_with_its_place(value, like, said):
+    found = files.unlike(value, like)
+    assert said in found and bool(said) == bool(found)
