@@ -3,13 +3,12 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
 
 from mmu_jax import InputError, NotFiniteError, generate, losses, metrics, models, sharding
-from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, loader, text
+from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, Processor, loader, text
 from mmu_jax.questions import Prompts
 from mmu_jax.trees import Params
 
@@ -70,7 +69,7 @@ class Examiner:
     """
 
     model: models.Model
-    processor: Any
+    processor: Processor
     mesh: jax.sharding.Mesh
     prompts: Prompts = Prompts()
     rows: int = 64

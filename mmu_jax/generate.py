@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError, models
+from mmu_jax.data import Processor
 from mmu_jax.models.decoder import causal
 from mmu_jax.sharding import constrain
 
@@ -95,7 +96,7 @@ def generate(
     return _decode(model, params, inputs, jax.random.key(seed), **options)
 
 
-def texts(processor: Any, tokens: jax.Array, stop: tuple[int, ...]) -> list[str]:
+def texts(processor: Processor, tokens: jax.Array, stop: tuple[int, ...]) -> list[str]:
     """New tokens ``[B,N]`` -> the answers, cut at the end of turn and stripped.
 
     Raises:

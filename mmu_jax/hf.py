@@ -22,12 +22,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 from mmu_jax import InputError, models, sharding, trees
+from mmu_jax.data import Processor
 from mmu_jax.directory import INDEX, SINGLE, Path, Tensor, carried, check_links, complete, weights, write
 from mmu_jax.directory import tensors as _tensors
 from mmu_jax.directory import weights as files
 from mmu_jax.models import config as configs
+from mmu_jax.models.layers import Config, Dtype
 from mmu_jax.models.processors import read_processor, stop_tokens
-from mmu_jax.models.reading import Processor
 from mmu_jax.trees import Params, Tree
 
 __all__ = [
@@ -54,7 +55,7 @@ HEAD, EMBED = "lm_head/weight", "language_model/embed_tokens/weight"
 log = logging.getLogger(__name__)
 
 
-def read_config(path: Path) -> Any:
+def read_config(path: Path) -> Config:
     """The ``transformers`` config of a checkpoint directory, untied where its files hold a head of their own.
 
     Raises:
@@ -170,7 +171,7 @@ def _fill(leaf, row, index, where):
     return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_index_in_dim(leaf, row, index, 0), where)
 
 
-def _place(tensor: Tensor, dtype: Any, where: NamedSharding) -> jax.Array:
+def _place(tensor: Tensor, dtype: Dtype, where: NamedSharding) -> jax.Array:
     """One tensor of a file on its devices, of which each reads its own slice."""
     read = {}
 
@@ -189,7 +190,7 @@ def _check_finite(value: np.ndarray, where: str) -> None:
         raise InputError(f"expected finite numbers, found NaN or infinity in {where}; give a checkpoint that is whole")
 
 
-def load(path: Path, model: models.Model, mesh: Mesh | None = None, dtype: Any = jnp.float32) -> Tree:
+def load(path: Path, model: models.Model, mesh: Mesh | None = None, dtype: Dtype = jnp.float32) -> Tree:
     """Reads a checkpoint directory into the model's parameter tree, each device reading only its own slices.
 
     A stacked leaf is filled in place one layer after the other, so the host holds one tensor of one layer beside what is
@@ -286,7 +287,7 @@ def save(params: Params, model: models.Model, source: Path, out: Path) -> dict[s
     return rewrite(model, source, out, lambda name, row, _: leaves[name] if row is None else leaves[name][row])
 
 
-def create(params: Params, model: models.Model, processor: Any, out: Path, seed: int = 0) -> None:
+def create(params: Params, model: models.Model, processor: Processor, out: Path, seed: int = 0) -> None:
     """Writes a new checkpoint directory from nothing: config, processor, ``params`` and random unread tensors."""
     rng = np.random.default_rng(seed)
     tensors = {}

@@ -12,16 +12,20 @@ column of the weight, and with ``B = 0`` the gradient of ``A`` is exactly zero, 
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from mmu_jax import InputError, trees
 from mmu_jax.trainable import Change, Counts, View, states
 from mmu_jax.trees import Mask, Params, Tree
+
+if TYPE_CHECKING:
+    from mmu_jax.methods import Method, Phase
 
 KINDS = ("free", "masked")
 
@@ -53,7 +57,7 @@ class LoRA:
     def reach(self) -> str:
         return self.targets
 
-    def check(self, method: Any) -> None:
+    def check(self, method: "Method") -> None:
         """Refuses a method that LoRA would change in silence: its mask or its scope would do nothing."""
         if method.mask and (method.mask.gradients_only or method.moments == "shared"):
             raise InputError(
@@ -67,12 +71,12 @@ class LoRA:
                 "trains is lora.targets; put the scope there"
             )
 
-    def start(self, params: Params, phases: Iterable[Any], seed: int) -> dict[str, Tree]:
+    def start(self, params: Params, phases: Iterable["Phase"], seed: int) -> dict[str, Tree]:
         """New adapters, by kind."""
         key = jax.random.key(seed)
         return {kind: init(self, params, jax.random.fold_in(key, i)) for i, kind in enumerate(_kinds(phases))}
 
-    def view(self, trained: dict[str, Tree], frozen: Params, mask: Mask | None, phase: Any) -> View:
+    def view(self, trained: dict[str, Tree], frozen: Params, mask: Mask | None, phase: "Phase") -> View:
         kind = _kind(phase)
         return View(
             trained[kind],
@@ -86,12 +90,12 @@ class LoRA:
     def change(self, trained: dict[str, Tree], mask: Mask | None) -> Change:
         return merge(self, trained, mask)
 
-    def needs(self, params: Params, method: Any, count: Callable[..., int]) -> dict[str, int]:
+    def needs(self, params: Params, method: "Method", count: Callable[..., int]) -> dict[str, int]:
         factors = count(jax.eval_shape(lambda: init(self, params, jax.random.key(0))))
         kinds = len(_kinds(method.phases))
         return {"adapters": kinds * factors, "gradients": kinds * factors, "moments": 2 * states(method) * factors}
 
-    def describe(self, params: Params, phases: Iterable[Any]) -> list[str]:
+    def describe(self, params: Params, phases: Iterable["Phase"]) -> list[str]:
         kinds = len(_kinds(phases))
         factors = jax.eval_shape(lambda: init(self, params, jax.random.key(0)))
         return [
@@ -103,12 +107,12 @@ class LoRA:
         return f"{leaves} leaves adapted" if leaves else "untouched"
 
 
-def _kind(phase: Any) -> str:
+def _kind(phase: "Phase") -> str:
     """Which factors a phase moves: masked steps have their own, which act through the mask."""
     return "masked" if phase.masked else "free"
 
 
-def _kinds(phases: Iterable[Any]) -> list[str]:
+def _kinds(phases: Iterable["Phase"]) -> list[str]:
     return sorted({_kind(phase) for phase in phases})
 
 
@@ -128,7 +132,7 @@ class Adapted(flax.struct.PyTreeNode):
     mask: jax.Array | None
     scale: float = flax.struct.field(pytree_node=False)
 
-    def contract(self, x: jax.Array, dtype: Any) -> jax.Array:
+    def contract(self, x: jax.Array, dtype: DTypeLike) -> jax.Array:
         """``x [..., in] -> [..., out]``. The update is never added to the weight, whose dtype may be too coarse for it."""
         y = jnp.einsum("...i,oi->...o", x, self.weight.astype(dtype))
         if self.free is not None:

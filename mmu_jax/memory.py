@@ -7,11 +7,11 @@ inside of one layer, and the logits.
 
 import dataclasses
 import os
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from mmu_jax import InputError, methods, models, sharding, trees
 from mmu_jax.models import decoder
@@ -42,9 +42,9 @@ class Ledger:
 
     model: models.Model
     mesh: Mesh
-    param_dtype: Any = np.float32
+    param_dtype: DTypeLike = np.float32
 
-    def bytes(self, tree: Tree, dtype: Any = None) -> int:
+    def bytes(self, tree: Tree, dtype: DTypeLike | None = None) -> int:
         """Bytes a device holds of ``tree`` (shapes of the params), each leaf by its rule; ``dtype`` if not the leaf's."""
         placed = sharding.shardings(tree, self.model.family.rules, self.mesh)
         sizes = jax.tree.map(

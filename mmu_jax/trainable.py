@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,9 @@ import numpy as np
 
 from mmu_jax import trees
 from mmu_jax.trees import Mask, Params, Tree
+
+if TYPE_CHECKING:
+    from mmu_jax.methods import Method, Phase
 
 Counts = dict[str, tuple[jax.Array, jax.Array]]
 Change = Callable[[str, int | None, np.ndarray], Any]
@@ -46,13 +49,13 @@ class Trainable(Protocol):
     @property
     def reach(self) -> str: ...
 
-    def check(self, method: Any) -> None:
+    def check(self, method: "Method") -> None:
         """Raises InputError for a ``methods.Method`` that would not do here what its row says."""
 
-    def start(self, params: Params, phases: Iterable[Any], seed: int) -> Tree:
+    def start(self, params: Params, phases: Iterable["Phase"], seed: int) -> Tree:
         """What trains, at iteration 0."""
 
-    def view(self, trained: Tree, frozen: Params | None, mask: Mask | None, phase: Any) -> View:
+    def view(self, trained: Tree, frozen: Params | None, mask: Mask | None, phase: "Phase") -> View:
         """What ``phase`` sees of it; ``frozen`` are the params where they are not consumed."""
 
     def moved(self, before: Tree, after: Tree, mask: Mask) -> Counts:
@@ -61,17 +64,17 @@ class Trainable(Protocol):
     def change(self, trained: Tree, mask: Mask | None) -> Change:
         """``change(leaf name, row, tensor) -> its new values`` for ``hf.rewrite``."""
 
-    def needs(self, params: Params, method: Any, count: Callable[..., int]) -> dict[str, int]:
+    def needs(self, params: Params, method: "Method", count: Callable[..., int]) -> dict[str, int]:
         """What is kept beside the params -> bytes; ``count(tree, dtype)`` are those of a tree."""
 
-    def describe(self, params: Params, phases: Iterable[Any]) -> list[str]:
+    def describe(self, params: Params, phases: Iterable["Phase"]) -> list[str]:
         """Lines for a person, before the first step."""
 
     def says(self, leaves: int) -> str:
         """The state of a group of which ``leaves`` leaves change."""
 
 
-def states(method: Any) -> int:
+def states(method: "Method") -> int:
     """How many optimizer states a ``methods.Method`` has."""
     return 1 if method.moments == "shared" else len(method.phases)
 
@@ -93,14 +96,14 @@ class Whole:
     def reach(self) -> str:
         return self.scope
 
-    def check(self, method: Any) -> None:
+    def check(self, method: "Method") -> None:
         del method  # every row of the table is written for it
 
-    def start(self, params: Params, phases: Iterable[Any], seed: int) -> Tree:
+    def start(self, params: Params, phases: Iterable["Phase"], seed: int) -> Tree:
         del phases, seed
         return params
 
-    def view(self, trained: Tree, frozen: Params | None, mask: Mask | None, phase: Any) -> View:
+    def view(self, trained: Tree, frozen: Params | None, mask: Mask | None, phase: "Phase") -> View:
         del frozen, mask, phase
         part, rest = trees.split(trained, self.scope)
         return View(part, lambda part: trees.merge(part, rest), lambda part: trees.merge(part, rest))
@@ -118,12 +121,12 @@ class Whole:
         leaves = trees.flatten(trained)
         return lambda name, row, _: leaves[name] if row is None else leaves[name][row]
 
-    def needs(self, params: Params, method: Any, count: Callable[..., int]) -> dict[str, int]:
+    def needs(self, params: Params, method: "Method", count: Callable[..., int]) -> dict[str, int]:
         part = count(trees.split(params, self.scope)[0], np.float32)
         needs = {"gradients": part, "moments": 2 * states(method) * part}
         return needs | ({"teacher": count(params, np.float32)} if "teacher" in method.needs else {})
 
-    def describe(self, params: Params, phases: Iterable[Any]) -> list[str]:
+    def describe(self, params: Params, phases: Iterable["Phase"]) -> list[str]:
         del params, phases
         return []
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
+from jax.typing import DTypeLike
 
 from mmu_jax import InputError
 
@@ -188,7 +189,7 @@ def group(name: str) -> str:
     return "/".join(parts[:-2]) or parts[0]
 
 
-def check_like(tree: Tree, like: Tree, what: str, dtype: Any = None) -> None:
+def check_like(tree: Tree, like: Tree, what: str, dtype: DTypeLike | None = None) -> None:
     """Raises InputError, in one message, for every leaf of ``tree`` whose name or shape is not that of ``like``.
 
     ``what`` names the tree in the message; ``dtype``, if given, is required of every leaf.

@@ -21,8 +21,19 @@ Text-only batches have no image arrays and skip the vision tower.
 """
 
 import dataclasses
+from typing import Any, Protocol
 
 IMAGE, TEXT = "Image_Textual", "Pure_Text"
+
+
+class Processor(Protocol):
+    """What turns text and photos into arrays, as ``transformers`` has it."""
+
+    tokenizer: Any
+    image_processor: Any
+    image_token: str
+
+    def apply_chat_template(self, messages: list[dict], **options: Any) -> str | list[str]: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL.Image import Image
 
 from mmu_jax import InputError, sharding
-from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, text, vision
+from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, Processor, text, vision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ def _photos(person: Person) -> list[tuple[bytes, str]]:
     return [(photo, f"photo {i} of person {person.id}") for i, photo in enumerate(person.photos)]
 
 
-def album(processor: Any, people: tuple[Person, ...], max_pixels: int = 0, keep: int = 2048) -> Album:
+def album(processor: Processor, people: tuple[Person, ...], max_pixels: int = 0, keep: int = 2048) -> Album:
     """Decodes every photo; up to ``keep`` stay in memory, of more only their sizes, and they are decoded when dealt."""
     photos, encoded = {}, []
     for person in people:
@@ -74,7 +74,7 @@ class Sizes:
         return rows.batch(index, pictures, self.tokens) | images
 
 
-def examine(processor: Any, people: Iterable[Person], max_pixels: int = 0, sizes: Sizes = Sizes()) -> None:
+def examine(processor: Processor, people: Iterable[Person], max_pixels: int = 0, sizes: Sizes = Sizes()) -> None:
     """Decodes every photo and reads every text once, so that what cannot be shown or asked is found before training.
 
     Raises:
@@ -202,7 +202,7 @@ class Stream:
 
 def stream(
     name: str,
-    processor: Any,
+    processor: Processor,
     examples: list[Example],
     photos: Album | None,
     *,

@@ -16,7 +16,7 @@ import jinja2
 import numpy as np
 
 from mmu_jax import InputError
-from mmu_jax.data import vision
+from mmu_jax.data import Processor, vision
 
 LONGEST = 2**18  # characters of a question or an answer; more is a file that went astray, and minutes of tokenizing
 # What a template may raise while it is rendered: jinja's own, and Python's for what it computes.
@@ -36,7 +36,7 @@ def _turns(question: str, answer: str, images: int) -> list[dict]:
     return [*messages(question, images), answered]
 
 
-def _render(processor: Any, conversations: list[list[dict]], **options: Any) -> list[str]:
+def _render(processor: Processor, conversations: list[list[dict]], **options: Any) -> list[str]:
     try:
         return processor.apply_chat_template(conversations, tokenize=False, **options)
     except FAILURES as error:
@@ -63,7 +63,7 @@ class Turn:
         return self.prompt + self.said + self.end
 
 
-def _rendered(processor: Any, pairs: Sequence[tuple[str, str]], images: int, whose: Sequence[str]) -> list[Turn]:
+def _rendered(processor: Processor, pairs: Sequence[tuple[str, str]], images: int, whose: Sequence[str]) -> list[Turn]:
     """Every pair as the template renders it; ``whose`` it is, for messages.
 
     Each is rendered once more with a mark instead of the answer, which shows where the answer goes whatever it says.
@@ -128,7 +128,7 @@ def _atoms(tokenizer: Any, text: str) -> list[int]:
     return [token for token in tokenizer(text, add_special_tokens=False)["input_ids"] if token in added]
 
 
-def end_of_turn(processor: Any) -> tuple[int, ...]:
+def end_of_turn(processor: Processor) -> tuple[int, ...]:
     """The token ids that end an answer: those that training teaches after it, so those at which generation stops.
 
     Raises:
@@ -139,7 +139,7 @@ def end_of_turn(processor: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_atoms(processor.tokenizer, turn.end)))
 
 
-def check(processor: Any, texts: Iterable[tuple[str, str]]) -> None:
+def check(processor: Processor, texts: Iterable[tuple[str, str]]) -> None:
     """Refuses texts that would not reach the model as they are; ``texts`` are (where, words), ``where`` for the message.
 
     Raises:
@@ -151,7 +151,7 @@ def check(processor: Any, texts: Iterable[tuple[str, str]]) -> None:
     _refuse(processor, texts, special | {processor.image_token})
 
 
-def _refuse(processor: Any, texts: Iterable[tuple[str, str]], special: set[str]) -> None:
+def _refuse(processor: Processor, texts: Iterable[tuple[str, str]], special: set[str]) -> None:
     pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
     for where, words in texts:
         if len(words) > LONGEST:
@@ -178,7 +178,7 @@ def _short(words: str) -> str:
     return repr(words if len(words) <= 80 else words[:60] + " ... " + words[-15:])
 
 
-def _tokenize(processor: Any, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+def _tokenize(processor: Processor, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
     """Ids and character spans of rendered texts.
 
     What the tokenizer puts before a text (BOS) stands before it once, also where the template writes it. What it would
@@ -254,7 +254,9 @@ class Rows:
         return np.repeat(self.tokens[row], counts), np.repeat(self.weights[row], counts)
 
 
-def _rows(processor: Any, texts: list[str], tokens: list[list[int]], weights: list[np.ndarray], images: int) -> Rows:
+def _rows(
+    processor: Processor, texts: list[str], tokens: list[list[int]], weights: list[np.ndarray], images: int
+) -> Rows:
     tokenizer = processor.tokenizer
     image = tokenizer.convert_tokens_to_ids(processor.image_token)
     for text, row in zip(texts, tokens, strict=True):
@@ -267,7 +269,7 @@ def _rows(processor: Any, texts: list[str], tokens: list[list[int]], weights: li
     return Rows([np.asarray(row, np.int32) for row in tokens], weights, pad, image, "right")
 
 
-def encode(processor: Any, pairs: Sequence[tuple[str, str]], images: int, whose: Sequence[str] = ()) -> Rows:
+def encode(processor: Processor, pairs: Sequence[tuple[str, str]], images: int, whose: Sequence[str] = ()) -> Rows:
     """(question, answer) pairs, each about ``images`` images -> rows to train on.
 
     Weights come from the place of the answer in the rendered template, whatever else reads alike there: from the end of
@@ -294,7 +296,7 @@ def encode(processor: Any, pairs: Sequence[tuple[str, str]], images: int, whose:
     return _rows(processor, texts, tokens, weights, images)
 
 
-def encode_prompts(processor: Any, questions: Sequence[str], images: int) -> Rows:
+def encode_prompts(processor: Processor, questions: Sequence[str], images: int) -> Rows:
     """Questions, each about ``images`` images -> rows ready to be continued.
 
     Raises:

@@ -1,8 +1,12 @@
 """The embedded default's processor and config: a LLaVA of about 1.3 M parameters with its own tokenizer."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
+from mmu_jax.data import Processor
 from mmu_jax.data.sets import faces
+
+if TYPE_CHECKING:
+    from transformers import LlavaConfig, PreTrainedTokenizerBase
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -23,7 +27,7 @@ def corpus() -> list[str]:
     return asked + facts * 5
 
 
-def tokenizer(vocab_size: int = 768) -> Any:
+def tokenizer(vocab_size: int = 768) -> "PreTrainedTokenizerBase":
     """Byte-level BPE trained on the corpus; nothing is ever out of vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -50,7 +54,7 @@ def tokenizer(vocab_size: int = 768) -> Any:
     )
 
 
-def processor(image_size: int = 24, patch_size: int = 12) -> Any:
+def processor(image_size: int = 24, patch_size: int = 12) -> Processor:
     """An ordinary LLaVA processor for ``image_size`` square photographs."""
     from transformers import LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -72,7 +76,7 @@ def processor(image_size: int = 24, patch_size: int = 12) -> Any:
     )
 
 
-def config(tokens: Any, *, vision: dict, text: dict) -> Any:
+def config(tokens: "PreTrainedTokenizerBase", *, vision: dict, text: dict) -> "LlavaConfig":
     """A ``transformers.LlavaConfig`` for the tokenizer; ``vision`` and ``text`` are the sizes of the two networks."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mmu_jax import InputError
+from mmu_jax.data import Processor
 
 # What photographs come in; Pillow's other readers (PostScript, fonts, maps, ...) run programs or hold no photographs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF")
@@ -126,7 +127,7 @@ class Later:
 
 
 def pictures(
-    processor: Any, images: Sequence[Image.Image], max_pixels: int = 0, names: Sequence[str] = ()
+    processor: Processor, images: Sequence[Image.Image], max_pixels: int = 0, names: Sequence[str] = ()
 ) -> list[Picture]:
     """Resized, cropped and normalised by the processor.
 
@@ -165,7 +166,7 @@ class Measure:
     most: int = 0
 
 
-def measure(processor: Any, size: tuple[int, int], max_pixels: int = 0, where: str = "an image") -> Measure:
+def measure(processor: Processor, size: tuple[int, int], max_pixels: int = 0, where: str = "an image") -> Measure:
     """What a photo of ``size`` (width, height) becomes, by geometry alone. ``where`` names it in errors.
 
     Raises:
@@ -259,7 +260,7 @@ def refuse_stripes(made: Any, width: int, height: int, where: str) -> None:
         )
 
 
-def _image_tokens(processor: Any, height: int, width: int) -> int:
+def _image_tokens(processor: Processor, height: int, width: int) -> int:
     patches = (height // processor.patch_size) * (width // processor.patch_size)
     return patches + (
         processor.num_additional_image_tokens if processor.vision_feature_select_strategy == "full" else 0

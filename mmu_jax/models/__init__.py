@@ -1,7 +1,6 @@
 """The networks, one file a family; ``Model`` binds one to a checkpoint's config. To add a family, add a row to ``MODELS``."""
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from mmu_jax import InputError
 from mmu_jax.models import decoder, llava, qwen2_vl
 from mmu_jax.models.family import Family
+from mmu_jax.models.layers import Config, Dtype
 
 # By the ``model_type`` of config.json.
 MODELS: dict[str, Family] = {
@@ -28,8 +28,8 @@ class Model:
       dtype: what activations are computed in.
     """
 
-    config: Any
-    dtype: Any = jnp.float32
+    config: Config
+    dtype: Dtype = jnp.float32
 
     @property
     def family(self) -> Family:

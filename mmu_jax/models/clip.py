@@ -1,16 +1,25 @@
 """The CLIP vision tower (arXiv 2103.00020) up to the layer that is read; what is above it does not exist here."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mmu_jax.models.layers import Embed, Kernel, LayerNorm, Linear, activation, attention, normal, scanned
+from mmu_jax.models.layers import (
+    Config,
+    Dtype,
+    Embed,
+    Kernel,
+    LayerNorm,
+    Linear,
+    activation,
+    attention,
+    normal,
+    scanned,
+)
 
 
 class Attention(nn.Module):
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x):
@@ -21,8 +30,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x):
@@ -31,8 +40,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x, _):
@@ -43,8 +52,8 @@ class Layer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, pixels):
@@ -59,9 +68,9 @@ class Embeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-    config: Any
+    config: Config
     depth: int
-    dtype: Any
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x):
@@ -71,9 +80,9 @@ class Encoder(nn.Module):
 class Tower(nn.Module):
     """``pixels [M, C, height, width] -> [M, 1 + N, D]``: the hidden states after ``depth`` layers, CLS first."""
 
-    config: Any
+    config: Config
     depth: int
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, pixels):

@@ -9,7 +9,7 @@ from typing import Any
 from mmu_jax import InputError
 from mmu_jax.files import read_object
 from mmu_jax.models import MODELS, decoder
-from mmu_jax.models.layers import ACTIVATIONS
+from mmu_jax.models.layers import ACTIVATIONS, Config
 from mmu_jax.models.reading import Translated
 
 # rope_type -> the positive numbers that it needs.
@@ -25,7 +25,7 @@ DEPTHS = ("num_hidden_layers", "depth")
 LARGEST, DEEPEST = 2**24, 2**12
 
 
-def read(path: str | pathlib.Path) -> Any:
+def read(path: str | pathlib.Path) -> Config:
     """The ``transformers`` config of a checkpoint directory; no code of the directory is ever run.
 
     Raises:
@@ -54,7 +54,7 @@ def read(path: str | pathlib.Path) -> Any:
     return config
 
 
-def unknown(config: Any) -> list[str]:
+def unknown(config: Config) -> list[str]:
     """What in a config our networks do not compute, as ``'text_config.hidden_act=relu2'``; all of it."""
     found = [f"{key}={getattr(config, key)!r:.60}" for key in ("quantization_config", "transformers_weights")
              if getattr(config, key, None)]  # fmt: skip
@@ -86,7 +86,7 @@ def unknown(config: Any) -> list[str]:
     return found + family.unknown(config)
 
 
-def _text(c: Any) -> list[str]:
+def _text(c: Config) -> list[str]:
     heads, groups, rope = c.num_attention_heads, c.num_key_value_heads, c.rope_parameters or {}
     head, found = decoder.head_size(c), []
     if c.hidden_size % heads or heads % groups or head % 2:

@@ -1,21 +1,19 @@
 """The Llama and Qwen2 decoder (arXiv 2302.13971, 2407.10671; GQA, arXiv 2305.13245): any head size, cache or none."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError
-from mmu_jax.models.layers import Embed, Linear, RMSNorm, activation, attention, rotary, scanned
+from mmu_jax.models.layers import Config, Dtype, Embed, Linear, RMSNorm, activation, attention, rotary, scanned
 from mmu_jax.sharding import constrain
 
 Cache = dict[str, jax.Array]
 SECTIONS = [16, 24, 24]  # of M-RoPE where a config has none
 
 
-def inverse_frequencies(config: Any) -> np.ndarray:
+def inverse_frequencies(config: Config) -> np.ndarray:
     """RoPE frequencies ``[H/2]``; ``rope_type`` default, linear or llama3."""
     rope = dict(config.rope_parameters)
     head = head_size(config)
@@ -33,17 +31,17 @@ def inverse_frequencies(config: Any) -> np.ndarray:
     raise InputError(f"expected rope_type default, linear or llama3, found {kind!r}; this model is not supported")
 
 
-def head_size(config: Any) -> int:
+def head_size(config: Config) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def make_cache(config: Any, rows: int, length: int, dtype: Any) -> Cache:
+def make_cache(config: Config, rows: int, length: int, dtype: Dtype) -> Cache:
     """Zeroed keys and values, ``[L, B, S, K, H]`` each."""
     shape = (config.num_hidden_layers, rows, length, config.num_key_value_heads, head_size(config))
     return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
 
 
-def angles(config: Any, positions: jax.Array) -> jax.Array:
+def angles(config: Config, positions: jax.Array) -> jax.Array:
     """Angles ``[B,T,H/2]`` of RoPE for ``positions [B,T]``, of M-RoPE (arXiv 2409.12191) for ``positions [B,3,T]``.
 
     M-RoPE deals the frequencies out to time, height and width in runs of ``mrope_section``.
@@ -65,7 +63,7 @@ BIASED = (
 )  # text models whose q, k and v have a bias, whatever the config says
 
 
-def biases(config: Any) -> tuple[bool, bool]:
+def biases(config: Config) -> tuple[bool, bool]:
     """Whether q, k, v have a bias, and whether o has."""
     if config.model_type in BIASED:
         return True, False
@@ -80,8 +78,8 @@ def causal(valid: jax.Array) -> jax.Array:
 
 
 class Attention(nn.Module):
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x, cache, angle, mask, offset):
@@ -105,8 +103,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x):
@@ -118,8 +116,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x, cache, angle, mask, offset):
@@ -139,8 +137,8 @@ class Decoder(nn.Module):
     T new keys are written.
     """
 
-    config: Any
-    dtype: Any = jnp.float32
+    config: Config
+    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, positions, mask, cache=None, offset=0):
@@ -152,8 +150,8 @@ class Decoder(nn.Module):
 class LanguageModel(nn.Module):
     """The decoder between its token embedding and, for tied heads, the same embedding transposed."""
 
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     def setup(self):
         c = self.config

@@ -1,12 +1,14 @@
 """What every other room needs of a family of models; each says it at the foot of its own file."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 
+from mmu_jax.data import Processor
+from mmu_jax.models.layers import Config, Dtype
 from mmu_jax.sharding import Rules
 
 Names = list[tuple[str, str]]
@@ -33,11 +35,11 @@ class Family:
       agreements: ``(processor, config) -> `` rows ``(its key, its value, key of the config, value)`` that must be equal.
     """
 
-    network: Callable[[Any, Any], nn.Module]
+    network: Callable[[Config, Dtype], nn.Module]
     arrays: tuple[str, ...]
-    images: Callable[[Any], dict[str, jax.Array]]
-    tower: Callable[[Any], tuple[int, int, int, int]]
-    unread: Callable[[Any], dict[str, tuple[int, ...]]]
+    images: Callable[[Config], dict[str, jax.Array]]
+    tower: Callable[[Config], tuple[int, int, int, int]]
+    unread: Callable[[Config], dict[str, tuple[int, ...]]]
     names: Names
     hub_names: Names
     rules: Rules
@@ -45,6 +47,6 @@ class Family:
     sides: dict[str, str]
     texts: tuple[str, ...]
     towers: tuple[str, ...]
-    unknown: Callable[[Any], list[str]]
-    processor: Callable[..., Any]
-    agreements: Callable[[Any, Any], list[tuple]]
+    unknown: Callable[[Config], list[str]]
+    processor: Callable[[pathlib.Path, Config], Processor]
+    agreements: Callable[[Processor, Config], list[tuple]]

@@ -6,18 +6,25 @@ what they are computed in.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from mmu_jax import InputError
 
 # Only networks trained from nothing see these: width-scaled weights, without which a small tower takes twice the steps.
 normal = nn.initializers.normal(0.02)
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
-Dtype = Any
+Dtype = DTypeLike
+
+
+class Config(Protocol):
+    """A config of ``transformers``, or a part of one: what it holds is read by name."""
+
+    def __getattr__(self, name: str) -> Any: ...
 
 
 def contract(weight: Any, x: jax.Array, dtype: Dtype) -> jax.Array:

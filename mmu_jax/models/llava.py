@@ -9,7 +9,6 @@ Parameter tree (Hugging Face names; decoder and encoder layers stacked on axis 0
 """
 
 import pathlib
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,9 +16,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from mmu_jax import InputError
+from mmu_jax.data import Processor
 from mmu_jax.models import clip, decoder
 from mmu_jax.models.family import Family
-from mmu_jax.models.layers import ACTIVATIONS, Linear, activation
+from mmu_jax.models.layers import ACTIVATIONS, Config, Dtype, Linear, activation
 from mmu_jax.models.reading import Translated, default_template, options
 from mmu_jax.sharding import constrain
 
@@ -62,8 +62,8 @@ SIDES = {"vision": r"(vision_tower|multi_modal_projector)/.*", "language": r"(la
 
 
 class Projector(nn.Module):
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x):
@@ -79,8 +79,8 @@ class Network(nn.Module):
     Rows without an image may share a batch with rows that have one: their pixels are not looked at.
     """
 
-    config: Any
-    dtype: Any = jnp.float32
+    config: Config
+    dtype: Dtype = jnp.float32
 
     def setup(self):
         c = self.config
@@ -109,25 +109,25 @@ class Network(nn.Module):
         return constrain(logits, "data", None, "model"), cache
 
 
-def images(config: Any) -> dict[str, jax.Array]:
+def images(config: Config) -> dict[str, jax.Array]:
     """The smallest image arrays of a batch of one row."""
     c = config.vision_config
     return {"pixels": jnp.zeros((1, 1, c.num_channels, c.image_size, c.image_size))}
 
 
-def tower(config: Any) -> tuple[int, int, int, int]:
+def tower(config: Config) -> tuple[int, int, int, int]:
     """Patches of an image (CLS included), width, layers and heads of the vision tower."""
     c = config.vision_config
     return (c.image_size // c.patch_size) ** 2 + 1, c.hidden_size, depth(config), c.num_attention_heads
 
 
-def depth(config: Any) -> int:
+def depth(config: Config) -> int:
     """How many CLIP layers are read: ``vision_feature_layer`` -2 of 24 layers is 23."""
     layer = config.vision_feature_layer
     return layer if layer >= 0 else config.vision_config.num_hidden_layers + 1 + layer
 
 
-def unread(config: Any) -> dict[str, tuple[int, ...]]:
+def unread(config: Config) -> dict[str, tuple[int, ...]]:
     """Tensors of the checkpoint that the forward pass never reads (CLIP above :func:`depth`), by dotted tree name."""
     c = config.vision_config
     d, f = c.hidden_size, c.intermediate_size
@@ -144,7 +144,7 @@ def unread(config: Any) -> dict[str, tuple[int, ...]]:
     return shapes | {f"vision_tower.post_layernorm.{k}": (d,) for k in ("weight", "bias")}
 
 
-def unknown(config: Any) -> list[str]:
+def unknown(config: Config) -> list[str]:
     """What in a config, beside the text model, is not computed here."""
     c, layer, found = config.vision_config, config.vision_feature_layer, []
     if not isinstance(layer, int) or not -c.num_hidden_layers <= layer + 1 <= c.num_hidden_layers + 1:
@@ -160,7 +160,7 @@ def unknown(config: Any) -> list[str]:
     return found
 
 
-def processor(path: pathlib.Path, config: Any) -> Any:
+def processor(path: pathlib.Path, config: Config) -> Processor:
     """The processor in a checkpoint directory, its missing numbers filled in from the config."""
     from transformers import AutoProcessor
 
@@ -182,7 +182,7 @@ def processor(path: pathlib.Path, config: Any) -> Any:
     return found
 
 
-def agreements(processor: Any, config: Any) -> list[tuple]:
+def agreements(processor: Processor, config: Config) -> list[tuple]:
     """(key of the processor, its value, key of the config, its value): what must be equal."""
     c, images = config.vision_config, processor.image_processor
     side, strategy = c.image_size, "vision_feature_select_strategy"

@@ -7,10 +7,11 @@ import numpy as np
 from PIL import Image
 
 from mmu_jax import InputError, models
-from mmu_jax.data import text, vision
+from mmu_jax.data import Processor, text, vision
 from mmu_jax.directory import Path
 from mmu_jax.files import read_object
 from mmu_jax.models import config as configs
+from mmu_jax.models.layers import Config
 from mmu_jax.models.reading import Translated
 
 TOKENIZER, GENERATION = "tokenizer_config.json", "generation_config.json"
@@ -26,7 +27,7 @@ FILES = (
 )
 
 
-def read_processor(path: Path) -> Any:
+def read_processor(path: Path) -> Processor:
     """The processor (tokenizer, chat template, PIL image processor) of a checkpoint directory.
 
     The template is the processor's own before the tokenizer's, of named ones the ``default``. Padding means nothing, so a
@@ -57,7 +58,7 @@ def read_processor(path: Path) -> Any:
     return processor
 
 
-def _check_vocabulary(tokenizer: Any, config: Any, path: pathlib.Path) -> None:
+def _check_vocabulary(tokenizer: Any, config: Config, path: pathlib.Path) -> None:
     """Refuses tokens that have no row in the embedding; of a pad token among them another takes the place."""
     rows, longest = config.text_config.vocab_size, tokenizer.model_max_length
     if not isinstance(longest, int | float):
@@ -75,7 +76,7 @@ def _check_vocabulary(tokenizer: Any, config: Any, path: pathlib.Path) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0) if end is None or end in beyond else end
 
 
-def _check_image_token(processor: Any, config: Any, path: pathlib.Path) -> None:
+def _check_image_token(processor: Processor, config: Config, path: pathlib.Path) -> None:
     token, vocabulary = processor.image_token, processor.tokenizer.get_vocab()
     if vocabulary.get(token) != config.image_token_id:
         found = f"{token!r} is {vocabulary[token]}" if token in vocabulary else f"{token!r} is no token"
@@ -85,7 +86,7 @@ def _check_image_token(processor: Any, config: Any, path: pathlib.Path) -> None:
         )
 
 
-def _check_pixels(images: Any, c: Any, path: pathlib.Path) -> None:
+def _check_pixels(images: Any, c: Config, path: pathlib.Path) -> None:
     """Shows the image processor a black and a white square: what it makes of them must be numbers, and tell them apart."""
     for key in ("size", "crop_size"):
         stated = {k: v for k, v in dict(getattr(images, key, None) or {}).items() if v is not None}
@@ -120,7 +121,7 @@ def _check_pixels(images: Any, c: Any, path: pathlib.Path) -> None:
         )
 
 
-def _check_template(processor: Any, path: pathlib.Path) -> None:
+def _check_template(processor: Processor, path: pathlib.Path) -> None:
     """Renders a question about a picture, and one about none, as training and evaluation do."""
     try:
         for images in (1, 0):
@@ -130,7 +131,7 @@ def _check_template(processor: Any, path: pathlib.Path) -> None:
         raise InputError(f"{error} ({path})") from error
 
 
-def stop_tokens(path: Path, processor: Any) -> tuple[int, ...]:
+def stop_tokens(path: Path, processor: Processor) -> tuple[int, ...]:
     """Token ids that end an answer: what training teaches to end a turn, and the ends of tokenizer and generation config.
 
     Raises:

@@ -16,7 +16,6 @@ All geometry comes from the host as arrays, so images of different sizes, and se
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,10 +23,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from mmu_jax.data import Processor
 from mmu_jax.models import decoder
 from mmu_jax.models.family import Family
-from mmu_jax.models.layers import Kernel, LayerNorm, Linear, RMSNorm, activation, attention, gelu, rotary, scanned
-from mmu_jax.models.reading import Processor, Translated, default_template, options
+from mmu_jax.models.layers import (
+    Config,
+    Dtype,
+    Kernel,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    activation,
+    attention,
+    gelu,
+    rotary,
+    scanned,
+)
+from mmu_jax.models.reading import PlainProcessor, Translated, default_template, options
 from mmu_jax.sharding import constrain
 
 IMAGES = ("patches", "grid", "segment")
@@ -58,23 +70,23 @@ ELIGIBLE = r".*(proj|fc1|fc2|qkv|mlp/0|mlp/2)/weight"
 SIDES = {"vision": r"visual/.*", "language": r"(language_model|lm_head)/.*"}
 
 
-def _second(config: Any) -> bool:
+def _second(config: Config) -> bool:
     """Whether the vision tower is the one of Qwen2.5: RMSNorm, gated MLP, windows."""
     return hasattr(config, "fullatt_block_indexes")
 
 
-def _widths(config: Any) -> tuple[int, int]:
+def _widths(config: Config) -> tuple[int, int]:
     """Width of the vision tower and of what it gives to the language model."""
     return (config.hidden_size, config.out_hidden_size) if _second(config) else (config.embed_dim, config.hidden_size)
 
 
-def _norm(config: Any, dtype: Any, name: str) -> nn.Module:
+def _norm(config: Config, dtype: Dtype, name: str) -> nn.Module:
     return (RMSNorm if _second(config) else LayerNorm)(1e-6, dtype, name=name)
 
 
 class Attention(nn.Module):
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x, angle, mask):
@@ -85,8 +97,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x):
@@ -99,8 +111,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x, everywhere, angle, same_image, same_window):
@@ -111,8 +123,8 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, patches):
@@ -125,8 +137,8 @@ class PatchEmbed(nn.Module):
 class Merger(nn.Module):
     """Every square of neighbours becomes one feature: ``[B,N,D] -> [B,N/4,W]``."""
 
-    config: Any
-    dtype: Any
+    config: Config
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x):
@@ -138,7 +150,7 @@ class Merger(nn.Module):
 
 class MergerMLP(nn.Module):
     features: int
-    dtype: Any
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x):
@@ -149,8 +161,8 @@ class MergerMLP(nn.Module):
 class Tower(nn.Module):
     """``patches, grid, segment`` -> one feature ``[B,N/4,W]`` for every image token, in the order of the tokens."""
 
-    config: Any
-    dtype: Any = jnp.float32
+    config: Config
+    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, patches, grid, segment):
@@ -179,8 +191,8 @@ def _same(x: jax.Array) -> jax.Array:
 class Network(nn.Module):
     """Logits ``[B,T,V]``, or ``[B,1,V]`` for the token ``at [B]`` of each row, and the cache. ``positions`` is ``[B,3,T]`` (M-RoPE) or, for text, ``[B,T]``."""
 
-    config: Any
-    dtype: Any = jnp.float32
+    config: Config
+    dtype: Dtype = jnp.float32
 
     def setup(self):
         c = self.config
@@ -199,7 +211,7 @@ class Network(nn.Module):
         return constrain(logits, "data", None, "model"), cache
 
 
-def images(config: Any) -> dict[str, jax.Array]:
+def images(config: Config) -> dict[str, jax.Array]:
     """The smallest image arrays of a batch of one row."""
     c = config.vision_config
     n = c.spatial_merge_size**2
@@ -208,18 +220,18 @@ def images(config: Any) -> dict[str, jax.Array]:
     return {"patches": jnp.zeros((1, n, width)), "grid": jnp.zeros((1, n, 2), jnp.int32), "segment": zeros}
 
 
-def tower(config: Any) -> tuple[int, int, int, int]:
+def tower(config: Config) -> tuple[int, int, int, int]:
     """Patches of an image (0: as many as it has), width, layers and heads of the vision tower."""
     c = config.vision_config
     return 0, _widths(c)[0], c.depth, c.num_heads
 
 
-def unread(config: Any) -> dict[str, tuple[int, ...]]:
+def unread(config: Config) -> dict[str, tuple[int, ...]]:
     """Every tensor of the checkpoint is read."""
     return {}
 
 
-def unknown(config: Any) -> list[str]:
+def unknown(config: Config) -> list[str]:
     """What in a config, beside the text model, is not computed here."""
     c, found = config.vision_config, []
     windows = _second(c)
@@ -242,7 +254,7 @@ def unknown(config: Any) -> list[str]:
     return found
 
 
-def processor(path: pathlib.Path, config: Any) -> Processor:
+def processor(path: pathlib.Path, config: Config) -> Processor:
     """Tokenizer, template and image processor in a checkpoint directory; the processor of ``transformers`` needs torchvision."""
     del config
     from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
@@ -252,10 +264,10 @@ def processor(path: pathlib.Path, config: Any) -> Processor:
         images = AutoImageProcessor.from_pretrained(**options(path), backend="pil")
         own = ProcessorMixin.get_processor_dict(str(path))[0].get("chat_template")
     tokenizer.chat_template = default_template(own or tokenizer.chat_template, path)
-    return Processor(tokenizer, images, getattr(tokenizer, "image_token", "<|image_pad|>"))
+    return PlainProcessor(tokenizer, images, getattr(tokenizer, "image_token", "<|image_pad|>"))
 
 
-def agreements(processor: Processor, config: Any) -> list[tuple]:
+def agreements(processor: Processor, config: Config) -> list[tuple]:
     """(key of the processor, its value, key of the config, its value): what must be equal."""
     c, images = config.vision_config, processor.image_processor
     pairs = (("patch_size",) * 2, ("temporal_patch_size",) * 2, ("merge_size", "spatial_merge_size"))

@@ -37,7 +37,7 @@ def options(path: pathlib.Path) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Processor:
+class PlainProcessor:
     """Tokenizer, chat template and image processor of a checkpoint whose own processor also asks for video support."""
 
     tokenizer: Any

@@ -2,9 +2,9 @@
 
 import dataclasses
 import re
-from typing import Any
 
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 from PIL import Image
 
 from mmu_jax import InputError, hf, hub, lora, memory, methods, models, trees
@@ -25,7 +25,7 @@ def fine_tuning(rows: dict[str, int]) -> methods.Method:
     return methods.Method((phase,), source="fine-tuning on everyone")
 
 
-def trainable(config: Any, section: str, model: models.Model) -> Trainable | None:
+def trainable(config: ConfigDict, section: str, model: models.Model) -> Trainable | None:
     """What trains by a section of the config (``vanilla``, ``unlearn``): a LoRA, or None for the params themselves.
 
     Raises:
@@ -118,7 +118,7 @@ def memory_plan(work: Workspace) -> None:
         memory.check(stages, limit, ADVICE)
 
 
-def _rows(config: Any) -> list[methods.Method]:
+def _rows(config: ConfigDict) -> list[methods.Method]:
     return [methods.METHODS[name] for name in config.unlearn.methods]
 
 

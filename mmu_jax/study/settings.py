@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from mmu_jax import InputError, adapters, hub, lora, methods, questions
 from mmu_jax.data import builders
@@ -106,7 +107,7 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else key).items()}
 
 
-def judge(config: Any, given: dict[str, Any]) -> None:
+def judge(config: ConfigDict, given: dict[str, Any]) -> None:
     """Refuses a config that cannot work, before anything is made.
 
     Args:
@@ -149,7 +150,7 @@ def _values(values: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _methods(c: Any) -> list[str]:
+def _methods(c: ConfigDict) -> list[str]:
     names, problems = c.unlearn.methods, []
     if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
         return [
@@ -171,7 +172,7 @@ def _methods(c: Any) -> list[str]:
     return problems
 
 
-def _networks(c: Any) -> list[str]:
+def _networks(c: ConfigDict) -> list[str]:
     """Sizes of a model made from nothing, which must fit one another."""
     if c.model.path or c.vanilla.path:
         return []
@@ -224,7 +225,7 @@ def _devices() -> int:
         ) from error
 
 
-def _together(c: Any) -> list[str]:
+def _together(c: ConfigDict) -> list[str]:
     """Keys that must fit one another and the machine."""
     problems = questions.check_prompts(c.evaluate.prompts.to_dict(), "config.evaluate.prompts")
     there, data, split = _devices(), c.mesh.data, c.mesh.model
@@ -274,7 +275,7 @@ def matching(keys: Iterable[str], table: list[tuple[str, Any, str]]) -> list[tup
     return [(key, reason) for key in keys for pattern, holds, reason in table if holds and re.fullmatch(pattern, key)]
 
 
-def _unread(c: Any, given: dict[str, Any]) -> list[str]:
+def _unread(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     """What a user brings on the command line and nothing would look at: a source, a directory, the sizes of a model."""
     own, prepared = c.vanilla.path, c.data.path
     # An adapter needs its base; what a repository on the hub holds is not known yet.
@@ -307,7 +308,7 @@ def _only_descends(row: methods.Method) -> bool:
     return not row.one_rate and all(phase.descends for phase in row.phases)
 
 
-def unused(c: Any, given: dict[str, Any]) -> list[str]:
+def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     """Lines about given numbers of steps that will not be taken; they harm nothing, and a user should know."""
     rows = [methods.METHODS[name] for name in c.unlearn.methods]
     table = [

@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from mmu_jax import report
 from mmu_jax.study import checks, records, settings, steps
 from mmu_jax.study.stages import Stages
@@ -20,7 +22,7 @@ class Study:
       stages: the stages, in the order in which they are made.
     """
 
-    def __init__(self, config: Any, workdir: str | pathlib.Path, given: dict[str, Any] | None = None):
+    def __init__(self, config: ConfigDict, workdir: str | pathlib.Path, given: dict[str, Any] | None = None):
         """Judges the config; nothing is made yet.
 
         Args:

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from mmu_jax import adapters, hf, hub, models, sharding
-from mmu_jax.data import Benchmark, builders, loader, slices
+from mmu_jax.data import Benchmark, Processor, builders, loader, slices
 from mmu_jax.trees import Tree
 
 CONTROLS = ("test", "unseen", "celebrity")  # splits with photos of their own, evaluated where they are there
@@ -48,7 +49,7 @@ class Workspace:
       planned: whether the memory plan was made and holds.
     """
 
-    def __init__(self, config: Any, workdir: pathlib.Path, given: dict[str, Any]):
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path, given: dict[str, Any]):
         self.config, self.workdir, self.given = config, workdir, given
         self.mesh = sharding.make_mesh(**config.mesh)
         # A model made from nothing is small: it is trained on one device, so that every mesh unlearns the same bits.
@@ -136,7 +137,7 @@ class Workspace:
         return hub.fetch(path, key, patterns=hub.SMALL) if path else self.workdir / "base"
 
     @functools.cached_property
-    def processor(self) -> Any:
+    def processor(self) -> Processor:
         return hf.read_processor(self.card)
 
     @functools.cached_property

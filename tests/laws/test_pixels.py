@@ -14,8 +14,9 @@ from transformers.image_utils import load_image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mmu_jax import InputError, hf
+from mmu_jax import InputError
 from mmu_jax.data import Example, Person, loader, tiny, vision
+from mmu_jax.models import reading
 
 WHERE = "photo 3 of person 0042"
 RAMP = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
@@ -65,7 +66,7 @@ def processors():
     own = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 256, "longest_edge": 1536})
     llava, cropping = tiny.processor(), tiny.processor()
     cropping.image_processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=336)
-    return {"llava": llava, "cropping": cropping, "qwen": hf.Processor(llava.tokenizer, own, "<image>")}
+    return {"llava": llava, "cropping": cropping, "qwen": reading.PlainProcessor(llava.tokenizer, own, "<image>")}
 
 
 MODES = [
@@ -307,7 +308,7 @@ def test_bounds_that_hold_no_image_are_refused(fields, asked, said):
 @pytest.mark.parametrize("most", [1024, 1500, 2048])
 def test_no_photo_is_larger_than_the_bound(most, size):
     own = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 4096, "longest_edge": 16384})
-    processor = hf.Processor(None, own, "")
+    processor = reading.PlainProcessor(None, own, "")
     found = vision.pictures(processor, [noise(*size)], most)[0]
     assert found.length * 16 <= most
     assert vision.measure(processor, size, most).patches == found.length
@@ -316,7 +317,7 @@ def test_no_photo_is_larger_than_the_bound(most, size):
 @pytest.mark.parametrize("size", [(20, 21), (300, 20), (640, 480)])
 def test_without_a_bound_of_ours_the_checkpoint_s_is_followed_to_the_pixel(size):
     own = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 1024, "longest_edge": 1024})
-    found = vision.pictures(hf.Processor(None, own, ""), [noise(*size)], 9999)[0]
+    found = vision.pictures(reading.PlainProcessor(None, own, ""), [noise(*size)], 9999)[0]
     np.testing.assert_array_equal(found.array, own([noise(*size)], return_tensors="np")["pixel_values"])
 
 

@@ -8,8 +8,9 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from mmu_jax import InputError, hf
+from mmu_jax import InputError
 from mmu_jax.data import Choice, Example, Person, loader, text, tiny, vision
+from mmu_jax.models import reading
 from twins import CHATML, qwen_processor
 
 TRIM = (
@@ -43,12 +44,12 @@ def make(template, *, eos="</s>", pad="<pad>", after=None, image="<image>", trim
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", unk_token="<unk>", pad_token=pad, chat_template=template, **options
     )
-    return hf.Processor(tokenizer, None, image)
+    return reading.PlainProcessor(tokenizer, None, image)
 
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
-    return hf.Processor(qwen_processor(tmp_path_factory.mktemp("qwen")), None, "<|image_pad|>")
+    return reading.PlainProcessor(qwen_processor(tmp_path_factory.mktemp("qwen")), None, "<|image_pad|>")
 
 
 @pytest.fixture(scope="module")
@@ -338,4 +339,4 @@ def test_a_tokenizer_without_places_is_refused(families):
             return families["vicuna"].apply_chat_template(conversations, **options)
 
     with pytest.raises(InputError, match="expected a tokenizer that knows the place of its tokens, found Slow"):
-        text.encode(hf.Processor(Slow(), None, "<image>"), [("Who?", "Ada")], 0)
+        text.encode(reading.PlainProcessor(Slow(), None, "<image>"), [("Who?", "Ada")], 0)
