@@ -16,7 +16,9 @@ from ml_collections import ConfigDict, config_flags
 from mmu_jax import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; default runs/<config name>.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where everything is kept; default runs/<config name>, of a sweep runs/sweep."
+)
 
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 # What a file system says when it will not: no room, no right, no such place.

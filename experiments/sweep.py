@@ -6,7 +6,7 @@ For each seed a vanilla model and the masks are made as ``experiments.run`` make
 the passes, batch and everything else of the config. A rate is judged by its *worst axis*, in [0, 1]: the four-way goal
 is only as good as the axis that fails. The axes are forget VQA and forget Test VQA (1 at or below the chance level of
 the options, 0 where all are still right), forget QA, retain VQA and retain QA (``config.evaluate.headline``). The best mean over
-seeds wins, the smaller rate on a tie; one that ends in NaN or infinity is worth 0. What is measured is kept in
+seeds wins, the smaller rate on a tie; one that ends in NaN or infinity is the worst. What is measured is kept in
 ``<workdir>/sweep.json``; the same command resumes.
 
 With ``--retain_rates`` the rate of the steps that only descend is chosen too, one for all methods: that at which the
@@ -86,12 +86,12 @@ def measure(work: Workspace, name: str, **rates: float) -> dict[str, dict[str, f
 def choose(rows: list[dict]) -> tuple[float, dict[str, float]]:
     """Rows of a sweep -> the best retain rate and, at that, the best learning rate of every method that has one.
 
-    A row without axes diverged and is worth 0; a method all of whose rows did has no rate.
+    A row without axes diverged and is worse than any other; a method all of whose rows did has no rate.
     """
     seeds: dict[tuple[float, str, float], list[float]] = {}
     for row in rows:
         key = (row["retain_rate"], row["method"], row["learning_rate"])
-        seeds.setdefault(key, []).append(min(row["axes"].values(), default=0.0))
+        seeds.setdefault(key, []).append(min(row["axes"].values(), default=-1.0))
     best: dict[float, dict[str, tuple[float, float]]] = {}
     for (retain_rate, name, rate), worth in sorted(seeds.items()):
         found = best.setdefault(retain_rate, {})

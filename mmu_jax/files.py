@@ -19,23 +19,31 @@ def refused(error: Exception) -> bool:
     return any(words in str(error) for words in (*REFUSALS, "RESOURCE_EXHAUSTED"))
 
 
-def stamp(folder: str | pathlib.Path, pieces: int = 64, piece: int = 2**14) -> str:
-    """A hash by which a model or a data set in a folder is known: names, sizes, and pieces spread over each file.
+def stamp(
+    folder: str | pathlib.Path, without: pathlib.Path | None = None, pieces: int = 256, piece: int = 2**18
+) -> str:
+    """A hash by which a model or a data set in a folder is known: the names, sizes and bytes of its files.
 
-    Training changes weights everywhere, so pieces tell two models apart without reading gigabytes. Hidden files (what
-    download tools note for themselves) and ``*.md`` are read by nobody and do not count.
+    Of a file above 64 MiB (``pieces * piece``) so many pieces are read, spread over all of it, since nobody wants to read
+    gigabytes at every start: what is changed between two of them is not seen. Hidden files (what download tools note for
+    themselves), ``*.md`` and what lies in ``without`` do not count; links are followed.
 
     Raises:
       InputError: a file cannot be read.
     """
-    folder, found = pathlib.Path(folder), hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if any(part.startswith(".") for part in name.parts) or path.suffix == ".md" or not path.is_file():
+    folder, found, seen, paths = pathlib.Path(folder), hashlib.sha256(), set(), []
+    left_out = None if without is None else without.resolve()
+    for root, inner, names in os.walk(folder, followlinks=True):
+        here = pathlib.Path(root).resolve()
+        inner[:] = [] if here in seen or here == left_out else inner
+        paths += [] if here in seen or here == left_out else [pathlib.Path(root) / name for name in names]
+        seen.add(here)
+    for path in sorted(paths):
+        if path.name.startswith(".") or path.suffix.lower() == ".md" or not path.is_file():
             continue
         try:
             size = path.stat().st_size
-            found.update(f"{name.as_posix()} {size}".encode())
+            found.update(f"{path.relative_to(folder).as_posix()} {size}".encode())
             with path.open("rb") as file:
                 for index in range(pieces) if size > pieces * piece else ():
                     file.seek(index * (size - piece) // (pieces - 1))  # the last one ends where the file does
@@ -113,7 +121,7 @@ def unlike(value: Any, like: Any, place: str = "") -> str:
         known = isinstance(value, str) and value in like
         return "" if known else _odd(value, place, f"one of {', '.join(sorted(like))}")
     if like is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
         return "" if number else _odd(value, place, "a number")
     return "" if isinstance(value, like) else _odd(value, place, {str: "text", dict: "an object"}.get(like, str(like)))
 

@@ -8,7 +8,6 @@ cell in messages, as in ``'Mask_Task of person 0012 in Full_Set'``.
 import ast
 import decimal
 import io
-import itertools
 import json
 import math
 import re
@@ -94,22 +93,40 @@ def _literal(said: str) -> Any:
         return json.loads(said, object_pairs_hook=_object)
     except (json.JSONDecodeError, RecursionError) as error:
         try:
-            _check_commas(said)
+            together = _run_together(said)
             tree = ast.parse(said.strip(), mode="eval")
             value = ast.literal_eval(tree)
         except (ValueError, tokenize.TokenError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise ValueError(str(error)) from error
+    if together:
+        raise ValueError("two texts without a comma between them")
     for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value is ...:
+            raise ValueError("it is cut off with '...'")
         if isinstance(node, ast.Dict):
             _object([(ast.literal_eval(key), None) for key in node.keys])
     return value
 
 
-def _check_commas(said: str) -> None:
-    """ValueError where two texts stand side by side, as numpy prints a list: Python reads them as one."""
-    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(said.strip()).readline)]
-    if (tokenize.STRING, tokenize.STRING) in itertools.pairwise(k for k in kinds if k != tokenize.NL):
-        raise ValueError("two texts without a comma between them")
+def _run_together(said: str) -> bool:
+    """Whether two texts stand side by side in a list, as numpy prints one: Python reads them as one text.
+
+    As the value of a dict they are one text: so are long ones written by ``pprint``.
+    """
+    inside, before = [], None
+    for token in tokenize.generate_tokens(io.StringIO(said.strip()).readline):
+        if token.type in (tokenize.NL, tokenize.COMMENT):
+            continue
+        if token.type == tokenize.STRING and before == tokenize.STRING and inside[-1:] != ["value"]:
+            return True
+        before = token.type
+        if token.string in ("[", "(", "{"):
+            inside.append(token.string)
+        elif token.string in ("]", ")", "}"):
+            inside.pop()
+        elif token.string in (":", ",") and inside and inside[-1] in ("{", "value"):
+            inside[-1] = "value" if token.string == ":" else "{"
+    return False
 
 
 def _object(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:

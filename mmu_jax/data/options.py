@@ -61,7 +61,12 @@ def spell_out(cell: Any, place: str) -> tuple[list[tuple[str, str]], bool]:
     if isinstance(found, list):  # by place, or with their letters in their texts
         said = [cells.text(option, f"Options of {place}").strip() for option in found]
         labels = [_LABELLED.fullmatch(option) for option in said]
-        if labels and all(labels) and [m[1].upper() for m in labels] == list(string.ascii_uppercase[: len(labels)]):
+        # One alone may be an initial: A. Shaw.
+        if (
+            len(labels) > 1
+            and all(labels)
+            and [m[1].upper() for m in labels] == list(string.ascii_uppercase[: len(labels)])
+        ):
             return [(match[1], match[2]) for match in labels], False
         return [(str(i), option) for i, option in enumerate(said)], False
     if not isinstance(found, dict | None):

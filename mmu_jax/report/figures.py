@@ -45,9 +45,14 @@ def _shown(results: Results) -> list[str]:
 
 def trade_off(axis: Any, results: Results) -> None:
     """Forget Test VQA (left is good) against retain VQA (up is good), 95 % intervals as crosses."""
-    points, split = {}, "test" if cell(results, "vanilla", "test", "vqa", headline(results)) else "forget"
+    metric, points = headline(results), {}
+    if not all(cell(results, "vanilla", s, "vqa", metric) for s in ("forget", "retain")):
+        metric = "mcq"  # nothing was generated
+    split = "test" if cell(results, "vanilla", "test", "vqa", metric) else "forget"
     for name in _shown(results):
-        x, y = (cell(results, name, s, "vqa", headline(results)) for s in (split, "retain"))
+        x, y = (cell(results, name, s, "vqa", metric) for s in (split, "retain"))
+        if not x or not y:
+            continue
         axis.plot([100 * x["low"], 100 * x["high"]], [100 * y["mean"]] * 2, color=_colour(name), lw=1, alpha=0.5)
         axis.plot([100 * x["mean"]] * 2, [100 * y["low"], 100 * y["high"]], color=_colour(name), lw=1, alpha=0.5)
         marker = "*" if name == "gold" else "s" if name == "vanilla" else "o"
@@ -55,7 +60,7 @@ def trade_off(axis: Any, results: Results) -> None:
             100 * x["mean"], 100 * y["mean"], marker, color=_colour(name), ms=12 if name == "gold" else 7, zorder=3
         )
         points[name] = (100 * x["mean"], 100 * y["mean"])
-    said = METRICS[headline(results)].name
+    said = METRICS[metric].name
     photos, height = "new photos" if split == "test" else "known photos", 106.0
     for name in sorted(points, key=lambda n: (-points[n][1], -points[n][0])):  # labels in a column, none on another
         height = min(height, points[name][1] + 6)

@@ -74,10 +74,10 @@ class Stages:
                 continue
             was, now = _flat(record["reads"]), _flat(json.loads(json.dumps(stage.reads)))
             keys = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
-            shown = "; ".join(f"{k} = {was.get(k)!r}, now {now.get(k)!r}" for k in keys[:4]) or "its inputs"
+            shown = "; ".join(_difference(k, was.get(k), now.get(k)) for k in keys[:4]) or "its inputs"
             raise InputError(
-                f"expected the config that made stage {name} in {self.workdir}, found another (made with {shown}); "
-                "give another --workdir, or the old config"
+                f"expected the config and the folders that made stage {name} in {self.workdir}, found others (made with "
+                f"{shown}); give another --workdir, or the old ones"
             )
 
     def wanted(self, only: list[str]) -> list[str]:
@@ -142,6 +142,15 @@ class Stages:
         if jax.config.jax_compilation_cache_dir is None:
             jax.config.update("jax_compilation_cache_dir", str((self.workdir / "compiled").absolute()))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _difference(key: str, was: Any, now: Any) -> str:
+    folder, of_folder, _ = key.partition(".content")
+    if of_folder and now is None:
+        return f"the folder of {folder.rpartition('.')[2]}, which is not there now"
+    if of_folder:
+        return f"other files in the folder of {folder.rpartition('.')[2]}"
+    return f"{key} = {was!r}, now {now!r}"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -44,21 +44,21 @@ def stages(work: Workspace) -> list[Stage]:
     c, given = work.config.to_dict(), work.config.vanilla.path
     data = {key: value for key, value in c["data"].items() if key not in ("tokens", "patches", "max_pixels")}
     # A folder is known by what is in it: another model behind the same path is another model.
-    data |= _stamped(source=c["data"]["source"], path=c["data"]["path"])
+    data |= _stamped(work, source=c["data"]["source"], path=c["data"]["path"])
     # What every number that a model computes depends on.
     numbers = {"dtype": c["model"]["dtype"], "param_dtype": c["model"]["param_dtype"]}
     numbers |= {"max_pixels": c["data"]["max_pixels"]}
-    source = {"data": data} | ({"vanilla.path": given} | _stamped(vanilla=given) if given else {})
+    source = {"data": data} | ({"vanilla.path": given} | _stamped(work, vanilla=given) if given else {})
     start = [Stage("data", source, (), functools.partial(prepare_data, work))]
     if given and work.adapter:
         start += [
-            Stage("merge", {"base": work.adapter} | _stamped(base=work.adapter), ("data",), _fitting(work, merge))
+            Stage("merge", {"base": work.adapter} | _stamped(work, base=work.adapter), ("data",), _fitting(work, merge))
         ]
     trained = {"vanilla": c["vanilla"], "seed": c["seed"], "numbers": numbers}
     gold = []
     if not given:
         made = {key: value for key, value in c["model"].items() if key not in ("dtype", "param_dtype")}
-        made |= _stamped(model=c["model"]["path"])
+        made |= _stamped(work, model=c["model"]["path"])
         made_base = _fitting(work, make_base) if c["model"]["path"] else functools.partial(make_base, work)
         start += [Stage("base", {"model": made, "seed": c["seed"]}, ("data",), made_base)]
         start += [Stage("vanilla", trained, ("base",), _fitting(work, fine_tune, "vanilla"))]
@@ -80,9 +80,13 @@ def stages(work: Workspace) -> list[Stage]:
     return [*start, known, *gold, *scored, *unlearned, *asked, told]
 
 
-def _stamped(**paths: str) -> dict[str, str]:
+def _stamped(work: Workspace, **paths: str) -> dict[str, str]:
     """``{name}.content`` of those that are folders here; what is on the hub is known by its id."""
-    return {f"{name}.content": stamp(path) for name, path in paths.items() if path and pathlib.Path(path).is_dir()}
+    return {
+        f"{name}.content": stamp(path, work.workdir)
+        for name, path in paths.items()
+        if path and pathlib.Path(path).is_dir()
+    }
 
 
 def _fitting(work: Workspace, make: Callable[..., Any], *args: Any) -> Callable[[], Any]:

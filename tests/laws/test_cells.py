@@ -2,6 +2,7 @@
 
 import decimal
 import json
+import pprint
 
 import numpy as np
 import pytest
@@ -262,3 +263,14 @@ def test_a_photo_is_a_place(cell, expected):
 @pytest.mark.parametrize("cell", ["first", 1.5, -2, "1e3", [0, 1], True])
 def test_what_is_no_place_of_a_photo_is_one_line(cell):
     refused("person 0003", cells.photo, cell, "person 0003")
+
+
+def test_a_long_text_of_a_dict_as_pprint_writes_it_is_one_text():
+    said = {"A": "a long text " * 12, "B": ["one", "two"]}
+    assert cells.parsed(pprint.pformat(said, width=40)) == said
+    for bad in ("['a' 'b']", "['a' # c\n 'b']", "{'k': ['a' 'b']}", "{'a' 'b': 'c'}", "('a' 'b', 'c')"):
+        with pytest.raises(ValueError, match="without a comma"):
+            cells.parsed(bad)
+    for bad in ("['a', ...]", "{'k': ...}", "[..., 'a']"):
+        with pytest.raises(ValueError, match="cut off"):
+            cells.parsed(bad)

@@ -194,3 +194,67 @@ def test_an_author_in_neither_split_is_told(tmp_path, capsys):
         "1 of 3 people of full stand in neither split: trained on as kept, asked nothing (Cy Dee)"
         in capsys.readouterr().out
     )
+
+
+TWO_WAYS = {
+    "initials": ("Ann Lee", ["A. Milne", "B. King"], "may be a letter or an initial"),
+    "initials twice": ("Ann Lee", ["A. A. Milne", "B. B. King"], "may be a letter or an initial"),
+    "a letter before the answer": ("B. Ann Lee", {"A": "Zoe Z", "B": "Ann Lee"}, "write both alike"),
+    "a letter before the option": ("Ann Lee", ["B. Ann Lee", "A. Zoe"], "write both alike"),
+    "the last name first": ("Ann Lee", ["Lee, Ann", "Zoe Z"], "write both alike"),
+    "another apostrophe": ("O\u2019Neil", ["O'Neil", "Zoe Z"], "write both alike"),
+    "a space of no width": ("Ann Lee", ["Ann Lee\u200b", "Zoe Z"], "write both alike"),
+    "a list of one": ("['Ann Lee']", ["Ann Lee", "Zoe Z"], "write both alike"),
+    "a choice": ("Option B", ["Ann Lee", "Zoe Z"], "a letter or a number"),
+    "a letter": ("B", ["Ann Lee", "Zoe Z"], "a letter or a number"),
+    "cut off": ("Ann Lee", "['Zoe Z', ...]", "may be several"),
+    "cut off as text": ("Ann Lee", ["Zoe Z", "..."], "write every name"),
+    "quoted side by side": ("Ann Lee", "'Zoe Z' 'Al B'", "may be several"),
+    "and": ("Ann Lee", "Zoe Z and Al B", "may be several"),
+    "numbered": ("Ann Lee", "1. Zoe Z 2. Al B", "may be several"),
+    "a comment": ("Ann Lee", "['Zoe Z' # one\n 'Al B']", "may be several"),
+    "flags": ("Ann Lee", {"Zoe Z": True, "Al B": False}, "write every name"),
+}
+
+
+@pytest.mark.parametrize("what", TWO_WAYS)
+def test_names_that_can_be_read_in_two_ways_are_refused(what):
+    right, cell, words = TWO_WAYS[what]
+
+    def read():
+        options = clear._names(cell, "options of row 3", right)
+        clear._check_right(right, options, "row 3")
+
+    refused(words, read)
+
+
+@pytest.mark.parametrize(
+    ("right", "cell", "names"),
+    [
+        ("A. R. Rahman", ["A. R. Rahman", "B. B. King"], ["A. R. Rahman", "B. B. King"]),
+        ("R. Rahman", ["A. R. Rahman", "B. B. King"], ["R. Rahman", "B. King"]),
+        ("Ann Lee", ["A. Shaw"], ["A. Shaw"]),
+        ("Ann Lee", ["(A) Zoe Z", "(B) Al B"], ["Zoe Z", "Al B"]),
+        ("1969", ["1968", "1969"], ["1968", "1969"]),
+        ("C", ["C", "Java"], ["C", "Java"]),
+        ("A. Smith", ["J. Smith"], ["J. Smith"]),
+        ("Ann Lee", ["Martin Luther King, Jr."], ["Martin Luther King, Jr."]),
+        ("Ann Lee", "'Zoe Z'", ["Zoe Z"]),
+        ("Ann Lee", "nan", []),
+    ],
+)
+def test_names_that_can_be_read_in_one_way_are_read(right, cell, names):
+    found = clear._names(cell, "options of row 3", right)
+    clear._check_right(right, found, "row 3")
+    assert found == names
+
+
+def test_a_photo_of_twins_is_joined_once(tmp_path):
+    """Some rows with the bytes of their photo, others written anew: no place is given twice."""
+    rows = [row | {"caption": "In a room."} for row in captions("Ann Lee")] + captions("Bo Ray")
+    source = authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray"], rows)
+    anew = {"image": png(500)}
+    for config in ("forget05", "forget05_perturbed"):
+        rewritten(source, config, lambda found: [found[0], found[1] | anew, found[2] | anew])
+    found = read_clear(source, tmp_path)
+    assert [e.photo for e in found.forget[0].generation if e.kind == IMAGE] == [0, 1, 2]

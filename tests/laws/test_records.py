@@ -211,6 +211,26 @@ def test_a_folder_is_known_by_what_is_read_of_it(tmp_path):
     table.rename(table.with_name("other.jsonl"))
     seen.append(known())
     assert len(set(seen)) == len(seen)
+    (tmp_path / "m" / "runs").mkdir()
+    (tmp_path / "m" / "runs" / "w.json").write_text("{}")
+    assert files.stamp(tmp_path / "m", tmp_path / "m" / "runs") == seen[-1] != known()
+    (tmp_path / "linked").symlink_to(tmp_path / "m" / "inner")
+    linked = files.stamp(tmp_path / "linked")
+    (tmp_path / "m" / "inner" / "other.jsonl").write_text("{1}")
+    assert files.stamp(tmp_path / "linked") != linked
+    (tmp_path / "m" / "inner" / "round").symlink_to(tmp_path / "m")
+    assert known() == known()
+
+
+def test_a_large_file_is_known_by_pieces_of_all_of_it(tmp_path):
+    (tmp_path / "w.bin").write_bytes(bytes(4096))
+    seen = {files.stamp(tmp_path, None, 8, 64)}
+    for at in (0, 63, 4095, 4096 - 64):
+        data = bytearray(4096)
+        data[at] = 1
+        (tmp_path / "w.bin").write_bytes(data)
+        seen.add(files.stamp(tmp_path, None, 8, 64))
+    assert len(seen) == 5
 
 
 @pytest.mark.parametrize(
@@ -226,6 +246,7 @@ def test_a_folder_is_known_by_what_is_read_of_it(tmp_path):
         ({"a": [1, "x"]}, {"a": [(float, type(None))]}, "a/1 = 'x' where a number"),
         (["exact", []], [{"exact"}], "1 = [] where one of exact"),
         ([float("nan")], [float], "0 = nan where a number"),
+        ([10**400], [float], "where a number"),
         ("x" * 99, dict, "... where an object"),
     ],
 )

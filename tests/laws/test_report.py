@@ -159,6 +159,22 @@ def test_an_axis_asked_by_options_alone_is_shown(workdir, benchmark):
     assert "– / 80" in report.summary(workdir)
 
 
+@pytest.mark.parametrize("splits", [("retain",), ("forget", "test"), ("forget", "test", "retain")])
+def test_a_report_is_written_where_options_alone_are_asked(splits, workdir, benchmark):
+    for path in (workdir / "results").glob("*.json"):
+        found = json.loads(path.read_text())
+        for split in splits:
+            found["results"][split]["vqa"] = {"mcq": found["results"][split]["vqa"]["mcq"]}
+        path.write_text(json.dumps(found))
+    report.write(workdir, ["vanilla", "ga", "mmunlearner"], benchmark)
+    assert "(MCQ) from 100 % to" in (workdir / "report.md").read_text()
+    for path in (workdir / "results").glob("*.json"):
+        found = json.loads(path.read_text())
+        del found["results"]["retain"]["vqa"]
+        path.write_text(json.dumps(found))
+    report.write(workdir, ["vanilla", "ga", "mmunlearner"], benchmark)
+
+
 def test_no_results_is_an_error(tmp_path):
     with pytest.raises(InputError, match="run the evaluate stage"):
         judged.read(tmp_path)
@@ -203,6 +219,8 @@ def test_the_sweep_judges_a_rate_by_its_worst_axis():
     ]
     assert sweep.choose(rows) == (1.0, {"m": 0.2, "n": 0.1})
     assert sweep.choose(rows[-2:]) == (2.0, {"m": 0.1, "n": 0.1})
+    assert sweep.choose([row("m", 1.0, 0.1), row("m", 1.0, 0.2, 0.0)]) == (1.0, {"m": 0.2})  # one without axes diverged
+    assert sweep.choose([row("m", 1.0, 0.1), row("m", 2.0, 0.1, 0.0)]) == (2.0, {"m": 0.1})
     assert np.isclose(sweep.axes(made("m", 0.2, 0.9)["results"])["test VQA"], 0.8)
 
 

@@ -39,8 +39,11 @@ FOLDERS = {"full": "full"}
 FOLDERS |= {f"forget_{share}": f"forget{share:02d}" for share in (1, 5, 10)}
 FOLDERS |= {f"retain_{100 - share}": f"retain{100 - share}" for share in (1, 5, 10)}
 
-SEVERAL = re.compile(r"[,;|\n]")  # between names in one text
-LETTER = re.compile(r"\W*(?:[A-Za-z]|\d+)\W*")
+# Between names in one text, or before the first of several.
+SEVERAL = re.compile(r"[,;|/&\t\r\n\u2028\u2029\uff0c\uff1b\u3001]|\\n|\sand\s|^\W*(?:1[.)]|A[.)].*\sB[.)])\s")
+LETTER = re.compile(r"\W*(?:(?:option|choice|answer)[\s_]*)?\W*(?:[A-Za-z]|\d+)\W*", re.IGNORECASE)
+INITIAL = re.compile(r"[A-Z]\.\s+\S.*", re.DOTALL)
+NOTHING = ("nan", "none", "null", "n/a", "<na>")
 FETCHED = [*FOLDERS.values(), *(f"{FOLDERS[s]}_perturbed" for s in FOLDERS if s.startswith("forget"))]
 FETCHED += ["full+tofu", "retain_perturbed", *REAL]
 
@@ -172,13 +175,13 @@ def _placed(source: pathlib.Path, folder: str, columns: tuple[str, ...] = ()) ->
         if len(places) > 1:
             mine = cells.images(row.get("image"), f"{name} in row {index} of {folder}")
             places = [place for place in places if [photos[place][1]] == mine] or places
-        turn = turns[name, *places]
-        turns[name, *places] += 1
-        if turn >= len(places):
+        place = next((place for place in places if not turns[name, place]), None)
+        if place is None:
             raise InputError(
                 f"expected every photo of {name} once in {folder}, found {caption[:60]!r} again in row {index}; remove it"
             )
-        yield name, places[turn], row
+        turns[name, place] += 1
+        yield name, place, row
 
 
 def _asked(source: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
@@ -224,28 +227,75 @@ def _most_named(text: str, authors: Iterable[str]) -> list[str]:
     return sorted(name for name, count in counts.items() if count == max(counts.values()))
 
 
-def _names(cell: object, place: str) -> list[str]:
+def _names(cell: object, place: str, right: str = "") -> list[str]:
     """The names of a list, of a struct of options, or of the text of either; of a text that is one name; null is none.
 
+    Of a list whose items begin with 'A. ', 'B. ', ... the name that is ``right`` says whether these are letters or initials.
+
     Raises:
-      InputError: it is a text that may be several names, or a list that is cut off.
+      InputError: it is a text that may be several names, a list that is cut off, or one that can be read in two ways.
     """
     try:
         found = cells.parsed(cell)
     except ValueError:
         found = cells.text(cell, place).strip()
-        found = found[1:-1] if re.fullmatch(r"([\"']).*\1", found) else found
-        if found[:1] in tuple("[({") or SEVERAL.search(found):  # else a name, not a list of them written out
+        found = found[1:-1] if re.fullmatch(r"([\"'])(?:(?!\1).)*\1", found) else found
+        found = "" if found.casefold() in NOTHING else found
+        if found[:1] in tuple("[({\"'") or SEVERAL.search(found):  # else a name, not a list of them written out
             raise InputError(
                 f"expected a list of names as {place}, found {found[:60]!r}, which may be several; write a list"
             ) from None
     if isinstance(found, dict | list):
         names = [name for _, name in spell_out(found, place)[0]]
+        items = [cells.plain(item) for item in (found.values() if isinstance(found, dict) else found)]
+        if any(isinstance(item, bool) or item in ("...", "\u2026") for item in items if isinstance(item, bool | str)):
+            raise InputError(f"expected a list of names as {place}, found {cells.brief(cell)}; write every name")
+        if isinstance(found, list) and all(isinstance(item, str) for item in items):
+            names = _unlabelled(items, names, place, right)
     elif isinstance(found, str | None):
         names = [found or ""]
     else:
         raise InputError(f"expected a list of names as {place}, found {str(cell)[:60]!r}; write a list")
     return [name.strip() for name in names if name.strip()]
+
+
+def _unlabelled(items: list[str], names: list[str], place: str, right: str) -> list[str]:
+    """The names without the letters before them, or as they stand where those are initials."""
+    stripped = [item.strip() for item in items] != names
+    if not stripped or not all(INITIAL.fullmatch(item.strip()) for item in items):
+        return names
+    as_they_stand, without = (any(same(name, right) for name in form) for form in (items, names))
+    if not as_they_stand and not without:  # letters, unless little of a name is left without them
+        without = all(len(name.split()) > 1 and not INITIAL.fullmatch(name) for name in names)
+    if as_they_stand == without:
+        raise InputError(
+            f"expected names as {place}, found {', '.join(items)[:80]!r}, where 'A.' may be a letter or an initial; remove the "
+            "letters, or write them as '(A)'"
+        )
+    return items if as_they_stand else names
+
+
+def _readings(name: str) -> list[list[str]]:
+    """The words of a name in no order, and those without what may be a letter or a number before it."""
+    words = re.findall(
+        r"[^\W_]+", "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+    )
+    words = [word.casefold() for word in words]
+    return [sorted(words), sorted(words[1:])] if words and len(words[0]) == 1 else [sorted(words)]
+
+
+def _check_right(right: str, options: list[str], place: str) -> None:
+    """Raises InputError where the right name is a letter or a number, or stands among the options in other words."""
+    given = [name for name in options if same(name, right)]
+    if not given and LETTER.fullmatch(right):
+        raise InputError(f"expected a name as answer in {place}, found {right!r}, a letter or a number; write the name")
+    mine = _readings(right)
+    alike = [name for name in options if (r := _readings(name))[0] in mine or mine[0] in r]
+    if not given and alike:
+        raise InputError(
+            f"expected the answer in {place} spelled as its option, or none like it, found {right!r} and {alike[0]!r}; write "
+            "both alike"
+        )
 
 
 def _choice(question: str, right: str, wrong: list[str], photo: int = -1) -> dict:
@@ -272,12 +322,9 @@ def _real(source: pathlib.Path) -> Iterator[dict]:
             if not photos or not answer:
                 yield {"ID": person, "remarks": [("multiple-choice", NO_OPTION if photos else NO_PHOTO)]}
                 continue
-            if LETTER.fullmatch(answer):
-                raise InputError(
-                    f"expected a name as answer in {place}, found {answer!r}, a letter or a number; write the name"
-                )
             question = cells.text(row.get("question"), f"question of {place}") or RECOGNISE
-            options = _names(row["options"], f"options of {place}")
+            options = _names(row["options"], f"options of {place}", answer)
+            _check_right(answer, options, place)
             yield {
                 "ID": person,
                 "image": photos[0],
