@@ -196,7 +196,8 @@ def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
         axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
         axis.set_xlabel("part of the run")
         axis.set_ylim(bottom=0)
-        axis.legend(fontsize=7.5, frameon=False)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7.5, frameon=False)
     return figure
 
 
