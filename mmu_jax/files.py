@@ -31,27 +31,39 @@ def stamp(
     Raises:
       InputError: a file cannot be read.
     """
-    folder, found, seen, paths = pathlib.Path(folder), hashlib.sha256(), set(), []
-    left_out = None if without is None else without.resolve()
-    for root, inner, names in os.walk(folder, followlinks=True):
-        here = pathlib.Path(root).resolve()
-        inner[:] = [] if here in seen or here == left_out else inner
-        paths += [] if here in seen or here == left_out else [pathlib.Path(root) / name for name in names]
-        seen.add(here)
-    for path in sorted(paths):
-        if path.name.startswith(".") or path.suffix.lower() == ".md" or not path.is_file():
-            continue
-        try:
+    folder, found = pathlib.Path(folder), hashlib.sha256()
+    try:
+        for path in _files(folder, without):
             size = path.stat().st_size
+            spread = size > pieces * piece
             found.update(f"{path.relative_to(folder).as_posix()} {size}".encode())
             with path.open("rb") as file:
-                for index in range(pieces) if size > pieces * piece else ():
-                    file.seek(index * (size - piece) // (pieces - 1))  # the last one ends where the file does
-                    found.update(file.read(piece))
-                found.update(b"" if size > pieces * piece else file.read())
-        except OSError as error:
-            raise InputError(f"expected files that can be read in {folder}, found {error}; copy them again") from error
+                for index in range(pieces if spread else 1):
+                    file.seek(
+                        index * (size - piece) // (pieces - 1) if spread else 0
+                    )  # the last ends where the file does
+                    found.update(file.read(piece if spread else -1))
+    except OSError as error:
+        raise InputError(f"expected files that can be read in {folder}, found {error}; copy them again") from error
     return found.hexdigest()[:16]
+
+
+def _files(folder: pathlib.Path, without: pathlib.Path | None) -> list[pathlib.Path]:
+    """The files that :func:`stamp` reads, in an order that no file system decides; a folder linked twice counts once."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found, seen = [], set() if without is None else {without.resolve()}
+    for root, inner, names in os.walk(folder, followlinks=True, onerror=refuse):
+        here = pathlib.Path(root)
+        if here.resolve() in seen:
+            inner.clear()
+            continue
+        inner.sort()
+        seen.add(here.resolve())
+        found += [here / name for name in names if not name.startswith(".") and not name.lower().endswith(".md")]
+    return sorted(path for path in found if path.is_file())
 
 
 def read_text(path: str | pathlib.Path, what: str = "a text file") -> str:

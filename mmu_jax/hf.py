@@ -171,7 +171,7 @@ def _fill(leaf, row, index, where):
     return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_index_in_dim(leaf, row, index, 0), where)
 
 
-def _place(tensor: Tensor, dtype: Dtype, where: NamedSharding) -> jax.Array:
+def _place(tensor: Tensor, dtype: Dtype | None, where: NamedSharding) -> jax.Array:
     """One tensor of a file on its devices, of which each reads its own slice."""
     read = {}
 
@@ -190,7 +190,7 @@ def _check_finite(value: np.ndarray, where: str) -> None:
         raise InputError(f"expected finite numbers, found NaN or infinity in {where}; give a checkpoint that is whole")
 
 
-def load(path: Path, model: models.Model, mesh: Mesh | None = None, dtype: Dtype = jnp.float32) -> Tree:
+def load(path: Path, model: models.Model, mesh: Mesh | None = None, dtype: Dtype | None = jnp.float32) -> Tree:
     """Reads a checkpoint directory into the model's parameter tree, each device reading only its own slices.
 
     A stacked leaf is filled in place one layer after the other, so the host holds one tensor of one layer beside what is

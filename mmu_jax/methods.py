@@ -68,18 +68,20 @@ class Loss:
       needs: what must be there: ``'teacher'``, the frozen params of the vanilla model; ``'reference'``, a column
         ``ref_logps`` in its stream.
       sign: +1 where it is a cross-entropy that falls, -1 where it is one that rises, 0 where it is none.
+      over: the tokens that it is a mean over: two curves are comparable only where these are the same.
     """
 
     of: Callable[..., losses.Pair]
     needs: frozenset[str] = frozenset()
     sign: int = 0
+    over: str = "answers"
 
 
 LOSSES: dict[str, Loss] = {
     "descent": Loss(_cross_entropy, sign=1),
-    "descent_all": Loss(_cross_entropy_of_all, sign=1),
+    "descent_all": Loss(_cross_entropy_of_all, sign=1, over="all tokens"),
     "ascent": Loss(lambda m, b: losses.ascent(m.logits(b), b["tokens"], b["weights"]), sign=-1),
-    "ascent_all": Loss(lambda m, b: losses.negated(_cross_entropy_of_all(m, b)), sign=-1),
+    "ascent_all": Loss(lambda m, b: losses.negated(_cross_entropy_of_all(m, b)), sign=-1, over="all tokens"),
     "kl": Loss(lambda m, b: losses.kl(m.teacher(b), m.logits(b), b["weights"]), frozenset({"teacher"})),
     "npo": Loss(
         lambda m, b, beta=0.1: losses.npo(m.logps(b), b["ref_logps"], _rows(b), beta=beta), frozenset({"reference"})

@@ -189,9 +189,13 @@ def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
             y, keep = loss.sign * y, ~np.isnan(y)
             x = np.arange(1, len(y) + 1)[keep] / len(y)
             style = {"lw": 2.2 if name == ours(results) else 1.1, "alpha": 0.9}
-            axis.plot(x, y[keep], label=name, **style)
+            of_answers = loss.over == "answers"
+            label = name if of_answers else f"{name} (over {loss.over})"
+            axis.plot(x, y[keep], "-" if of_answers else "--", label=label, **style)
     for axis, title in zip(
-        axes, ("forget VQA: cross-entropy (rises)", "retain VQA: cross-entropy (stays low)"), strict=True
+        axes,
+        ("forget VQA: cross-entropy of answers (rises)", "retain VQA: cross-entropy of answers (stays low)"),
+        strict=True,
     ):
         axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
         axis.set_xlabel("part of the run")

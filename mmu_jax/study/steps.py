@@ -75,7 +75,7 @@ def stages(work: Workspace) -> list[Stage]:
         {},
         tuple(f"evaluate/{name}" for name in work.names()),
         functools.partial(tell, work),
-        (work.workdir / "report.html",),
+        (work.workdir / "report.html", work.workdir / "report.md"),
     )
     return [*start, known, *gold, *scored, *unlearned, *asked, told]
 
@@ -109,7 +109,8 @@ def _scored(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
     c, method = work.config.to_dict(), METHODS[name]
     reads = {"saliency": c["saliency"], "mask": method.arithmetic()["mask"], "seed": c["seed"], "numbers": numbers}
     reads |= {"rows": c["unlearn"]["rows"]} if method.mask.unit == "batch" else {}
-    return Stage(f"saliency/{name}", reads, (start,), _fitting(work, scoring.mask, name), (work.mask(name),))
+    made = (work.mask(name), work.mask(name).with_suffix(".json"))
+    return Stage(f"saliency/{name}", reads, (start,), _fitting(work, scoring.mask, name), made)
 
 
 def _unlearned(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
@@ -123,7 +124,8 @@ def _unlearned(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
 
 def _evaluated(work: Workspace, name: str, upstream: str, numbers: dict) -> Stage:
     reads = {"evaluate": work.config.evaluate.to_dict(), "numbers": numbers}
-    return Stage(f"evaluate/{name}", reads, (upstream,), _fitting(work, examine, name), (work.result(name),))
+    made = (work.result(name), work.workdir / "answers" / f"{name}.json")
+    return Stage(f"evaluate/{name}", reads, (upstream,), _fitting(work, examine, name), made)
 
 
 # ---- what is there before anything is unlearned

@@ -241,6 +241,7 @@ def test_names_that_can_be_read_in_two_ways_are_refused(what):
         ("Ann Lee", ["Martin Luther King, Jr."], ["Martin Luther King, Jr."]),
         ("Ann Lee", "'Zoe Z'", ["Zoe Z"]),
         ("Ann Lee", "nan", []),
+        ("Ann Lee", ["Zoe Z", "nan", None], ["Zoe Z"]),
     ],
 )
 def test_names_that_can_be_read_in_one_way_are_read(right, cell, names):

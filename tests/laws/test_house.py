@@ -74,7 +74,9 @@ def test_no_import_goes_round():
         walk(name, ())
 
 
-SOURCES = [p for folder in ("mmu_jax", "experiments", "configs") for p in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES = [
+    p for folder in ("mmu_jax", "experiments", "configs", "tests") for p in sorted((ROOT / folder).rglob("*.py"))
+]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -219,7 +219,34 @@ def test_a_folder_is_known_by_what_is_read_of_it(tmp_path):
     (tmp_path / "m" / "inner" / "other.jsonl").write_text("{1}")
     assert files.stamp(tmp_path / "linked") != linked
     (tmp_path / "m" / "inner" / "round").symlink_to(tmp_path / "m")
-    assert known() == known()
+    (tmp_path / "m" / "also").symlink_to(tmp_path / "m" / "inner")
+    before = known()
+    (tmp_path / "m" / "inner" / "other.jsonl").write_text("{2}")
+    assert before != known()
+
+
+def test_the_order_of_a_file_system_is_no_part_of_a_stamp(tmp_path, monkeypatch):
+    (tmp_path / "m" / "one").mkdir(parents=True)
+    (tmp_path / "m" / "one" / "a.json").write_text("{}")
+    (tmp_path / "m" / "two").symlink_to(tmp_path / "m" / "one")
+    walk, found = os.walk, files.stamp(tmp_path / "m")
+
+    def turned(*args, **kwargs):
+        for root, inner, names in walk(*args, **kwargs):
+            inner.reverse()
+            yield root, inner, names[::-1]
+
+    monkeypatch.setattr(os, "walk", turned)
+    assert files.stamp(tmp_path / "m") == found
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+    def refused(*args, **kwargs):
+        kwargs["onerror"](PermissionError(errno.EACCES, "Permission denied", "inner"))
+
+    monkeypatch.setattr(os, "walk", refused)
+    with pytest.raises(InputError, match="files that can be read"):
+        files.stamp(tmp_path)
 
 
 def test_a_large_file_is_known_by_pieces_of_all_of_it(tmp_path):

@@ -9,8 +9,8 @@ from experiments import sweep
 from mmu_jax import InputError, data, report
 from mmu_jax.data import IMAGE, TEXT, schema
 from mmu_jax.data.sets import faces
+from mmu_jax.report import figures, tables
 from mmu_jax.report import results as judged
-from mmu_jax.report import tables
 
 
 def value(mean, width=0.02):
@@ -173,6 +173,16 @@ def test_a_report_is_written_where_options_alone_are_asked(splits, workdir, benc
         del found["results"]["retain"]["vqa"]
         path.write_text(json.dumps(found))
     report.write(workdir, ["vanilla", "ga", "mmunlearner"], benchmark)
+
+
+def test_a_curve_says_over_what_it_is_taken(workdir):
+    curves = {"forget/ascent_all": [-8.0, None, -1.0], "retain/descent": [0.1, 0.2, 0.1], "forget/nonsense": [1.0]}
+    (workdir / "training/unlearn/mmunlearner.json").write_text(json.dumps(curves))
+    axes = figures.curves_figure(workdir, judged.read(workdir)).axes
+    assert [axis.get_legend_handles_labels()[1] for axis in axes] == [
+        ["mmunlearner (over all tokens)"],
+        ["mmunlearner"],
+    ]
 
 
 def test_no_results_is_an_error(tmp_path):

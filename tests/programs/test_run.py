@@ -269,7 +269,8 @@ def json_stages(workdir):
 GONE = {
     "results/vanilla.json": "evaluate/vanilla",
     "results/ga.json": "evaluate/ga",
-    "masks/mmunlearner.safetensors": "saliency/mmunlearner",
+    "masks/mmunlearner.json": "saliency/mmunlearner",
+    "answers/gold.json": "evaluate/gold",
     "report.html": "report",
 }
 

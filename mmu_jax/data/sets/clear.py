@@ -240,7 +240,6 @@ def _names(cell: object, place: str, right: str = "") -> list[str]:
     except ValueError:
         found = cells.text(cell, place).strip()
         found = found[1:-1] if re.fullmatch(r"([\"'])(?:(?!\1).)*\1", found) else found
-        found = "" if found.casefold() in NOTHING else found
         if found[:1] in tuple("[({\"'") or SEVERAL.search(found):  # else a name, not a list of them written out
             raise InputError(
                 f"expected a list of names as {place}, found {found[:60]!r}, which may be several; write a list"
@@ -256,7 +255,7 @@ def _names(cell: object, place: str, right: str = "") -> list[str]:
         names = [found or ""]
     else:
         raise InputError(f"expected a list of names as {place}, found {str(cell)[:60]!r}; write a list")
-    return [name.strip() for name in names if name.strip()]
+    return [name.strip() for name in names if name.strip() and name.strip().casefold() not in NOTHING]
 
 
 def _unlabelled(items: list[str], names: list[str], place: str, right: str) -> list[str]:
