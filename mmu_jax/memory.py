@@ -104,13 +104,18 @@ class Ledger:
         }
 
     def generation(self, shape: Shape, new_tokens: int) -> Needs:
-        """Of asking: the key-value cache, and the logits by which options are ranked; what -> bytes on a device."""
+        """Of asking: the key-value cache, and the logits by which options are ranked; what -> bytes on a device.
+
+        A scan over layers reads the cache of the tokens so far and writes that of one more beside it.
+        """
         c, rows = self.model.config.text_config, self._rows(shape.rows)
         cache = jax.eval_shape(lambda: decoder.make_cache(c, rows, shape.tokens + new_tokens, self.model.dtype))
         split = self.mesh.shape["model"] if c.num_key_value_heads % self.mesh.shape["model"] == 0 else 1
+        held = trees.nbytes(cache) // split
         return {
             "params": self.params(),
-            "cache": trees.nbytes(cache) // split,
+            "cache": held,
+            "cache being written": held,
             "activations (estimate)": self.activations(shape, backward=False),
         }
 
@@ -127,6 +132,12 @@ def capacity(mesh: Mesh) -> int:
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(mesh.local_devices)
+
+
+def peak() -> int | None:
+    """The most bytes that a device of this process has held so far; None where devices do not count, as on a CPU."""
+    counts = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    return max((int(count) for count in counts if count is not None), default=None)
 
 
 def size(count: int) -> str:

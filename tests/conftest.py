@@ -6,8 +6,8 @@ import os
 import shutil
 import tempfile
 
-# Most of a test is compilation, of which machine code is optimised least; tests/programs/test_run.py has it as it is run.
-QUICK = "--xla_backend_optimization_level=0"
+from xla import QUICK
+
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -46,11 +46,8 @@ def small_config():
     return config
 
 
-QUICK = "--xla_backend_optimization_level=0"  # nearly all of a small run is compilation
-
-
 def run(workdir, *options, flags="", **kwargs):
-    """Runs a study with ``flags`` of XLA: none where bits are compared, QUICK where it matters that it runs."""
+    """Runs a study with ``flags`` of XLA: none where bits are compared, xla.QUICK where it matters that it runs."""
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command(workdir, *options, **kwargs), cwd=ROOT, env=env, capture_output=True, text=True)
 

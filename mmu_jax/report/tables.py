@@ -8,7 +8,8 @@ from mmu_jax.metrics import METRICS, Metric
 from mmu_jax.report.results import Axis, Results, axes, better_up, cell, family, headline, read, verdict
 
 Table = list[list[str]]
-COST = {"seconds": float, "peak_host_bytes_so_far": float}  # of a stage, as its record keeps it
+# Of a stage, as its record keeps it.
+COST = {"seconds": float, "peak_host_bytes_so_far": float, "peak_device_bytes_so_far?": float}
 
 
 def _head(results: Results, metric: str) -> list[str]:
@@ -78,15 +79,28 @@ def mask_table(results: Results) -> Table:
 
 
 def cost_table(workdir: pathlib.Path) -> Table:
-    rows = []
-    folder = workdir / "stages"
+    costs, folder = {}, workdir / "stages"
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).with_suffix("").as_posix()
         cost = read_object(path, "a stage record", {"cost?": COST}).get("cost")
         if cost and name != "report":
-            rows.append([name, f"{cost['seconds']:.1f}", f"{cost['peak_host_bytes_so_far'] / 2**30:.2f}"])
-    total = sum(float(row[1]) for row in rows)
-    return [["Stage", "Seconds", "Peak host memory so far, GiB"], *rows, ["all", f"{total:.0f}", ""]]
+            costs[name] = cost
+    places = [place for place in ("host", "device") if any(_peak(place) in cost for cost in costs.values())]
+    rows = [
+        [name, f"{cost['seconds']:.1f}", *(_gib(cost.get(_peak(place))) for place in places)]
+        for name, cost in costs.items()
+    ]
+    total = sum(cost["seconds"] for cost in costs.values())
+    head = ["Stage", "Seconds", *(f"Peak {place} memory so far, GiB" for place in places)]
+    return [head, *rows, ["all", f"{total:.0f}", *("" for _ in places)]]
+
+
+def _peak(place: str) -> str:
+    return f"peak_{place}_bytes_so_far"
+
+
+def _gib(count: float | None) -> str:
+    return "–" if count is None else f"{count / 2**30:.2f}"
 
 
 def markdown(table: Table) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from mmu_jax import InputError
+from mmu_jax import InputError, memory
 from mmu_jax.files import write_json
 from mmu_jax.study import records
 
@@ -132,8 +132,10 @@ class Stages:
         write_json(records.place(self.workdir, name), head | {"status": "started"})
         began = time.monotonic()
         result = stage.make()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        cost = {"seconds": round(time.monotonic() - began, 1), "peak_host_bytes_so_far": peak}
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cost = {"seconds": round(time.monotonic() - began, 1), "peak_host_bytes_so_far": host}
+        if (device := memory.peak()) is not None:
+            cost["peak_device_bytes_so_far"] = device
         write_json(records.place(self.workdir, name), head | {"status": "done", "result": result, "cost": cost})
         shutil.rmtree(self.workdir / "checkpoints" / name, ignore_errors=True)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mmu_jax import InputError, hf, memory, methods, models, saliency, train, trees
+from mmu_jax import InputError, generate, hf, memory, methods, models, saliency, train, trees
 from mmu_jax.plan import Plan
 from mmu_jax.rules import Rule
 from toys import SPEC, make_batch, random_mask, streams
@@ -84,7 +84,23 @@ def test_the_cache_is_counted_to_the_byte(llava):
     model = llava[2]
     mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
     needs = memory.Ledger(model, mesh).generation(memory.Shape(8, 24, images=1), new_tokens=8)
-    assert needs["cache"] == trees.nbytes(model.make_cache(8, 32)) // 8
+    assert needs["cache"] == needs["cache being written"] == trees.nbytes(model.make_cache(8, 32)) // 8
+
+
+def test_decoding_keeps_what_is_planned_of_the_cache(llava):
+    """Where there is little else: long answers to short prompts."""
+    model, rows, tokens, new = llava[2], 64, 8, 512
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, tokens), dtype)
+        for name, dtype in (("tokens", jnp.int32), ("valid", bool), ("positions", jnp.int32))
+    }
+    options = {"new_tokens": new, "stop": (2,), "temperature": 0.0, "top_p": 1.0}
+    lowered = generate._decode.lower(model, model.abstract(), batch, jax.random.key(0), **options)
+    allotted = lowered.compile().memory_analysis().temp_size_in_bytes
+    ledger = memory.Ledger(model, jax.sharding.AbstractMesh((1, 1), ("data", "model")))
+    needs = ledger.generation(memory.Shape(rows, tokens), new)
+    planned = needs["cache"] + needs["cache being written"]
+    assert 0.7 < planned / allotted <= 1.0, (planned, allotted)
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_the_worst_stage():

@@ -6,14 +6,16 @@ import math
 import os
 import pathlib
 import shutil
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from mmu_jax import InputError, checkpoint, directory, files
+from mmu_jax import InputError, checkpoint, directory, files, memory
 from mmu_jax.data import builders
+from mmu_jax.report import tables
 from mmu_jax.study import records, stages
 
 STATE = {"a": jnp.arange(1000.0), "b": {"c": jnp.ones((3, 4))}}
@@ -35,6 +37,30 @@ def test_stages_are_made_once(table):
     found.run([])
     found.run([])
     assert made == [1] and found.done("one") and found.wanted([]) == []
+
+
+def test_what_a_stage_cost_is_kept_and_told_of_the_devices_that_count(table, monkeypatch):
+    found, _ = table
+    monkeypatch.setattr(memory, "peak", lambda: None)  # as on a CPU
+    found.run(["one"])
+    assert tables.cost_table(found.workdir)[0] == ["Stage", "Seconds", "Peak host memory so far, GiB"]
+    monkeypatch.setattr(memory, "peak", lambda: 3 * 2**30)
+    found.run([])
+    assert "peak_device_bytes_so_far" not in found.record("one")["cost"]
+    head, one, two, _ = tables.cost_table(found.workdir)
+    assert head[3] == "Peak device memory so far, GiB" and (one[0], one[3], two[0], two[3]) == (
+        "one",
+        "–",
+        "two",
+        "3.00",
+    )
+
+
+def test_the_peak_is_that_of_the_fullest_device(monkeypatch):
+    assert memory.peak() is None
+    full = [types.SimpleNamespace(memory_stats=lambda n=n: {"peak_bytes_in_use": n}) for n in (5, 7)]
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: full)
+    assert memory.peak() == 7
 
 
 DAMAGED = {

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mmu_jax import hf
-from runs import QUICK, ends_in_one_line
+from runs import ends_in_one_line
 from runs import run as run_it
+from xla import QUICK
 
 run = functools.partial(run_it, flags=QUICK)
 SHRUNK = [
@@ -17,12 +18,12 @@ SHRUNK = [
     "--config.vanilla.epochs=0.05",
     "--config.vanilla.rows.vqa=32",
     "--config.vanilla.rows.text=32",
-    "--config.saliency.rows=256",
-    "--config.saliency.chunk=8",
-    "--config.unlearn.rows=256",
+    "--config.saliency.rows=16",
+    "--config.saliency.chunk=16",
+    "--config.unlearn.rows=16",
     "--config.evaluate.memorised=0.0",
     "--config.evaluate.samples=20",
-    "--config.evaluate.rows=256",
+    "--config.evaluate.rows=32",
     "--config.evaluate.new_tokens=2",
     "--config.evaluate.letters=False",
 ]
@@ -55,7 +56,8 @@ def check_all_stages(done, workdir, source, kind, methods):
 
 def test_llava_from_a_directory_through_all_stages(llava_folder, tmp_path):
     options = [f"--config.model.path={llava_folder}", "--config.unlearn.methods=('ga','mmunlearner')", *SHRUNK]
-    options += ["--config.data.retain=retain_90[:20]"]
+    options += ["--config.data.forget=forget_10[:4]", "--config.data.retain=retain_90[:8]"]
+    options += ["--config.saliency.rows=64", "--config.unlearn.rows=64"]
     done = run(tmp_path / "w", *options, config="configs/llava.py:benchmark=faces,lora=0")
     check_all_stages(done, tmp_path / "w", llava_folder, "LlavaForConditionalGeneration", ("ga", "mmunlearner"))
     proof = json.loads((tmp_path / "w" / "results" / "mmunlearner.json").read_text())["mask_proof"]
