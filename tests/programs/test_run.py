@@ -14,8 +14,6 @@ import pytest
 
 from runs import ROOT, SMALL, command, ends_in_one_line, results, run, small_config
 
-pytestmark = pytest.mark.xdist_group("run")  # in one process, which makes the finished run once
-
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
