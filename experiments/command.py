@@ -104,7 +104,8 @@ def _parse_without_config(argv: list[str]) -> list[str]:
 
 
 def _asks_for_help(argv: list[str]) -> bool:
-    return bool(set(argv[1 : argv.index("--") if "--" in argv else None]) & HELP)
+    words = argv[1 : argv.index("--") if "--" in argv else None]
+    return any(word.partition("=")[0] in HELP for word in words)
 
 
 def _about() -> str:

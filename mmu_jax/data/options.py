@@ -25,7 +25,7 @@ def read_choice(cell: Any, answer: Any, place: str) -> tuple[dict[str, str], str
     Raises:
       InputError: the answer is none of the options, or two; or two keys spell one letter.
     """
-    spelled, numbered = spell_out(cell, place)
+    spelled, numbered = spell_out(cell, f"Options of {place}")
     keys = _letters([key for key, _ in spelled])
     own = [i for i, (_, option) in enumerate(spelled) if option or keys.count(keys[i]) == 1]
     if spelled and not own:  # nothing but blanks
@@ -56,10 +56,10 @@ def spell_out(cell: Any, place: str) -> tuple[list[tuple[str, str]], bool]:
     Raises:
       InputError: the cell is neither a struct nor a list, nor the text of one.
     """
-    found = cells.read(cell, f"Options of {place}")
+    found = cells.read(cell, place)
     found = _by_label(found) or found
     if isinstance(found, list):  # by place, or with their letters in their texts
-        said = [cells.text(option, f"Options of {place}").strip() for option in found]
+        said = [cells.text(option, place).strip() for option in found]
         labels = [_LABELLED.fullmatch(option) for option in said]
         # One alone may be an initial: A. Shaw.
         if (
@@ -71,10 +71,11 @@ def spell_out(cell: Any, place: str) -> tuple[list[tuple[str, str]], bool]:
         return [(str(i), option) for i, option in enumerate(said)], False
     if not isinstance(found, dict | None):
         raise InputError(
-            f"expected options by letter, or a list, in {place}, found {cells.brief(found)}; mend that question"
+            f"expected options by letter, or a list, as {place}, found {cells.brief(found)}; mend that question"
         )
     table = [
-        (str(key).strip(), cells.text(option, f"option {key} of {place}")) for key, option in (found or {}).items()
+        (str(key).strip(), cells.text(option, f"option {key} of {place.removeprefix('Options of ')}"))
+        for key, option in (found or {}).items()
     ]
     if len({_NUMBER.fullmatch(key) is None for key, _ in table}) > 1:
         table = [(key, option) for key, option in table if option]

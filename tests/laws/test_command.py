@@ -104,7 +104,7 @@ def test_a_fault_of_the_config_file_keeps_its_traceback(tmp_path):
         command.load(str(tmp_path / "mine.py"))
 
 
-@pytest.mark.parametrize("word", ["--help", "-h", "--helpfull"])
+@pytest.mark.parametrize("word", ["--help", "-h", "--helpfull", "--help=true"])
 def test_help_is_what_it_does_and_its_flags(word, typed, capsys):
     for words in ([word], ["--config=configs/tiny.py", word]):
         with pytest.raises(SystemExit) as ended:
