@@ -56,7 +56,7 @@ def spell_out(cell: Any, place: str) -> tuple[list[tuple[str, str]], bool]:
     Raises:
       InputError: the cell is neither a struct nor a list, nor the text of one.
     """
-    found = cells.read(cell, place)
+    found, asked = cells.read(cell, place), place.removeprefix("Options of ")
     found = _by_label(found) or found
     if isinstance(found, list):  # by place, or with their letters in their texts
         said = [cells.text(option, place).strip() for option in found]
@@ -71,11 +71,10 @@ def spell_out(cell: Any, place: str) -> tuple[list[tuple[str, str]], bool]:
         return [(str(i), option) for i, option in enumerate(said)], False
     if not isinstance(found, dict | None):
         raise InputError(
-            f"expected options by letter, or a list, as {place}, found {cells.brief(found)}; mend that question"
+            f"expected options by letter, or a list, in {asked}, found {cells.brief(found)}; mend that question"
         )
     table = [
-        (str(key).strip(), cells.text(option, f"option {key} of {place.removeprefix('Options of ')}"))
-        for key, option in (found or {}).items()
+        (str(key).strip(), cells.text(option, f"option {key} of {asked}")) for key, option in (found or {}).items()
     ]
     if len({_NUMBER.fullmatch(key) is None for key, _ in table}) > 1:
         table = [(key, option) for key, option in table if option]
