@@ -180,16 +180,22 @@ def test_a_resumed_lora_ends_in_the_same_bits(llava, tmp_path):
     same(straight, run(model, params, "mmunlearner", where=tmp_path / "c", **options))
 
 
-def test_every_mesh_trains_the_same_adapters(llava, mesh):
+def after_a_step(llava, mesh):
     folder, _, model = llava
+    params = hf.load(folder, model, mesh)
+    mask = random_mask(model, params)
+    return run(model, params, "mmunlearner", mask=mask, trainable=SPEC, iterations=1, mesh=mesh, adam={"eps": 1e-3})
 
-    def state(mesh):
-        params = hf.load(folder, model, mesh)
-        mask = random_mask(model, params)
-        return run(model, params, "mmunlearner", mask=mask, trainable=SPEC, iterations=1, mesh=mesh, adam={"eps": 1e-3})
 
-    one, other = state(sharding.make_mesh(1)), state(mesh)
-    for name, expected in trees.flatten(one.params).items():
+@pytest.fixture(scope="module")
+def on_one_device(llava):
+    with jax.default_matmul_precision("highest"):
+        return after_a_step(llava, sharding.make_mesh(1))
+
+
+def test_every_mesh_trains_the_same_adapters(llava, mesh, on_one_device):
+    other = after_a_step(llava, mesh)
+    for name, expected in trees.flatten(on_one_device.params).items():
         np.testing.assert_allclose(np.asarray(trees.flatten(other.params)[name]), np.asarray(expected), atol=1e-6)
 
 

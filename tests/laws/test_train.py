@@ -186,25 +186,31 @@ def test_nothing_of_the_past_changes_when_a_loss_is_not_finite(llava, tmp_path):
     assert checkpoint.Checkpoints(tmp_path / "c").latest == 5
 
 
-def test_every_mesh_takes_the_same_step_scores_and_mask(llava, mesh):
+def evidence(llava, mesh):
+    """Params, scores of two sets, and the state after a step, on a mesh."""
     folder, _, model = llava
-    one = sharding.make_mesh(1)
+    params = hf.load(folder, model, mesh)
+    batches = [sharding.put(make_batch(seed=s), mesh) for s in range(2)]
 
-    def evidence(mesh):
-        params = hf.load(folder, model, mesh)
-        batches = [sharding.put(make_batch(seed=s), mesh) for s in range(2)]
+    def loss(params, batch):
+        return methods.take("descent", methods.Seen(model, params), batch)
 
-        def loss(params, batch):
-            return methods.take("descent", methods.Seen(model, params), batch)
+    with jax.set_mesh(mesh):
+        options = {"leaves": model.family.eligible, "chunk": 4}
+        forget = saliency.scores(loss, params, batches[:1], **options)
+        retain = saliency.scores(loss, params, batches[1:], **options)
+    return params, forget, retain, run(model, params, "grad_diff", iterations=1, mesh=mesh)
 
-        with jax.set_mesh(mesh):
-            options = {"leaves": model.family.eligible, "chunk": 4}
-            forget = saliency.scores(loss, params, batches[:1], **options)
-            retain = saliency.scores(loss, params, batches[1:], **options)
-        return params, forget, retain, run(model, params, "grad_diff", iterations=1, mesh=mesh)
 
-    _, forget, retain, state = evidence(one)
-    params_b, forget_b, retain_b, state_b = evidence(mesh)
+@pytest.fixture(scope="module")
+def on_one_device(llava):
+    with jax.default_matmul_precision("highest"):
+        return evidence(llava, sharding.make_mesh(1))
+
+
+def test_every_mesh_takes_the_same_step_scores_and_mask(llava, mesh, on_one_device):
+    _, forget, retain, state = on_one_device
+    params_b, forget_b, retain_b, state_b = evidence(llava, mesh)
     for name, expected in trees.flatten(forget).items():
         got = np.asarray(trees.flatten(forget_b)[name])
         assert np.abs(got - np.asarray(expected)).max() <= 1e-4 * np.abs(expected).max(), name

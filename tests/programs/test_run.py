@@ -1,5 +1,6 @@
 """The entry point as a user meets it: every config runs, errors are one line, a killed run ends in the same results."""
 
+import fcntl
 import itertools
 import json
 import os
@@ -13,15 +14,22 @@ import numpy as np
 import pytest
 
 from runs import ROOT, SMALL, command, ends_in_one_line, results, run, small_config
+from xla import QUICK
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """A finished small run."""
-    workdir = tmp_path_factory.mktemp("run") / "w"
-    done = run(workdir, *SMALL)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return workdir, done.stdout
+    """A finished small run and what it said, made once for all the processes of the suite."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    workdir, said = root / "whole", root / "whole.txt"
+    with open(root / "whole.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            done = run(workdir, *SMALL)
+            assert done.returncode == 0, done.stderr[-3000:]
+            said.write_text(done.stdout)
+    return workdir, said.read_text()
 
 
 @pytest.fixture
@@ -154,7 +162,8 @@ def test_a_workdir_made_with_another_config_is_left_alone(copy):
 
 def test_a_vanilla_model_that_knows_nobody_stops_the_run(whole, tmp_path):
     small = [option for option in SMALL if "memorised" not in option]
-    done = run(tmp_path / "w", *small, "--config.vanilla.epochs=0.01", "--stages=data,base,vanilla,evaluate/vanilla")
+    small += ["--config.vanilla.epochs=0.01", "--stages=data,base,vanilla,evaluate/vanilla"]
+    done = run(tmp_path / "w", *small, flags=QUICK)
     ends_in_one_line(done, "knows the people to forget", "train it longer")
 
 
@@ -244,7 +253,8 @@ def test_a_mask_for_another_model_is_refused(copy):
 
 
 def test_a_loss_that_blows_up_names_the_step_the_rows_and_the_checkpoint(tmp_path):
-    done = run(tmp_path / "w", *SMALL, "--config.vanilla.learning_rate=1e30", "--config.vanilla.warmup=0.0")
+    diverging = ["--config.vanilla.learning_rate=1e30", "--config.vanilla.warmup=0.0"]
+    done = run(tmp_path / "w", *SMALL, *diverging, flags=QUICK)
     ends_in_one_line(done, "finite loss", "at step", "rows", "last good checkpoint")
 
 
