@@ -33,6 +33,7 @@ def test_it_runs_top_to_bottom_and_shows_what_it_says(notebook, tmp_path):
     # No kernel of the machine's, only the one that comes with this interpreter's ipykernel.
     kernel = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     client = NotebookClient(notebook, km=kernel, timeout=300, resources={"metadata": {"path": str(ROOT)}})
+    client.owns_km = True  # it ends with the notebook
     workdir = tmp_path / "w"
     small = {"MMU_JAX_NOTEBOOK": "small", "MMU_JAX_WORKDIR": str(workdir)}
     client.execute(env=os.environ | small)
