@@ -73,7 +73,8 @@ class Stages:
             if record["fingerprint"] == self.fingerprint(name):
                 continue
             was, now = _flat(record["reads"]), _flat(json.loads(json.dumps(stage.reads)))
-            keys = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
+            keys = {k for k in was.keys() | now.keys() if was.get(k) != now.get(k)}
+            keys = sorted(k for k in keys if f"{k}.content" not in keys)  # a folder is told of once
             shown = "; ".join(_difference(k, was.get(k), now.get(k)) for k in keys[:4]) or "its inputs"
             raise InputError(
                 f"expected the config and the folders that made stage {name} in {self.workdir}, found others (made with "
@@ -148,10 +149,9 @@ class Stages:
 
 def _difference(key: str, was: Any, now: Any) -> str:
     folder, of_folder, _ = key.partition(".content")
-    if of_folder and now is None:
-        return f"the folder of {folder.rpartition('.')[2]}, which is not there now"
     if of_folder:
-        return f"other files in the folder of {folder.rpartition('.')[2]}"
+        said = "no folder as" if was is None else "other files in the folder of" if now else "a folder that is gone as"
+        return f"{said} {folder}"
     return f"{key} = {was!r}, now {now!r}"
 
 

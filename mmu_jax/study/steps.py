@@ -43,22 +43,19 @@ def stages(work: Workspace) -> list[Stage]:
     """Every stage with the part of the config that its result depends on, in the order of the story."""
     c, given = work.config.to_dict(), work.config.vanilla.path
     data = {key: value for key, value in c["data"].items() if key not in ("tokens", "patches", "max_pixels")}
-    # A folder is known by what is in it: another model behind the same path is another model.
-    data |= _stamped(work, source=c["data"]["source"], path=c["data"]["path"])
+    data = _known(work, data, "source", "path")
     # What every number that a model computes depends on.
     numbers = {"dtype": c["model"]["dtype"], "param_dtype": c["model"]["param_dtype"]}
     numbers |= {"max_pixels": c["data"]["max_pixels"]}
-    source = {"data": data} | ({"vanilla.path": given} | _stamped(work, vanilla=given) if given else {})
+    source = {"data": data} | ({"vanilla": _known(work, {"path": given}, "path")} if given else {})
     start = [Stage("data", source, (), functools.partial(prepare_data, work))]
     if given and work.adapter:
-        start += [
-            Stage("merge", {"base": work.adapter} | _stamped(work, base=work.adapter), ("data",), _fitting(work, merge))
-        ]
+        start += [Stage("merge", _known(work, {"base": work.adapter}, "base"), ("data",), _fitting(work, merge))]
     trained = {"vanilla": c["vanilla"], "seed": c["seed"], "numbers": numbers}
     gold = []
     if not given:
         made = {key: value for key, value in c["model"].items() if key not in ("dtype", "param_dtype")}
-        made |= _stamped(work, model=c["model"]["path"])
+        made = _known(work, made, "path")
         made_base = _fitting(work, make_base) if c["model"]["path"] else functools.partial(make_base, work)
         start += [Stage("base", {"model": made, "seed": c["seed"]}, ("data",), made_base)]
         start += [Stage("vanilla", trained, ("base",), _fitting(work, fine_tune, "vanilla"))]
@@ -80,13 +77,17 @@ def stages(work: Workspace) -> list[Stage]:
     return [*start, known, *gold, *scored, *unlearned, *asked, told]
 
 
-def _stamped(work: Workspace, **paths: str) -> dict[str, str]:
-    """``{name}.content`` of those that are folders here; what is on the hub is known by its id."""
-    return {
-        f"{name}.content": stamp(path, work.workdir)
-        for name, path in paths.items()
-        if path and pathlib.Path(path).is_dir()
-    }
+def _known(work: Workspace, reads: dict[str, Any], *paths: str) -> dict[str, Any]:
+    """``reads`` with ``{name}.content``, a hash of what is in it, for every one of ``paths`` that is a folder here.
+
+    Another model behind the same path is another model, and a folder that was moved is the same; what is on the hub is
+    known by its id.
+    """
+    found = {}
+    for name, value in reads.items():
+        folder = name in paths and value and pathlib.Path(value).is_dir()
+        found |= {f"{name}.content": stamp(value, work.workdir)} if folder else {name: value}
+    return found
 
 
 def _fitting(work: Workspace, make: Callable[..., Any], *args: Any) -> Callable[[], Any]:

@@ -63,6 +63,25 @@ def test_the_peak_is_that_of_the_fullest_device(monkeypatch):
     assert memory.peak() == 7
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        ({"path.content": "a"}, {"path.content": "b"}, "made with other files in the folder of data.path)"),
+        ({"path.content": "a"}, {"path": "/gone"}, "made with a folder that is gone as data.path)"),
+        ({"path": "its/id"}, {"path.content": "b"}, "made with no folder as data.path)"),
+        ({"path": "its/id"}, {"path": "another/id"}, "made with data.path = 'its/id', now 'another/id')"),
+    ],
+)
+def test_a_folder_that_is_another_is_told_of_once(was, now, said, tmp_path):
+    def table(reads):
+        return stages.Stages(tmp_path, [stages.Stage("one", {"data": reads}, (), lambda: None)])
+
+    table(was).run([])
+    with pytest.raises(InputError) as refused:
+        table(now).check()
+    assert said in str(refused.value)
+
+
 DAMAGED = {
     "empty": "",
     "half": '{"status": "do',

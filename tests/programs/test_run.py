@@ -320,8 +320,10 @@ def test_another_model_behind_the_same_path_is_another(whole, tmp_path):
     study = Study(config, tmp_path / "w")
     study.run(["data"])
     Study(config, tmp_path / "w").stages.check()
-    shutil.copy(whole[0] / "unlearned" / "ga" / "model.safetensors", tmp_path / "mine")
-    with pytest.raises(InputError, match="made with other files in the folder of .*another --workdir"):
+    config.vanilla.path = str((tmp_path / "mine").rename(tmp_path / "moved"))
+    Study(config, tmp_path / "w").stages.check()  # the same model, wherever it lies
+    shutil.copy(whole[0] / "unlearned" / "ga" / "model.safetensors", tmp_path / "moved")
+    with pytest.raises(InputError, match="made with other files in the folder of vanilla.path.*another --workdir"):
         Study(config, tmp_path / "w").stages.check()
 
 
