@@ -1,5 +1,6 @@
 """Multimodal machine unlearning in JAX: forget a face, keep the facts.
 
+    >>> import jax.numpy as jnp
     >>> import mmu_jax
     >>> mmu_jax.masks.count({"w": jnp.array([True, False])})
     1
@@ -94,7 +95,13 @@ class NotFiniteError(InputError):
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return importlib.import_module(f"mmu_jax.{name}")
+        try:
+            return importlib.import_module(f"mmu_jax.{name}")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"expected what mmu_jax.{name} needs, found {error.name} not installed; pip install 'mmu_jax[run]'",
+                name=error.name,
+            ) from error
     raise AttributeError(f"module 'mmu_jax' has no attribute {name!r}")
 
 

@@ -5,6 +5,7 @@ says how it is taken of a batch and what must stand beside it.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mmu_jax import InputError, losses
+from mmu_jax.data.slices import STREAMS
 from mmu_jax.models import Model
 from mmu_jax.rules import Rule
 from mmu_jax.trees import Batch, Params
@@ -56,6 +58,9 @@ def _cross_entropy_of_all(seen: Seen, batch: Batch) -> losses.Pair:
     return losses.cross_entropy(seen.logits(batch), batch["tokens"], weights)
 
 
+NEEDS = frozenset({"teacher", "reference"})
+
+
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """A row of the table of losses: how one is taken of a batch, and what must stand beside it.
@@ -75,6 +80,18 @@ class Loss:
     needs: frozenset[str] = frozenset()
     sign: int = 0
     over: str = "answers"
+
+    def __post_init__(self):
+        if unknown := sorted(self.needs - NEEDS):
+            raise InputError(
+                f"expected needs of a loss among {', '.join(sorted(NEEDS))}, found {', '.join(unknown)}; correct it"
+            )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of ``of`` and their defaults."""
+        _, _, *others = inspect.signature(self.of).parameters.values()
+        return {option.name: option.default for option in others}
 
 
 LOSSES: dict[str, Loss] = {
@@ -116,8 +133,8 @@ class Phase:
     Attributes:
       losses: stream name (a row of ``data.slices.STREAMS``) -> loss name; several are summed into one step.
       options: loss name -> its keyword arguments, where they are not its defaults.
-      spread: take the step only every ``len(retain) // len(forget)`` iterations, and once for each forget batch, so that
-        one pass over the retain stream makes one pass over the forget stream.
+      spread: take the step only every so many iterations, and once for each batch of its stream, so that one pass over the
+        stream of the other phases (``retain``) makes one over its own (``forget``).
       masked: whether the method's mask covers this step.
       clip: whether the norm of its gradient is clipped.
     """
@@ -133,8 +150,18 @@ class Phase:
             raise InputError(
                 f"expected losses among {', '.join(LOSSES)}, found {', '.join(unknown)}; correct the phase"
             )
+        if unknown := sorted(self.losses.keys() - STREAMS.keys()):
+            raise InputError(
+                f"expected streams among {', '.join(STREAMS)}, found {', '.join(unknown)}; correct the phase"
+            )
         if idle := sorted(self.options.keys() - set(self.losses.values())):
             raise InputError(f"expected options of losses of the phase, found those of {', '.join(idle)}; correct it")
+        for name, given in self.options.items():
+            if unknown := sorted(given.keys() - LOSSES[name].options.keys()):
+                raise InputError(
+                    f"expected options of {name} among {', '.join(LOSSES[name].options) or 'none'}, found "
+                    f"{', '.join(unknown)}; correct the phase"
+                )
 
     @property
     def descends(self) -> bool:
@@ -183,6 +210,14 @@ class Method:
                 )
         if any(phase.masked for phase in self.phases) and self.mask is None:
             raise InputError("expected a rule for the masked phase of a method, found mask=None; give it one")
+        if self.mask is not None and self.mask.loss not in LOSSES:
+            raise InputError(
+                f"expected the loss of a mask rule among {', '.join(LOSSES)}, found {self.mask.loss!r}; correct it"
+            )
+        if all(phase.spread for phase in self.phases):
+            raise InputError(
+                "expected a phase that is not spread, over whose steps the others are, found none; add one"
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -201,8 +236,13 @@ class Method:
         return {name for phase in self.phases for name in phase.losses}
 
     def arithmetic(self) -> dict[str, Any]:
-        """The fields that change a number, by which a result is known; a citation is none of them."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in PROSE}
+        """What changes a number, by which a result is known: every field but prose, the options that losses have by default
+        and the slices that streams are."""
+        kept = {key: value for key, value in dataclasses.asdict(self).items() if key not in PROSE}
+        for phase, row in zip(self.phases, kept["phases"], strict=True):
+            names = sorted(set(phase.losses.values()))
+            row["options"] = {name: LOSSES[name].options | phase.options.get(name, {}) for name in names}
+        return kept | {"streams": {name: dataclasses.asdict(STREAMS[name]) for name in sorted(self.streams)}}
 
 
 _RETAIN = Phase({"retain": "descent"})

@@ -169,6 +169,9 @@ def one_of(name: str) -> Callable[..., np.ndarray]:
     return lambda *options: choice(*options)[name]
 
 
+ASKS = ("generation", "cloze", "letter", "options")
+
+
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """A row of the table of metrics.
@@ -194,6 +197,15 @@ class Metric:
     form: str = "{:.1f}"
     scale: float = 100
     right: float = 1.0
+
+    def __post_init__(self):
+        if self.asks not in ASKS:
+            raise InputError(f"expected asks of a metric among {', '.join(ASKS)}, found {self.asks!r}; correct it")
+
+    @property
+    def leads(self) -> bool:
+        """Whether it may be the headline: a share of what is known, which sentences, flags and the gate take for one."""
+        return self.up and self.scale == 100
 
     @property
     def name(self) -> str:

@@ -29,8 +29,8 @@ class Plan:
       method: a row of ``methods.METHODS``.
       iterations: how often the phases run.
       spacing: iterations between two steps of a spread phase.
-      lap: iterations of one pass over the retain stream, in each of which the spread phases start anew.
-      turns: the most steps of a spread phase in a lap: the batches of the forget stream.
+      lap: iterations of one pass over the stream that leads, in each of which the spread phases start anew.
+      turns: the most steps of a spread phase in a lap: the batches of its stream.
       learning_rate, schedule, warmup, clip: of ``transforms``; ``clip`` is a global norm.
       retain_rate: learning rate of the phases that only descend, None for the same; with Adam this ratio is what a
         weight on the forget loss would be without it.
@@ -81,8 +81,8 @@ class Plan:
         alone = {name for phase in method.phases if not phase.spread for name in phase.losses}
         about = sorted(name for name in alone if name in STREAMS and STREAMS[name].who == "forget")
         lead = max(about or alone, key=lambda name: streams[name].steps)
-        if {"retain", "forget"} <= used:
-            lap, turns = streams["retain"].steps, streams["forget"].steps
+        if spread := {name for phase in method.phases if phase.spread for name in phase.losses}:
+            lap, turns = streams[lead].steps, max(streams[name].steps for name in spread)
             numbers |= {"spacing": max(lap // turns, 1), "lap": lap, "turns": turns}
         return cls(method, math.ceil(epochs * streams[lead].steps), **numbers)
 
@@ -93,7 +93,7 @@ class Plan:
     def turn(self, phase: Phase, iteration: int) -> int | None:
         """The batch that a phase takes in an iteration, None where it rests.
 
-        In a lap of R iterations, with F forget batches and ``f = R // F``, a spread phase takes ``min(ceil(R / f), F)``
+        In a lap of R iterations, with F batches of its own and ``f = R // F``, a spread phase takes ``min(ceil(R / f), F)``
         steps: each batch once, none twice.
         """
         if not phase.spread:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmu_jax.data import IMAGE, TEXT, Benchmark, Person, vision
+from mmu_jax.data.slices import STREAMS
 from mmu_jax.files import read_object
 from mmu_jax.methods import LOSSES
 from mmu_jax.metrics import METRICS, exact
@@ -176,16 +177,18 @@ def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
     """Cross-entropy on forget and retain batches while unlearning."""
     plt = _pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained", sharex=True)
+    panels = dict(zip((STREAMS["forget"], STREAMS["retain"]), axes, strict=True))
     for name in _shown(results):
         path = workdir / "training" / "unlearn" / f"{name}.json"
         if not path.exists():
             continue
         for curve, values in read_object(path, "training curves", {"*": [(float, type(None))]}).items():
             y = np.array([np.nan if v is None else v for v in values])
-            axis = axes[0] if curve.startswith("forget") else axes[1]
-            loss = LOSSES.get(curve.partition("/")[2])
-            if loss is None or not loss.sign:  # no cross-entropy
+            stream, _, taken = curve.partition("/")
+            loss, part = LOSSES.get(taken), STREAMS.get(stream)
+            if loss is None or not loss.sign or part not in panels:  # no cross-entropy of what is shown
                 continue
+            axis = panels[part]
             y, keep = loss.sign * y, ~np.isnan(y)
             x = np.arange(1, len(y) + 1)[keep] / len(y)
             style = {"lw": 2.2 if name == ours(results) else 1.1, "alpha": 0.9}

@@ -38,20 +38,24 @@ FLAGS = {
 Results = dict[str, dict[str, Any]]
 CELL = {"mean": float, "low": float, "high": float, "n": float}
 GROUP = {"total": float, "density": float, "outside": float, "inside": float}
-# A result file; further keys are of no concern here.
-FILE = {
-    "results": {"*": {"*": {"mcq?": CELL | {"chance": float}, "distinct?": {"mean": float, "n": float}, "*": CELL}}},
-    "mask_proof": {"*": GROUP},
-    "flags": [set(FLAGS)],
-    "config": {"evaluate": {"headline": set(METRICS)}},
-    "provenance": dict,
-}
+
+
+def _file() -> dict[str, Any]:
+    """The shape of a result file; further keys are of no concern here."""
+    cells = {"mcq?": CELL | {"chance": float}, "distinct?": {"mean": float, "n": float}, "*": CELL}
+    return {
+        "results": {"*": {"*": cells}},
+        "mask_proof": {"*": GROUP},
+        "flags": [set(FLAGS)],
+        "config": {"evaluate": {"headline": set(METRICS)}},
+        "provenance": dict,
+    }
 
 
 def read(workdir: pathlib.Path, names: list[str] | None = None) -> Results:
     """The result files by model name, vanilla and gold first."""
     paths = {name: workdir / "results" / f"{name}.json" for name in names or ["vanilla", "gold", *METHODS]}
-    found = {name: read_object(path, "results", FILE) for name, path in paths.items() if path.exists()}
+    found = {name: read_object(path, "results", _file()) for name, path in paths.items() if path.exists()}
     if "vanilla" not in found:
         raise InputError(
             f"expected results of the vanilla model in {workdir}, found none; run the evaluate stage first"

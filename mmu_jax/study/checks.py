@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mmu_jax import InputError, hf, hub, lora, memory, methods, models, trees
-from mmu_jax.data import builders, vision
+from mmu_jax import InputError, hf, hub, lora, memory, methods, models, questions, trees
+from mmu_jax.data import IMAGE, TEXT, builders, text, vision
 from mmu_jax.study.workspace import Workspace
 from mmu_jax.trainable import Trainable
 
@@ -99,11 +99,10 @@ def memory_plan(work: Workspace) -> None:
     """
     if work.planned:
         return
-    work.planned = True
     more = {name for method in _rows(work.config) for name in method.streams}
     c, streams = work.config, work.streams(work.config.unlearn.rows, *sorted(more))
     stages, limit = needs(
-        work, {what: max(s.largest[what] for s in streams.values()) for what in ("tokens", "patches")}
+        work, {what: max(s.largest[what] for s in streams.values()) for what in ("tokens", "patches")}, _asked(work)
     )
     print(memory.table(stages, limit), flush=True)
     kept = max(memory.checkpoint(needs) for needs in stages.values()) * work.mesh.size
@@ -116,18 +115,44 @@ def memory_plan(work: Workspace) -> None:
             print(f"  config.{what}.rows={rows} does not divide by {data} devices: each of them does every row")
     if not c.memory.go_on:
         memory.check(stages, limit, ADVICE)
+    work.planned = True
+
+
+def _asked(work: Workspace) -> dict[str, int]:
+    """The largest lengths of a batch of questions, by those with the most characters of either kind."""
+    c, b, found = work.config.evaluate, work.benchmark, []
+    prompts, people = questions.Prompts(**c.prompts), (*b.full, *b.test, *b.unseen, *b.celebrity)
+    photos = [picture for album in work.albums.values() for picture in album.pictures]
+    for kind in (IMAGE, TEXT):
+        put = {"generation": prompts.free, "cloze": prompts.filled_blank}
+        put |= {"choices": prompts.asked_letter} if c.letters else {}
+        said = {ask(i) for task, ask in put.items() for p in people for i in getattr(p, task) if i.kind == kind}
+        longest = sorted(said, key=lambda words: (len(words), words))[-32:]
+        if longest:
+            rows = text.encode_prompts(work.processor, longest, int(kind == IMAGE))
+            found.append(int(rows.lengths(max((p.tokens for p in photos), default=0)).max()))
+    patches = max((p.length for p in photos), default=0)
+    return {
+        "tokens": vision.fit(max(found, default=1), work.sizes.tokens, "tokens"),
+        "patches": vision.fit(patches, work.sizes.patches, "patches") if patches else 0,
+    }
 
 
 def _rows(config: ConfigDict) -> list[methods.Method]:
     return [methods.METHODS[name] for name in config.unlearn.methods]
 
 
-def needs(work: Workspace, largest: dict[str, int]) -> tuple[dict[str, memory.Needs], int]:
-    """Stage -> bytes on a device, for batches of the ``largest`` lengths, and the bytes a device may hold."""
+def needs(
+    work: Workspace, largest: dict[str, int], asked: dict[str, int] | None = None
+) -> tuple[dict[str, memory.Needs], int]:
+    """Stage -> bytes on a device, for batches of the ``largest`` lengths, and the bytes a device may hold.
+
+    ``asked`` are the lengths where the model is questioned, those of the others if None.
+    """
     c, ledger = work.config, memory.Ledger(work.model, work.mesh, jnp.dtype(work.config.model.param_dtype))
 
-    def shape(rows):
-        return memory.Shape(rows, images=1, **largest)
+    def shape(rows, lengths=largest):
+        return memory.Shape(rows, images=1, **lengths)
 
     stages, eligible = {}, trees.split(work.model.abstract(), work.model.family.eligible)[0]
     spec = trainable(c, "unlearn", work.model)
@@ -145,11 +170,14 @@ def needs(work: Workspace, largest: dict[str, int]) -> tuple[dict[str, memory.Ne
         method = fine_tuning(rows)
         stages["vanilla"] = there.training(method, shape(max(rows.values())), trainable(c, "vanilla", work.model))
     table = dict(zip(c.unlearn.methods, _rows(c), strict=True))
-    if scored := [method.mask for method in table.values() if method.mask]:
-        rows = c.saliency.rows if scored[0].unit == "example" else c.unlearn.rows
-        stages["saliency"] = ledger.saliency(scored, shape(rows), c.saliency.chunk, c.saliency.keep_scores)
+    scored, rows = [], {"example": c.saliency.rows, "batch": c.unlearn.rows}
+    for unit in rows:  # scores of one kind are held at a time
+        if wanted := [method.mask for method in table.values() if method.mask and method.mask.unit == unit]:
+            scored.append(ledger.saliency(wanted, shape(rows[unit]), c.saliency.chunk, c.saliency.keep_scores))
+    if scored:
+        stages["saliency"] = max(scored, key=lambda need: sum(need.values()))
     for name, method in table.items():
         stages[f"unlearn/{name}"] = ledger.training(method, shape(c.unlearn.rows), spec)
-    stages["evaluate"] = ledger.generation(shape(c.evaluate.rows), c.evaluate.new_tokens)
+    stages["evaluate"] = ledger.generation(shape(c.evaluate.rows, asked or largest), c.evaluate.new_tokens)
     limit = int(c.memory.limit_gib * 2**30) or memory.capacity(work.mesh)
     return stages, limit

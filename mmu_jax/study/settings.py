@@ -63,6 +63,10 @@ MOST = 2**24  # of anything that is counted: more is a slip of the hand, and an 
 COUNT = (lambda v: _whole(v, 1, MOST), "a whole number from 1 to 2**24")
 COUNT_OR_NONE = (lambda v: _whole(v, 0, MOST), "a whole number from 0 to 2**24")
 SAMPLES = (lambda v: _whole(v, 1, 10**5), "a whole number from 1 to 100,000")
+HEADLINE = (  # by the table as it is then
+    lambda v: isinstance(v, str) and v in METRICS and METRICS[v].leads,
+    f"one of {', '.join(name for name, metric in METRICS.items() if metric.leads)}",
+)
 RANK = (lambda v: _whole(v, 0, 2**14), "a whole number from 0 to 2**14")
 PASSES = (lambda v: _number(v) and 0 < v <= 10**6, "a number above 0 and up to a million")
 POSITIVE = (lambda v: _number(v) and v >= 2.0**-126, "a finite number above 0")
@@ -95,7 +99,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r".*lora\.targets", PATTERN),
     (r".*\.rows|saliency\.chunk|evaluate\.new_tokens|save_every", COUNT),
     (r"evaluate\.samples", SAMPLES),
-    (r"evaluate\.headline", _one_of(tuple(METRICS))),
+    (r"evaluate\.headline", HEADLINE),
     (r"evaluate\.prompts\..*", TEXT),
 )
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from mmu_jax import InputError, memory
 from mmu_jax.files import write_json
@@ -99,9 +100,8 @@ class Stages:
     def run(self, only: list[str]) -> None:
         """Makes what is :meth:`wanted`."""
         wanted = self.wanted(only)
-        self._keep_compiled()
         if wanted:
-            with self._alone():
+            with self._alone(), self._keeping_compiled():
                 for name in wanted:
                     self._make(name)
 
@@ -140,11 +140,26 @@ class Stages:
         write_json(records.place(self.workdir, name), head | {"status": "done", "result": result, "cost": cost})
         shutil.rmtree(self.workdir / "checkpoints" / name, ignore_errors=True)
 
-    def _keep_compiled(self) -> None:
+    @contextlib.contextmanager
+    def _keeping_compiled(self) -> Iterator[None]:
         """Programs that several methods or a second run share compile once, unless the user keeps them elsewhere."""
-        if jax.config.jax_compilation_cache_dir is None:
-            jax.config.update("jax_compilation_cache_dir", str((self.workdir / "compiled").absolute()))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        if jax.config.jax_compilation_cache_dir is not None:
+            yield
+            return
+        ours = {"dir": str((self.workdir / "compiled").absolute()), "least": 0.5}
+        theirs = {"dir": None, "least": jax.config.jax_persistent_cache_min_compile_time_secs}
+        try:
+            _compiled(**ours)
+            yield
+        finally:
+            _compiled(**theirs)
+
+
+def _compiled(dir: str | None, least: float) -> None:
+    """Where programs that took so many seconds to compile are kept from now on."""
+    jax.config.update("jax_compilation_cache_dir", dir)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    compilation_cache.reset_cache()  # it is opened once, where it first was
 
 
 def _difference(key: str, was: Any, now: Any) -> str:

@@ -136,6 +136,7 @@ def prepare_data(work: Workspace) -> dict:
     """The data set, read and looked through: what cannot be shown or asked is found here, not after hours of training."""
     if not work.config.data.path:
         shutil.rmtree(work.workdir / "data", ignore_errors=True)  # begun and not ended, maybe from another source
+    work.forget_data()
     b = work.benchmark
     for line in builders.left_out(work.data):
         print(f"  {line}", flush=True)

@@ -31,8 +31,9 @@ class Study:
         Raises:
           InputError: the config cannot work; all that is wrong is said at once.
         """
-        given = given or {}
+        given, config = given or {}, config.copy_and_resolve_references()
         settings.judge(config, given)
+        config.lock()  # what was judged is what is made, whatever becomes of the caller's
         self.work = Workspace(config, pathlib.Path(workdir), given)
         self.stages = Stages(self.work.workdir, steps.stages(self.work))
 

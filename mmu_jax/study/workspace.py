@@ -87,6 +87,11 @@ class Workspace:
     def people(self) -> dict[str, int]:
         return {person.id: index for index, person in enumerate(self.benchmark.full)}
 
+    def forget_data(self) -> None:
+        """Whatever was read of the data set is read again when it is next needed."""
+        for name in ("data", "benchmark", "albums", "people"):
+            self.__dict__.pop(name, None)
+
     def stream(self, name: str, rows: int, without: frozenset[str] = frozenset()) -> loader.Stream:
         """A row of ``slices.STREAMS`` in batches of ``rows``, but for people whose id is in ``without``."""
         part = slices.STREAMS[name]

@@ -33,19 +33,46 @@ def room(path):
 ROOMS = {room(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imports(path):
-    """The rooms that a file imports, at its head or in a function, but for what only a type checker reads."""
-    tree, found = ast.parse(path.read_text()), set()
+def named(path):
+    """The dotted names that a file imports or reaches for, at its head or in a function, but for what only a type checker reads."""
+    tree = ast.parse(path.read_text())
     typed = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
     skipped = {id(n) for block in typed for n in ast.walk(block)}
-    for node in ast.walk(tree):
-        if id(node) in skipped or not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mmu_jax"):
-            continue
-        base = node.module.removeprefix("mmu_jax").removeprefix(".")
-        for alias in node.names:
-            inner = f"{base}.{alias.name}".removeprefix(".")
-            found.add(inner if inner in ROOMS else base or "mmu_jax")
+    for node in (n for n in ast.walk(tree) if id(n) not in skipped):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Attribute) and re.fullmatch(r"mmu_jax(\.\w+)+", whole := ast.unparse(node)):
+            yield whole
+
+
+def imports(path):
+    """The rooms that a file imports or reaches for."""
+    found = set()
+    for name in named(path):
+        parts = name.split(".")[1:] if name.split(".")[0] == "mmu_jax" else None
+        while parts and ".".join(parts) not in ROOMS:
+            parts.pop()
+        if parts is not None:
+            found.add(".".join(parts) or "mmu_jax")
     return found
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_the_package_stands_alone(name):
+    assert {whole.split(".")[0] for whole in named(ROOMS[name])}.isdisjoint({"configs", "experiments", "tests"})
+
+
+def test_every_way_to_import_is_seen(tmp_path):
+    lines = (
+        "import mmu_jax.train",
+        "from mmu_jax import memory",
+        "def f():\n    import mmu_jax\n    mmu_jax.study.study.Study",
+    )
+    (tmp_path / "a.py").write_text("\n".join(lines))
+    assert imports(tmp_path / "a.py") == {"mmu_jax", "train", "memory", "study", "study.study"}
 
 
 def test_every_room_has_a_floor():
