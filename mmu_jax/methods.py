@@ -82,6 +82,11 @@ class Loss:
     over: str = "answers"
 
     def __post_init__(self):
+        _, _, *others = inspect.signature(self.of).parameters.values()
+        if nameless := [o.name for o in others if o.default is inspect.Parameter.empty]:
+            raise InputError(
+                f"expected every option of a loss by name with its default, found {', '.join(nameless)} without; write them out"
+            )
         if unknown := sorted(self.needs - NEEDS):
             raise InputError(
                 f"expected needs of a loss among {', '.join(sorted(NEEDS))}, found {', '.join(unknown)}; correct it"

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import checkpoint, lora, methods, sharding, train, trees
+from mmu_jax.data import IMAGE
+from mmu_jax.data.slices import STREAMS
 from mmu_jax.plan import Plan
 
 
@@ -54,7 +56,12 @@ class Batches:
 
 
 def streams(**changes):
-    found = {"forget": Batches("forget", 2, 1), "retain": Batches("retain", 8, 2), "text": Batches("text", 4, 3, 0)}
+    """One of every row of ``STREAMS``, as long as the people whose it is are many."""
+    steps = {"forget": 2, "retain": 8, "full": 4}
+    found = {
+        name: Batches(name, steps[part.who], seed, int(part.kind == IMAGE))
+        for seed, (name, part) in enumerate(STREAMS.items(), 1)
+    }
     return found | changes
 
 

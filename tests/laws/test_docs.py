@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+import mmu_jax
+
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
@@ -26,6 +28,11 @@ def test_what_a_page_points_at_is_there(page):
         assert (page.parent / link).exists(), link
     for name in re.findall(r"^::: (mmu_jax[\w.]*)", page.read_text(), re.MULTILINE):
         assert pkgutil.resolve_name(name)
+
+
+def test_every_module_has_its_page():
+    told = {name for page in PAGES for name in re.findall(r"^::: mmu_jax\.(\w+)", page.read_text(), re.MULTILINE)}
+    assert told == {m.name for m in pkgutil.iter_modules(mmu_jax.__path__)}
 
 
 def test_numbers_of_the_readme_are_those_of_the_results_page():

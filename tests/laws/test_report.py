@@ -185,6 +185,13 @@ def test_a_curve_says_over_what_it_is_taken(workdir):
     ]
 
 
+def test_a_curve_stands_with_the_questions_that_it_is_of(workdir):
+    curves = {"refusal/descent": [3.0, 1.0], "retain/descent": [0.1, 0.2], "text/descent": [0.3, 0.3]}
+    (workdir / "training/unlearn/mmunlearner.json").write_text(json.dumps(curves))
+    forget, retain = figures.curves_figure(workdir, judged.read(workdir)).axes
+    assert not forget.lines and [line.get_ydata().tolist() for line in retain.lines] == [[0.1, 0.2]]
+
+
 def test_no_results_is_an_error(tmp_path):
     with pytest.raises(InputError, match="run the evaluate stage"):
         judged.read(tmp_path)

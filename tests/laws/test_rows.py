@@ -114,6 +114,17 @@ def test_a_citation_is_no_part_of_what_a_result_is_known_by(name):
     assert dataclasses.replace(method, one_rate=not method.one_rate).arithmetic() != method.arithmetic()
 
 
+def test_what_a_loss_and_a_stream_are_by_default_is_part_of_what_a_result_is_known_by(monkeypatch):
+    before = methods.METHODS["npo_retain"].arithmetic()
+    assert before["phases"][0]["options"] == {"descent": {}, "npo": {"beta": 0.1}}
+    other = dataclasses.replace(methods.LOSSES["npo"], of=lambda seen, batch, beta=5.0: None)
+    monkeypatch.setitem(methods.LOSSES, "npo", other)
+    changed = methods.METHODS["npo_retain"].arithmetic()
+    assert changed["phases"][0]["options"]["npo"] == {"beta": 5.0} and changed["streams"] == before["streams"]
+    monkeypatch.setitem(slices.STREAMS, "forget", slices.Slice(slices.TEXT, "forget"))
+    assert methods.METHODS["npo_retain"].arithmetic()["streams"] != before["streams"]
+
+
 # Metric -> arguments of its function, and the value worked out by hand.
 OPTIONS = (np.log([[0.2, 0.6]]), np.ones((1, 2)), np.array([1]))
 JUDGED = {
@@ -221,6 +232,28 @@ SLIPS = {
     "moments that are none": (
         lambda: methods.Method((methods.Phase({"retain": "descent"}),), moments="shard"),
         "moments of a method among shared, separate, found 'shard'",
+    ),
+    "a stream that is none": (lambda: methods.Phase({"forgot": "ascent"}), "streams among forget, .* found forgot"),
+    "an option that is none": (
+        lambda: methods.Phase({"forget": "npo"}, options={"npo": {"betta": 1.0}}),
+        "options of npo among beta, found betta",
+    ),
+    "a need that is none": (
+        lambda: methods.Loss(lambda seen, batch: None, frozenset({"techer"})),
+        "needs of a loss among reference, teacher, found techer",
+    ),
+    "an option without a default": (
+        lambda: methods.Loss(lambda seen, batch, beta: None),
+        "every option of a loss by name with its default, found beta without",
+    ),
+    "options without names": (lambda: methods.Loss(lambda seen, batch, **rest: None), "found rest without"),
+    "a scored loss that is none": (
+        lambda: methods.Method((methods.Phase({"retain": "descent"}),), rules.Rule(loss="desent")),
+        "the loss of a mask rule among descent, .* found 'desent'",
+    ),
+    "a metric that asks for nothing": (
+        lambda: metrics.Metric("Word F1", "genration", lambda said, truth: 1.0),
+        "asks of a metric among generation, cloze, letter, options, found 'genration'",
     ),
     "a masked phase without a rule": (
         lambda: methods.Method((methods.Phase({"forget": "ascent"}, masked=True),)),

@@ -5,7 +5,8 @@ import os
 import jax
 import pytest
 
-from mmu_jax import InputError
+from mmu_jax import InputError, metrics, questions
+from mmu_jax.data import IMAGE, text
 from mmu_jax.study import checks, stages
 from mmu_jax.study.study import Study
 from runs import small_config
@@ -16,6 +17,36 @@ def test_a_study_is_of_the_config_that_was_judged(tmp_path):
     study = Study(config, tmp_path / "w")
     config.seed, config.unlearn.rows = 7, -1
     assert (study.work.config.seed, study.work.config.unlearn.rows) == (0, 64)
+
+
+def test_a_headline_is_a_share_of_what_is_known(tmp_path, monkeypatch):
+    row = metrics.Metric("NLL of the truth", "generation", metrics.exact, up=False, form="{:.2f}", scale=1)
+    monkeypatch.setitem(metrics.METRICS, "nll", row)
+    monkeypatch.setitem(metrics.METRICS, "word_f1", metrics.Metric("Word F1", "generation", metrics.exact))
+    config = small_config()
+    for headline in ("rouge_l", "word_f1"):
+        config.evaluate.headline = headline
+        Study(config, tmp_path / "w")
+    config.evaluate.headline = "nll"
+    with pytest.raises(InputError, match="config.evaluate.headline"):
+        Study(config, tmp_path / "w")
+
+
+def test_the_plan_is_that_of_the_methods_in_any_order_and_of_the_longest_question(tmp_path):
+    config, plans = small_config(), []
+    config.saliency.rows, config.evaluate.letters = 4, True
+    Study(config, tmp_path / "w").run(["data", "base"])
+    for order in (1, -1):  # one scores examples, the other batches
+        config.unlearn.methods = ("mmunlearner", "mmunlearner_official")[::order]
+        work = Study(config, tmp_path / "w").work
+        plans.append(checks.needs(work, {"tokens": 32, "patches": 0}, {"tokens": 80, "patches": 0})[0])
+    assert plans[0] == plans[1]
+    short = checks.needs(work, {"tokens": 32, "patches": 0})[0]["evaluate"]["cache"]
+    assert plans[0]["evaluate"]["cache"] * (32 + 3) == short * (80 + 3)  # beside three new tokens
+    prompts = questions.Prompts(**config.evaluate.prompts)
+    said = [prompts.asked_letter(c) for p in work.benchmark.full for c in p.choices if c.kind == IMAGE]
+    longest = text.encode_prompts(work.processor, said, 1).lengths(4).max()
+    assert checks._asked(work)["tokens"] >= longest > work.streams(64)["forget"].largest["tokens"]
 
 
 def test_a_data_set_that_is_refused_is_refused_in_the_same_words(tmp_path):

@@ -15,7 +15,7 @@ from toys import Batches, make_batch, random_mask, run, same, streams
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
-def test_every_method_runs_and_its_forget_loss_goes_the_right_way(llava, name):
+def test_every_method_runs_and_its_forget_loss_goes_the_right_way(llava, name, monkeypatch):
     folder, _, model = llava
     params = hf.load(folder, model)
     mask = random_mask(model, params) if methods.METHODS[name].mask else None
@@ -25,10 +25,23 @@ def test_every_method_runs_and_its_forget_loss_goes_the_right_way(llava, name):
     state = run(model, params, name, mask=mask, data=repeated)
     about = [curve for curve in state.history if curve.startswith(("forget/", "refusal/"))]
     assert about or methods.METHODS[name].family == "control"
-    for curve in (np.asarray(state.history[curve]) for curve in about):
+
+    def falls(curve):
         curve = curve[~np.isnan(curve)]
+        return curve[-1] < curve[0]
+
+    def alone(stream, loss):
+        """Where steps are of a sum, a loss that is nearly nothing here gives way to the others."""
+        (phase,) = (phase for phase in methods.METHODS[name].phases if stream in phase.losses)
+        options = {loss: phase.options[loss]} if loss in phase.options else {}
+        only = methods.Method((methods.Phase({stream: loss}, options),))
+        monkeypatch.setitem(methods.METHODS, "alone", only)
+        return len(phase.losses) > 1 and falls(run(model, params, "alone", data=repeated).history[f"{stream}/{loss}"])
+
+    for curve in about:
         # Of ascent the loss is the negative cross-entropy. A momentum that is shared is that of the retain steps.
-        assert curve[-1] < curve[0] or methods.METHODS[name].moments == "shared"
+        shared = methods.METHODS[name].moments == "shared"
+        assert falls(np.asarray(state.history[curve])) or shared or alone(*curve.split("/"))
     assert int(state.failed) == -1 and int(state.step) == 8
 
 
@@ -37,6 +50,15 @@ def test_plan_spreads_one_forget_pass_over_one_retain_pass():
     assert (plan.iterations, plan.spacing) == (8, 4)
     assert Plan.of(methods.METHODS["ga"], streams(), 1.0).iterations == 2
     assert Plan.of(methods.METHODS["grad_diff"], streams(), 3.0).iterations == 6
+
+
+def test_any_stream_is_spread_over_any_other():
+    phases = methods.Phase({"refusal": "descent"}, spread=True), methods.Phase({"text": "descent"})
+    plan = Plan.of(methods.Method(phases), streams(), 2.0)
+    assert (plan.iterations, plan.lap, plan.turns, plan.spacing) == (8, 4, 2, 2)
+    assert [plan.turn(phases[0], i) for i in range(8)] == [0, None, 1, None, 2, None, 3, None]
+    with pytest.raises(InputError, match="a phase that is not spread"):
+        methods.Method(phases[:1])
 
 
 def masked_only(**mask):
