@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from mmu_jax import InputError, trees
-from mmu_jax.trees import Mask, Params, Tree
+from mmu_jax.trees import Mask, Params, Tree, Updates
 
 
 def masked(
@@ -98,7 +98,9 @@ def _restricted(
             _check_separable(inner, state, params)
         return state
 
-    def update(updates, state, params=None, *, mask=None, **extra):
+    def update(
+        updates: Updates, state: Tree, params: Params | None = None, *, mask: Mask | None = None, **extra: Any
+    ) -> tuple[Updates, Tree]:
         mask = fixed if mask is None else mask
         if mask is None:
             raise InputError("expected a mask, found none; pass it to masked(inner, mask) or to update(..., mask=mask)")
@@ -258,7 +260,7 @@ def scale_by_official_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6
         zeros = optax.tree.zeros_like(params)
         return ScaleByOfficialAdamState(jnp.zeros([], jnp.int32), zeros, zeros)
 
-    def update(updates, state, params=None):
+    def update(updates: Updates, state: ScaleByOfficialAdamState, params: Params | None = None):
         del params
         count = state.count + 1
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)

@@ -22,6 +22,7 @@ from mmu_jax import InputError
 Tree = Any  # any pytree of arrays
 # Trees by what their leaves are, for signatures; the structure is that of the params.
 Params = Tree  # floating point, what a model is made of
+Updates = Tree  # floating point, what a step adds to the params, and gradients on their way there
 Mask = Tree  # bool: True where an entry may move
 Scores = Tree  # float32 of at least 0: how much an entry matters
 Batch = dict[str, Any]  # arrays with rows on axis 0 (``mmu_jax.data``)
