@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from mmu_jax import InputError, NotFiniteError, generate, losses, metrics, models, sharding
-from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, Processor, loader, text
+from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, Processor, loader, streams, text
+from mmu_jax.data.sizes import ANY, Sizes
 from mmu_jax.questions import Prompts
 from mmu_jax.trees import Params
 
@@ -32,7 +33,7 @@ def check_finite(good: np.ndarray, whose: Callable[[int], str]) -> None:
         )
 
 
-def reference_logps(model: models.Model, params: Params, stream: loader.Stream, mesh: jax.sharding.Mesh) -> np.ndarray:
+def reference_logps(model: models.Model, params: Params, stream: streams.Stream, mesh: jax.sharding.Mesh) -> np.ndarray:
     """log p(answer) under ``params`` of every row and photo of a stream, ``[R, P]``: a column ``ref_logps`` for it.
 
     Raises:
@@ -77,7 +78,7 @@ class Examiner:
     samples: int = 1000
     seed: int = 0
     letters: bool = True
-    sizes: loader.Sizes = loader.Sizes()
+    sizes: Sizes = ANY
     stop: tuple[int, ...] = ()
 
     def __post_init__(self):
@@ -88,11 +89,11 @@ class Examiner:
         """Batches of ``rows`` rows; rows that only fill the last one are all padding."""
         n = len(texts.tokens)
         seen = [[] if album is None else [album.pictures[photos[i]]] for i in range(n)]
-        sizes = loader.sizes_for(self.sizes, texts, album.pictures if album is not None else [])
+        sizes = self.sizes.holding(**streams.longest(texts, album.pictures if album is not None else []))
         for start in range(0, n, self.rows):
             index = np.arange(start, min(start + self.rows, n))
             filled = np.concatenate([index, np.zeros(self.rows - len(index), int)])
-            batch = sizes.batch(texts, filled, [seen[i] for i in filled])
+            batch = streams.batch(sizes, texts, filled, [seen[i] for i in filled])
             batch["valid"][len(index) :] = False
             yield len(index), sharding.put(batch, self.mesh)
 

@@ -9,8 +9,8 @@ from typing import Any
 import optax
 
 from mmu_jax import InputError, masks, transforms, trees
-from mmu_jax.data.loader import Stream
 from mmu_jax.data.slices import STREAMS
+from mmu_jax.data.streams import Stream
 from mmu_jax.methods import Method, Phase
 from mmu_jax.trainable import Trainable, Whole
 from mmu_jax.trees import Mask, Params

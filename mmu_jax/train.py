@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from mmu_jax import InputError, NotFiniteError, checkpoint, losses, masks, methods, sharding, trees
-from mmu_jax.data.loader import Stream
+from mmu_jax.data.streams import Stream
 from mmu_jax.methods import Phase, Seen
 from mmu_jax.models import Model
 from mmu_jax.plan import Plan

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from mmu_jax import hf, losses, trees
-from mmu_jax.data import loader, text, vision
+from mmu_jax.data import streams, text, vision
+from mmu_jax.data.sizes import Sizes
 
 VISION = {
     "hidden_size": 16,
@@ -201,7 +202,7 @@ def mean_loss(model):
     return loss
 
 
-QWEN_SIZES = loader.Sizes((64, 96, 128), (64, 128, 256))
+QWEN_SIZES = Sizes((64, 96, 128), (64, 128, 256))
 
 
 def photo(height, width, seed=0):
@@ -230,7 +231,7 @@ def qwen_batch(folder, rows, side="right"):
     processor = hf.read_processor(folder)
     seen = [vision.pictures(processor, row) if row else [] for row in rows]
     encoded = dataclasses.replace(text.encode(processor, QWEN_PAIRS[: len(rows)], len(rows[0])), side=side)
-    batch = QWEN_SIZES.batch(encoded, range(len(rows)), seen)
+    batch = streams.batch(QWEN_SIZES, encoded, range(len(rows)), seen)
     inputs = {
         "input_ids": torch.tensor(batch["tokens"], dtype=torch.long),
         "attention_mask": torch.tensor(batch["valid"], dtype=torch.long),

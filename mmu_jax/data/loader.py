@@ -1,15 +1,12 @@
-"""Streams: ``batch(step)`` is a pure function of (seed, step), so a run resumes from one integer."""
+"""Photographs: decoded into albums, and looked through with every text before anything is trained."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
-import jax
-import numpy as np
 from PIL.Image import Image
 
-from mmu_jax import InputError, sharding
-from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, Processor, text, vision
+from mmu_jax.data import Choice, Example, Person, Processor, text, vision
+from mmu_jax.data.sizes import ANY, Sizes, fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,31 +58,18 @@ def album(processor: Processor, people: tuple[Person, ...], max_pixels: int = 0,
     return Album(pictures, photos)
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """The padded lengths a batch may have, in ``tokens`` and in ``patches``; none: what the longest row needs."""
-
-    tokens: tuple[int, ...] = ()
-    patches: tuple[int, ...] = ()
-
-    def batch(self, rows: text.Rows, index: Sequence[int], pictures: list[list[vision.Picture]]) -> dict:
-        """The token and image arrays of the rows ``index``."""
-        images = vision.arrays(pictures, self.patches) if any(pictures) else {}
-        return rows.batch(index, pictures, self.tokens) | images
-
-
-def examine(processor: Processor, people: Iterable[Person], max_pixels: int = 0, sizes: Sizes = Sizes()) -> None:
+def examine(processor: Processor, people: Iterable[Person], max_pixels: int = 0, bounds: Sizes = ANY) -> None:
     """Decodes every photo and reads every text once, so that what cannot be shown or asked is found before training.
 
     Raises:
       InputError: a photo does not decode, has a shape that the processor refuses or does not fit ``max_pixels`` and
-        ``sizes``; a text is refused by :func:`text.check`. Photo and person are named.
+        ``bounds``; a text is refused by :func:`text.check`. Photo and person are named.
     """
     for person in people:
         for photo, where in _photos(person):
             found = vision.measure(processor, vision.decode(photo, where).size, max_pixels, where)
             for what, length in (("patches", found.patches), ("tokens", found.tokens)):
-                vision.fit(length, getattr(sizes, what), what, whose=f" for {where}")
+                fit(length, getattr(bounds, what), what, whose=f" for {where}")
         text.check(processor, _texts(person))
 
 
@@ -95,208 +79,3 @@ def _texts(person: Person) -> Iterator[tuple[str, str]]:
         for item in getattr(person, task):
             answers = item.options.values() if isinstance(item, Choice) else (item.answer,)
             yield from ((f"the {task} of person {person.id}", words) for words in (item.question, *answers))
-
-
-def sizes_for(sizes: Sizes, rows: text.Rows, pictures: list[vision.Picture]) -> Sizes:
-    """``sizes``, or where it says nothing one size that holds every row with any of the pictures."""
-    longest = int(rows.lengths(max((p.tokens for p in pictures), default=0)).max())
-    tokens = sizes.tokens or (vision.fit(longest, (), "tokens"),)
-    return Sizes(tokens, sizes.patches or (max((p.length for p in pictures), default=0),))
-
-
-@dataclasses.dataclass
-class Stream:
-    """Rows of one kind (all with an image or all without) or of both (:func:`mixed`), dealt in shuffled epochs of equal batches.
-
-    ``columns`` are arrays whose axis 0 is the row; for a stream with photos a column may be ``[R, P]``, one value per
-    photo of the row.
-    """
-
-    name: str
-    examples: tuple[Example, ...]
-    texts: text.Rows
-    album: Album | None
-    rows: int
-    seed: int
-    sizes: Sizes
-    columns: dict[str, np.ndarray]
-
-    @property
-    def steps(self) -> int:
-        """Batches in one pass over the rows; the last one is filled up with rows that weigh nothing."""
-        return -(-len(self.examples) // self.rows)
-
-    def photos(self, row: int) -> list[int]:
-        """Places in the album of the photos a row may be dealt with; none for a row of text."""
-        return self.album.of(self.examples[row]) if self.examples[row].kind == IMAGE else []
-
-    @property
-    def largest(self) -> dict[str, int]:
-        """The largest padded lengths a batch can have, in ``tokens`` and ``patches``."""
-        pictures = self.album.pictures if self.album else []
-        tokens = int(self.texts.lengths(max((p.tokens for p in pictures), default=0)).max())
-        patches = max((p.length for p in pictures), default=0)
-        sizes = self.sizes
-        return {
-            "tokens": vision.fit(tokens, sizes.tokens, "tokens"),
-            "patches": vision.fit(patches, sizes.patches, "patches") if patches else 0,
-        }
-
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The batch of a step: the same for the same (seed, step), whatever came before."""
-        epoch, index = divmod(step, self.steps)
-        rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.examples))
-        draws = rng.integers(0, 2**31, len(order))
-        rows = order[index * self.rows : (index + 1) * self.rows]
-        return self.gather(rows, draws[rows])
-
-    def gather(self, rows: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
-        """The batch of given rows, photo ``draws % (photos of the row)``, filled up to ``self.rows`` rows."""
-        spare = self.rows - len(rows)
-        filled = np.concatenate([rows, np.zeros(spare, int)])
-        draws = np.concatenate([draws, np.zeros(spare, int)])
-        photos = [self.photos(row) for row in filled]
-        chosen = [draw % max(len(places), 1) for places, draw in zip(photos, draws, strict=True)]
-        pictures = [
-            [self.album.pictures[places[i]]] if places else [] for places, i in zip(photos, chosen, strict=True)
-        ]
-        batch = self.sizes.batch(self.texts, filled, pictures)
-        batch["weights"][len(rows) :] = 0.0
-        batch["row"] = np.where(np.arange(self.rows) < len(rows), filled, -1).astype(np.int32)
-        for name, column in self.columns.items():
-            batch[name] = column[filled, chosen] if column.ndim == 2 else column[filled]
-        return batch
-
-    def padding(self) -> dict[str, float]:
-        """Share of the token and patch slots of one pass that hold nothing: the price of few compilations."""
-        places = [self.photos(row)[:1] for row in range(len(self.examples))]
-        first = [self.album.pictures[place[0]] if place else None for place in places]
-        # One image a row: its placeholder is among the tokens already.
-        need = {"tokens": self.texts.lengths(0) + np.array([p.tokens - 1 if p else 0 for p in first])}
-        if any(p and p.grid for p in first):
-            need["patches"] = np.array([p.length if p else 0 for p in first])
-        shares = {}
-        for what, lengths in need.items():
-            parts = [lengths[i : i + self.rows] for i in range(0, len(lengths), self.rows)]
-            slots = sum(vision.fit(int(part.max()), getattr(self.sizes, what), what) * self.rows for part in parts)
-            shares[what] = 1.0 - float(lengths.sum()) / slots
-        return shares
-
-    def epoch(self, shuffled: bool = False) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over all rows, in order or ``shuffled`` by the seed, each with its first photo, a batch at a time."""
-        rows = np.arange(len(self.examples))
-        if shuffled:
-            rows = np.random.default_rng(self.seed).permutation(rows)
-        for start in range(0, len(rows), self.rows):
-            part = rows[start : start + self.rows]
-            yield self.gather(part, np.zeros(len(part), int))
-
-    def describe(self, batch: dict[str, np.ndarray]) -> str:
-        """The row ids of a batch, for messages: ``0012:"What is ...?"``."""
-        rows = [self.examples[row] for row in batch["row"] if row >= 0]
-        return f"{self.name} rows " + ", ".join(
-            f"{int(i)} (person {e.person})" for i, e in zip(batch["row"], rows, strict=False)
-        )
-
-
-def stream(
-    name: str,
-    processor: Processor,
-    examples: list[Example],
-    photos: Album | None,
-    *,
-    people: dict[str, int],
-    rows: int,
-    seed: int,
-    sizes: Sizes = Sizes(),
-) -> Stream:
-    """Encodes examples of one kind into a Stream; ``photos`` for image examples, None for text.
-
-    Raises:
-      InputError: no example, examples of the other kind, or a text that is refused or fits no size; its person is named.
-    """
-    if not examples:
-        raise InputError(f"expected at least one example in stream {name!r}, found none; check the data and its splits")
-    kinds = {example.kind for example in examples}
-    if kinds != {IMAGE if photos else TEXT}:
-        raise InputError(f"expected only {IMAGE if photos else TEXT} rows in stream {name!r}, found {sorted(kinds)}")
-    whose = [f" of person {e.person}" for e in examples]
-    said = (
-        (f"the text{owner}", words)
-        for e, owner in zip(examples, whose, strict=True)
-        for words in (e.question, e.answer)
-    )
-    text.check(processor, said)
-    texts = text.encode(processor, [(e.question, e.answer) for e in examples], 1 if photos else 0, whose)
-    for example, owner, length in zip(examples, whose, texts.lengths(0), strict=True):
-        shown = max(photos.pictures[i].tokens for i in photos.of(example)) - 1 if photos else 0
-        vision.fit(int(length) + shown, sizes.tokens, "tokens", whose=owner)
-    sizes = sizes_for(sizes, texts, photos.pictures if photos else [])
-    columns = {"person": np.array([people[e.person] for e in examples], np.int32)}
-    return Stream(name, tuple(examples), texts, photos, rows, seed, sizes, columns)
-
-
-def mixed(name: str, photos: Stream, words: Stream, seed: int) -> Stream:
-    """The rows of a stream with photos and of one of text, shuffled into the same batches, of as many rows as the first's."""
-    order = np.random.default_rng(seed).permutation(len(photos.examples) + len(words.examples))
-
-    def dealt(first, second):
-        both = [*first, *second]
-        return [both[row] for row in order]
-
-    def longest(first, second):
-        return tuple(sorted({*first, *second}))
-
-    texts = dataclasses.replace(
-        photos.texts,
-        tokens=dealt(photos.texts.tokens, words.texts.tokens),
-        weights=dealt(photos.texts.weights, words.texts.weights),
-    )
-    sizes = Sizes(longest(photos.sizes.tokens, words.sizes.tokens), photos.sizes.patches)
-    columns = {"person": np.array(dealt(photos.columns["person"], words.columns["person"]))}
-    examples = tuple(dealt(photos.examples, words.examples))
-    return Stream(name, examples, texts, photos.album, photos.rows, seed, sizes, columns)
-
-
-def padding_line(streams: dict[str, Stream]) -> str:
-    """How much of the slots of every stream is padding, for a person."""
-    parts = []
-    for name, stream in streams.items():
-        shares = ", ".join(f"{100 * share:.0f} % of {what}" for what, share in stream.padding().items())
-        parts.append(f"{name} {shares}")
-    return f"    padding: {'; '.join(parts)}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Pass:
-    """One pass over streams, on the devices a batch at a time; it may be walked again. ``bar.add()`` is called for each.
-
-    ``shuffled``: whether a batch mixes the people of its stream, which matters where the batch is the unit.
-    """
-
-    streams: tuple[Stream, ...]
-    mesh: jax.sharding.Mesh
-    shuffled: bool = False
-    bar: Any = None
-
-    @classmethod
-    def joined(cls, passes: list["Pass"]) -> "Pass":
-        return dataclasses.replace(passes[0], streams=tuple(s for p in passes for s in p.streams))
-
-    def shown(self, bar: Any) -> "Pass":
-        return dataclasses.replace(self, bar=bar)
-
-    def units(self, unit: str) -> float:
-        """Units of evidence: batches, or examples."""
-        return float(sum(len(s.examples) if unit == "example" else s.steps for s in self.streams))
-
-    def __len__(self) -> int:
-        return sum(stream.steps for stream in self.streams)
-
-    def __iter__(self) -> Iterator[dict]:
-        for stream in self.streams:
-            for batch in stream.epoch(self.shuffled):
-                if self.bar is not None:
-                    self.bar.add()
-                yield sharding.put(batch, self.mesh)

@@ -17,6 +17,7 @@ import numpy as np
 
 from mmu_jax import InputError
 from mmu_jax.data import Processor, vision
+from mmu_jax.data.sizes import fit
 
 LONGEST = 2**18  # characters of a question or an answer; more is a file that went astray, and minutes of tokenizing
 # What a template may raise while it is rendered: jinja's own, and Python's for what it computes.
@@ -233,7 +234,7 @@ class Rows:
           InputError: a row has not as many placeholders as pictures, or is longer than every size.
         """
         expanded = [self._expand(row, seen) for row, seen in zip(index, pictures, strict=True)]
-        length = vision.fit(max(len(tokens) for tokens, _ in expanded), sizes, "tokens")
+        length = fit(max(len(tokens) for tokens, _ in expanded), sizes, "tokens")
         tokens = np.full((len(index), length), self.pad, np.int32)
         weights, valid = np.zeros((len(index), length), np.float32), np.zeros((len(index), length), bool)
         for b, (row, weight) in enumerate(expanded):

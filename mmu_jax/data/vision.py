@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mmu_jax import InputError
 from mmu_jax.data import Processor
+from mmu_jax.data.sizes import fit
 
 # What photographs come in; Pillow's other readers (PostScript, fonts, maps, ...) run programs or hold no photographs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF")
@@ -295,24 +296,6 @@ def arrays(rows: list[list[Picture]], sizes: tuple[int, ...] = ()) -> dict[str, 
             patches[b, part], grid[b, part], segment[b, part] = array, cells(picture), i
             start = part.stop
     return {"patches": patches, "grid": grid, "segment": segment}
-
-
-def fit(length: int, sizes: tuple[int, ...], what: str, multiple: int = 8, whose: str = "") -> int:
-    """The padded length: the smallest of ``sizes`` that holds ``length``, without sizes the next ``multiple``.
-
-    Few distinct lengths, so few compilations. ``whose`` names the row in the error.
-
-    Raises:
-      InputError: every size is too small.
-    """
-    if not sizes:
-        return -(-length // multiple) * multiple
-    if length > max(sizes):
-        raise InputError(
-            f"expected rows of at most {max(sizes)} {what}, found one of {length}{whose}; add a larger size to "
-            f"the lengths in {what}" + (" or lower max_pixels" if what == "patches" else "")
-        )
-    return min(size for size in sizes if size >= length)
 
 
 def positions(valid: np.ndarray, is_image: np.ndarray, rows: list[list[Picture]]) -> np.ndarray:

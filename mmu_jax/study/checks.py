@@ -9,13 +9,14 @@ from PIL import Image
 
 from mmu_jax import InputError, hf, hub, lora, memory, methods, models, questions, trees
 from mmu_jax.data import IMAGE, TEXT, builders, text, vision
+from mmu_jax.data.streams import longest
 from mmu_jax.study.workspace import Workspace
 from mmu_jax.trainable import Trainable
 
 ADVICE = (
     "use LoRA (config.unlearn.lora.rank=16 and, for the vanilla model, config.vanilla.lora.rank=16, with "
     "config.model.param_dtype=bfloat16), more devices (config.mesh), fewer rows, or go on all the same with "
-    "config.memory.go_on=True"
+    "config.memory.allow_too_large=True"
 )
 
 
@@ -77,7 +78,7 @@ def preflight(work: Workspace, wanted: list[str]) -> None:
             trainable(c, section, work.model)
         if not hub.is_id(path):
             hf.survey(path, work.model)  # headers only: what is missing is known before anything is made
-        elif not c.memory.go_on:
+        elif not c.memory.allow_too_large:
             stages, limit = needs(work, smallest)
             if max(sum(need.values()) for need in stages.values()) > limit:
                 print(memory.table(stages, limit), flush=True)
@@ -87,8 +88,7 @@ def preflight(work: Workspace, wanted: list[str]) -> None:
 def _least(work: Workspace) -> dict[str, int]:
     """The smallest lengths of a batch that holds one photo and a word."""
     photo = vision.pictures(work.processor, [Image.new("RGB", (64, 64))], work.config.data.max_pixels)[0]
-    tokens = vision.fit(photo.tokens + 1, work.sizes.tokens, "tokens")
-    return {"tokens": tokens, "patches": vision.fit(photo.length, work.sizes.patches, "patches") if photo.length else 0}
+    return work.sizes.padded(photo.tokens + 1, photo.length)
 
 
 def memory_plan(work: Workspace) -> None:
@@ -113,7 +113,7 @@ def memory_plan(work: Workspace) -> None:
     for what, rows in (("unlearn", c.unlearn.rows), ("evaluate", c.evaluate.rows)):
         if rows % data:
             print(f"  config.{what}.rows={rows} does not divide by {data} devices: each of them does every row")
-    if not c.memory.go_on:
+    if not c.memory.allow_too_large:
         memory.check(stages, limit, ADVICE)
     work.planned = True
 
@@ -127,15 +127,9 @@ def _asked(work: Workspace) -> dict[str, int]:
         put = {"generation": prompts.free, "cloze": prompts.filled_blank}
         put |= {"choices": prompts.asked_letter} if c.letters else {}
         said = {ask(i) for task, ask in put.items() for p in people for i in getattr(p, task) if i.kind == kind}
-        longest = sorted(said, key=lambda words: (len(words), words))[-32:]
-        if longest:
-            rows = text.encode_prompts(work.processor, longest, int(kind == IMAGE))
-            found.append(int(rows.lengths(max((p.tokens for p in photos), default=0)).max()))
-    patches = max((p.length for p in photos), default=0)
-    return {
-        "tokens": vision.fit(max(found, default=1), work.sizes.tokens, "tokens"),
-        "patches": vision.fit(patches, work.sizes.patches, "patches") if patches else 0,
-    }
+        if most := sorted(said, key=lambda words: (len(words), words))[-32:]:
+            found.append(longest(text.encode_prompts(work.processor, most, int(kind == IMAGE)), photos))
+    return work.sizes.padded(**{what: max(f[what] for f in found) for what in ("tokens", "patches")})
 
 
 def _rows(config: ConfigDict) -> list[methods.Method]:

@@ -38,7 +38,7 @@ def base() -> ConfigDict:
     )
     config.memory = dict(
         limit_gib=0.0,  # what a device may hold; 0 for what it reports
-        go_on=False,  # whether a plan beyond that is followed all the same
+        allow_too_large=False,  # whether a plan beyond that is followed all the same
     )
     config.vanilla = dict(  # fine-tuning on everyone: what is to be forgotten must first be known
         path="",  # HF directory, hub id or LoRA adapter to unlearn, instead of fine-tuning

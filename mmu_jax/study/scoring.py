@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from mmu_jax import masks, methods, rules, saliency, trees
-from mmu_jax.data import loader
+from mmu_jax.data.streams import Pass, mixed
 from mmu_jax.files import write_json
 from mmu_jax.rules import Evidence, Rule
 from mmu_jax.study.progress import Progress
@@ -62,20 +62,20 @@ def _difference(work: Workspace, rule: Rule) -> Tree:
     found, bar = [], Progress(f"difference of scores by {rule.unit}", sum(walked.values()))
     for side, kept in preserve.items():
         leaves = rf"(?={work.model.family.sides[side]}\Z)(?:{rule.leaves or work.model.family.eligible})"
-        pair = passes["forget"].shown(bar), loader.Pass.joined(kept).shown(bar)
+        pair = passes["forget"].shown(bar), Pass.joined(kept).shown(bar)
         found.append(score(saliency.difference, *pair, leaves=leaves, tau=work.config.saliency.tau))
     bar.close()
     return trees.merge(*found)
 
 
-def _scorer(work: Workspace, rule: Rule) -> tuple[dict[str, loader.Pass], Callable[..., Any]]:
+def _scorer(work: Workspace, rule: Rule) -> tuple[dict[str, Pass], Callable[..., Any]]:
     """What is walked, by set, and ``score(saliency.scores or .difference, *passes, **options)``."""
     c = work.config.saliency
     streams = work.streams(c.rows if rule.unit == "example" else work.config.unlearn.rows)
     if rule.mixed:
-        streams["text"] = loader.mixed("retain and text", streams["retain"], streams["text"], work.config.seed)
+        streams["text"] = mixed("retain and text", streams["retain"], streams["text"], work.config.seed)
     shuffled = rule.unit == "batch"
-    passes = {name: loader.Pass((stream,), work.mesh, shuffled) for name, stream in streams.items()}
+    passes = {name: Pass((stream,), work.mesh, shuffled) for name, stream in streams.items()}
     common = {"leaves": rule.leaves or work.model.family.eligible, "unit": rule.unit, "chunk": c.chunk}
     loss = methods.scored_loss(rule, work.model)
 

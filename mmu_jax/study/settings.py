@@ -91,7 +91,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r".*lora\.rank", RANK),
     (r"model\.(dtype|param_dtype)", _one_of(DTYPES)),
     (r"memory\.limit_gib|saliency\.(eps|noise)", NOT_NEGATIVE),
-    (r"memory\.go_on|gold|saliency\.keep_scores|evaluate\.letters", SWITCH),
+    (r"memory\.allow_too_large|gold|saliency\.keep_scores|evaluate\.letters", SWITCH),
     (r".*\.epochs", PASSES),
     (r".*\.learning_rate(\..*)?|.*\.retain_rate|.*\.clip|.*lora\.alpha|saliency\.tau", POSITIVE),
     (r".*\.schedule", _one_of(SCHEDULES)),

@@ -26,6 +26,7 @@ from mmu_jax import (
     trees,
 )
 from mmu_jax.data import builders, loader, tiny
+from mmu_jax.data.streams import Stream, padding_line
 from mmu_jax.files import stamp, write_json
 from mmu_jax.methods import METHODS
 from mmu_jax.plan import Plan, describe
@@ -187,7 +188,7 @@ def fine_tune(work: Workspace, name: str) -> dict:
 # ---- unlearning
 
 
-def prepare(work: Workspace, name: str, **rates: float) -> tuple[Plan, dict[str, loader.Stream], Tree | None]:
+def prepare(work: Workspace, name: str, **rates: float) -> tuple[Plan, dict[str, Stream], Tree | None]:
     """The plan, streams and mask of a method; ``learning_rate`` and ``retain_rate`` stand for those of the config."""
     c, method = work.config.unlearn, METHODS[name]
     numbers = {key: c[key] for key in ("retain_rate", "schedule", "clip")}
@@ -250,14 +251,14 @@ def fit(
     stage: str,
     plan: Plan,
     params: Tree,
-    streams: dict[str, loader.Stream],
+    streams: dict[str, Stream],
     mask: Tree | None,
     mesh: jax.sharding.Mesh,
 ) -> dict:
     """Trains and writes the model, its curves and what the record of the stage keeps."""
     work.scores.drop()  # room for the moments
     print(describe(plan, params, mask), flush=True)
-    print(loader.padding_line(streams), flush=True)
+    print(padding_line(streams), flush=True)
     kept = checkpoint.Checkpoints(work.workdir / "checkpoints" / stage)
     bar = Progress(stage, plan.iterations)
     options = dict(checkpoints=kept, save_every=work.config.save_every, report=bar.to)

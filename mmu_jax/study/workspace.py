@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 from mmu_jax import adapters, hf, hub, models, sharding
 from mmu_jax.data import Benchmark, Processor, builders, loader, slices
+from mmu_jax.data.sizes import Sizes
+from mmu_jax.data.streams import Stream, stream
 from mmu_jax.trees import Tree
 
 CONTROLS = ("test", "unseen", "celebrity")  # splits with photos of their own, evaluated where they are there
@@ -80,8 +82,8 @@ class Workspace:
         return {name: loader.album(self.processor, people, pixels) for name, people in found.items() if people}
 
     @functools.cached_property
-    def sizes(self) -> loader.Sizes:
-        return loader.Sizes(tuple(self.config.data.tokens), tuple(self.config.data.patches))
+    def sizes(self) -> Sizes:
+        return Sizes(tuple(self.config.data.tokens), tuple(self.config.data.patches))
 
     @functools.cached_property
     def people(self) -> dict[str, int]:
@@ -92,15 +94,15 @@ class Workspace:
         for name in ("data", "benchmark", "albums", "people"):
             self.__dict__.pop(name, None)
 
-    def stream(self, name: str, rows: int, without: frozenset[str] = frozenset()) -> loader.Stream:
+    def stream(self, name: str, rows: int, without: frozenset[str] = frozenset()) -> Stream:
         """A row of ``slices.STREAMS`` in batches of ``rows``, but for people whose id is in ``without``."""
         part = slices.STREAMS[name]
         album = self.albums["full"] if part.kind == slices.IMAGE else None
         seed = self.config.seed * 1000 + sum(map(ord, name))
         numbers = dict(people=self.people, rows=rows, seed=seed, sizes=self.sizes)
-        return loader.stream(name, self.processor, slices.examples(part, self.benchmark, without), album, **numbers)
+        return stream(name, self.processor, slices.examples(part, self.benchmark, without), album, **numbers)
 
-    def streams(self, rows: int, *more: str) -> dict[str, loader.Stream]:
+    def streams(self, rows: int, *more: str) -> dict[str, Stream]:
         """What scores and steps are taken of: the forget set, the two preserve sets, and ``more`` that a method asks for."""
         return {name: self.stream(name, rows) for name in dict.fromkeys(("forget", "retain", "text", *more))}
 

@@ -7,7 +7,7 @@ import pytest
 
 from folders import author, copy_with, person, png, write
 from mmu_jax import InputError
-from mmu_jax.data import IMAGE, TEXT, builders, loader, tiny
+from mmu_jax.data import IMAGE, TEXT, builders, loader, streams, tiny
 from mmu_jax.data.sets import clear, mllmu
 
 SPLITS = ("full", "forget", "retain", "test", "unseen", "celebrity")
@@ -74,7 +74,7 @@ def test_a_caption_is_dealt_with_its_own_photo(clear_folder, tmp_path):
     album = loader.album(processor, b.full)
     examples = [e for p in b.full for e in p.training if e.kind == IMAGE]
     people = {p.id: i for i, p in enumerate(b.full)}
-    stream = loader.stream("s", processor, examples, album, people=people, rows=5, seed=0)
+    stream = streams.stream("s", processor, examples, album, people=people, rows=5, seed=0)
     for step in range(6):
         batch = stream.batch(step)
         for pixels, row in zip(batch["pixels"], batch["row"], strict=True):

@@ -8,7 +8,7 @@ import pytest
 
 import twins
 from mmu_jax import InputError, hf, losses, models
-from mmu_jax.data import IMAGE, TEXT, Example, builders, loader, schema, text, tiny, vision
+from mmu_jax.data import IMAGE, TEXT, Example, builders, loader, schema, streams, text, tiny, vision
 from mmu_jax.data.sets import faces
 
 
@@ -139,7 +139,7 @@ def make_stream(processor, benchmark, rows=8, seed=3):
     album = loader.album(processor, full)
     examples = [e for p in full for e in p.training if e.kind == IMAGE][:37]
     index = {p.id: i for i, p in enumerate(people)}
-    return loader.stream("forget", processor, examples, album, people=index, rows=rows, seed=seed)
+    return streams.stream("forget", processor, examples, album, people=index, rows=rows, seed=seed)
 
 
 def test_a_batch_depends_on_seed_and_step_alone(processor, benchmark):
@@ -208,9 +208,9 @@ def test_mixed_batches_hold_the_rows_of_both_streams_each_with_its_own_photo(fam
     full = [p for p in benchmark.full if p.id in people]
     album, numbers = loader.album(processor, tuple(full)), {"people": people, "rows": 8, "seed": 3}
     examples = {kind: [e for p in full for e in p.training if e.kind == kind][:21] for kind in (IMAGE, TEXT)}
-    photos = loader.stream("retain", processor, examples[IMAGE], album, **numbers)
-    words = loader.stream("text", processor, examples[TEXT], None, **numbers)
-    both = loader.mixed("both", photos, words, seed=5)
+    photos = streams.stream("retain", processor, examples[IMAGE], album, **numbers)
+    words = streams.stream("text", processor, examples[TEXT], None, **numbers)
+    both = streams.mixed("both", photos, words, seed=5)
     assert both.steps == 6 and sorted(map(repr, both.examples)) == sorted(map(repr, photos.examples + words.examples))
     assert both.largest == {what: max(photos.largest[what], words.largest[what]) for what in ("tokens", "patches")}
     assert 0 < both.padding()["tokens"] < 1
@@ -237,6 +237,6 @@ def test_mixed_batches_hold_the_rows_of_both_streams_each_with_its_own_photo(fam
 def test_streams_refuse_nothing_and_mixed_rows(processor, benchmark):
     people = {"0": 0}
     with pytest.raises(InputError, match="at least one example in stream 'forget'"):
-        loader.stream("forget", processor, [], None, people=people, rows=4, seed=0)
+        streams.stream("forget", processor, [], None, people=people, rows=4, seed=0)
     with pytest.raises(InputError, match="expected only Pure_Text rows"):
-        loader.stream("text", processor, [Example("0", IMAGE, "q", "a")], None, people=people, rows=4, seed=0)
+        streams.stream("text", processor, [Example("0", IMAGE, "q", "a")], None, people=people, rows=4, seed=0)

@@ -54,7 +54,7 @@ def published(**memory):
 
 def test_what_cannot_fit_is_refused_before_data_or_weights_are_fetched(online, tmp_path, capsys):
     study = Study(published(limit_gib=1e-6), tmp_path / "w")
-    with pytest.raises(InputError, match="fit into .* per device.*config.memory.go_on=True"):
+    with pytest.raises(InputError, match="fit into .* per device.*config.memory.allow_too_large=True"):
         study.run()
     assert "memory plan, per device" in capsys.readouterr().out
     assert not online.weights() and not any(name.endswith(".parquet") for _, name in online.asked)

@@ -16,6 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from mmu_jax import InputError
 from mmu_jax.data import Example, Person, loader, tiny, vision
+from mmu_jax.data.sizes import Sizes
 from mmu_jax.models.reading import PlainProcessor
 
 WHERE = "photo 3 of person 0042"
@@ -321,8 +322,7 @@ def test_without_a_bound_of_ours_the_checkpoint_s_is_followed_to_the_pixel(size)
 
 
 def person(*photos):
-    example = Example("0042", "Image_Textual", "Who is this?", "Ada")
-    return Person("0042", "Ada", photos, (example,), (), (), ())
+    return Person("0042", "Ada", photos, (Example("0042", "Image_Textual", "Who is this?", "Ada"),), (), (), ())
 
 
 GOOD = encoded(noise(24, 24), "PNG")
@@ -343,8 +343,8 @@ UNFIT = {
 def test_what_cannot_be_shown_is_found_with_photo_and_person(processors, name):
     family, photo, most, sizes, said = UNFIT[name]
     with pytest.raises(InputError, match=f"{said}.* photo 1 of person 0042"):
-        loader.examine(processors[family], [person(GOOD, photo)], most, loader.Sizes(**sizes))
-    loader.examine(processors[family], [person(GOOD)], 0, loader.Sizes(**sizes))
+        loader.examine(processors[family], [person(GOOD, photo)], most, Sizes(**sizes))
+    loader.examine(processors[family], [person(GOOD)], 0, Sizes(**sizes))
     if not sizes:
         with pytest.raises(InputError, match=f"{said}.* photo 1 of person 0042"):
             loader.album(processors[family], (person(GOOD, photo),), most)

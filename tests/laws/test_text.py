@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from mmu_jax import InputError
-from mmu_jax.data import Choice, Example, Person, loader, text, tiny, vision
+from mmu_jax.data import Choice, Example, Person, loader, streams, text, tiny, vision
+from mmu_jax.data.sizes import Sizes
 from mmu_jax.models import reading
 from twins import CHATML, qwen_processor
 
@@ -232,7 +233,7 @@ def test_special_tokens_in_a_text_are_quoted_with_the_person(families, family, t
     words = {"question": "Who is it?", "answer": "Ada"} | {side: f"Ada {token} Becker"}
     examples = [Example("0007", "Pure_Text", "Who?", "Bo"), Example("0004", "Pure_Text", **words)]
     with pytest.raises(InputError) as error:
-        loader.stream("s", families[family], examples, None, people={"0004": 0, "0007": 1}, rows=2, seed=0)
+        streams.stream("s", families[family], examples, None, people={"0004": 0, "0007": 1}, rows=2, seed=0)
     assert repr(token) in str(error.value) and "person 0004" in str(error.value)
 
 
@@ -274,7 +275,7 @@ def test_hostile_answers_are_one_quick_line_with_the_person(families, family, na
     answer, said = HOSTILE[name]
     start = time.monotonic()
     with pytest.raises(InputError, match=said) as error:
-        loader.stream(
+        streams.stream(
             "s",
             families[family],
             [Example("0004", "Pure_Text", "Who?", answer)],
@@ -282,7 +283,7 @@ def test_hostile_answers_are_one_quick_line_with_the_person(families, family, na
             people={"0004": 0},
             rows=1,
             seed=0,
-            sizes=loader.Sizes((64,)),
+            sizes=Sizes((64,)),
         )
     assert "person 0004" in str(error.value) and len(str(error.value)) < 400 and "\n" not in str(error.value)
     assert time.monotonic() - start < 5
@@ -294,7 +295,7 @@ def test_hostile_answers_are_one_quick_line_with_the_person(families, family, na
 def test_a_row_that_fits_no_size_names_its_person(families):
     examples = [Example("0001", "Pure_Text", "Who?", "Ada"), Example("0004", "Pure_Text", "Who?", "Ada " * 60)]
     with pytest.raises(InputError, match="at most 32 tokens, found one of .* of person 0004; add a larger size"):
-        loader.stream("s", families["llava"], examples, None, people={"0001": 0, "0004": 1}, rows=2, seed=0, sizes=loader.Sizes((32,)))  # fmt: skip
+        streams.stream("s", families["llava"], examples, None, people={"0001": 0, "0004": 1}, rows=2, seed=0, sizes=Sizes((32,)))  # fmt: skip
 
 
 def test_a_row_fits_together_with_the_largest_photo_it_may_be_dealt_with(families):
@@ -303,8 +304,8 @@ def test_a_row_fits_together_with_the_largest_photo_it_may_be_dealt_with(familie
     length = int(text.encode(families["llava"], [("Who?", "Ada")], 1).lengths(30)[0])
 
     def stream(size):
-        sizes = loader.Sizes((size,))
-        return loader.stream("s", families["llava"], examples, album, people={"0004": 0}, rows=1, seed=0, sizes=sizes)
+        sizes = Sizes((size,))
+        return streams.stream("s", families["llava"], examples, album, people={"0004": 0}, rows=1, seed=0, sizes=sizes)
 
     assert stream(length).largest["tokens"] == length
     with pytest.raises(

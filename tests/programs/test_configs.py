@@ -84,7 +84,7 @@ def test_the_mission_s_command_on_a_directory_of_qwen2_vl(qwen_folder, mllmu_fol
 def test_the_memory_plan_refuses_before_anything_is_loaded(llava_folder, tmp_path):
     options = [f"--config.model.path={llava_folder}", "--config.memory.limit_gib=0.001", *SHRUNK]
     done = run(tmp_path / "w", *options, config="configs/llava.py:benchmark=faces,lora=0")
-    ends_in_one_line(done, "fit into 1.0 MiB", "config.unlearn.lora.rank", "config.memory.go_on=True")
+    ends_in_one_line(done, "fit into 1.0 MiB", "config.unlearn.lora.rank", "config.memory.allow_too_large=True")
     assert "memory plan, per device, of 1.0 MiB" in done.stdout
     assert not list((tmp_path / "w").rglob("*.safetensors")) and not (tmp_path / "w" / "checkpoints").exists()
 
