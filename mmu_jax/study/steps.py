@@ -28,7 +28,7 @@ from mmu_jax import (
 from mmu_jax.data import builders, loader, tiny
 from mmu_jax.data.streams import Stream, padding_line
 from mmu_jax.files import stamp, write_json
-from mmu_jax.methods import METHODS
+from mmu_jax.methods import METHODS, PROSE
 from mmu_jax.plan import Plan, describe
 from mmu_jax.report import results
 from mmu_jax.study import checks, gate, records, scoring
@@ -68,9 +68,10 @@ def stages(work: Workspace) -> list[Stage]:
     unlearned = [_unlearned(work, name, first, numbers) for name in work.config.unlearn.methods]
     others = [name for name in work.names() if name != "vanilla"]
     asked = [_evaluated(work, name, "gold" if name == "gold" else f"unlearn/{name}", numbers) for name in others]
+    prose = {n: {field: getattr(METHODS[n], field) for field in PROSE} for n in work.config.unlearn.methods}
     told = Stage(
         "report",
-        {},
+        {"methods": prose},
         tuple(f"evaluate/{name}" for name in work.names()),
         functools.partial(tell, work),
         (work.workdir / "report.html", work.workdir / "report.md"),

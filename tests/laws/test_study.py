@@ -1,5 +1,6 @@
 """A study in a notebook: it is what was judged, and what it refused once it refuses again."""
 
+import dataclasses
 import os
 
 import jax
@@ -7,6 +8,7 @@ import pytest
 
 from mmu_jax import InputError, metrics, questions
 from mmu_jax.data import IMAGE, text
+from mmu_jax.methods import METHODS
 from mmu_jax.study import checks, stages
 from mmu_jax.study.study import Study
 from runs import small_config
@@ -47,6 +49,17 @@ def test_the_plan_is_that_of_the_methods_in_any_order_and_of_the_longest_questio
     said = [prompts.asked_letter(c) for p in work.benchmark.full for c in p.choices if c.kind == IMAGE]
     longest = text.encode_prompts(work.processor, said, 1).lengths(4).max()
     assert checks._asked(work)["tokens"] >= longest > work.streams(64)["forget"].largest["tokens"]
+
+
+def test_a_mended_citation_makes_the_report_again_and_nothing_else(tmp_path, monkeypatch):
+    def prints():
+        found = Study(small_config(), tmp_path / "w").stages
+        return {name: found.fingerprint(name) for name in found.table}
+
+    before = prints()
+    monkeypatch.setitem(METHODS, "ga", dataclasses.replace(METHODS["ga"], source="elsewhere"))
+    after = prints()
+    assert {name for name in after if after[name] != before[name]} == {"report"}
 
 
 def test_a_data_set_that_is_refused_is_refused_in_the_same_words(tmp_path):
