@@ -98,6 +98,8 @@ def __getattr__(name: str) -> Any:
         try:
             return importlib.import_module(f"mmu_jax.{name}")
         except ModuleNotFoundError as error:
+            if (error.name or "").startswith("mmu_jax"):  # a fault of ours
+                raise
             raise ModuleNotFoundError(
                 f"expected what mmu_jax.{name} needs, found {error.name} not installed; pip install 'mmu_jax[run]'",
                 name=error.name,

@@ -118,8 +118,8 @@ def memory_plan(work: Workspace) -> None:
     work.planned = True
 
 
-def _asked(work: Workspace) -> dict[str, int]:
-    """The largest lengths of a batch of questions, by those with the most characters of either kind."""
+def _asked(work: Workspace) -> dict[str, int] | None:
+    """The largest lengths of a batch of questions, by those with the most characters of either kind; None if none is asked."""
     c, b, found = work.config.evaluate, work.benchmark, []
     prompts, people = questions.Prompts(**c.prompts), (*b.full, *b.test, *b.unseen, *b.celebrity)
     photos = [picture for album in work.albums.values() for picture in album.pictures]
@@ -129,6 +129,8 @@ def _asked(work: Workspace) -> dict[str, int]:
         said = {ask(i) for task, ask in put.items() for p in people for i in getattr(p, task) if i.kind == kind}
         if most := sorted(said, key=lambda words: (len(words), words))[-32:]:
             found.append(longest(text.encode_prompts(work.processor, most, int(kind == IMAGE)), photos))
+    if not found:  # options alone are ranked
+        return None
     return work.sizes.padded(**{what: max(f[what] for f in found) for what in ("tokens", "patches")})
 
 

@@ -36,6 +36,19 @@ def test_every_public_function_has_an_example(name):
     assert [key for key, value in public(name).items() if ">>>" not in inspect.getdoc(value)] == []
 
 
+def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {absent!r}", name=absent)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    absent = "PIL"
+    with pytest.raises(ModuleNotFoundError, match=r"what mmu_jax.hf needs, found PIL not installed.*mmu_jax\[run\]"):
+        mmu_jax.__getattr__("hf")  # as where it was never loaded
+    absent = "mmu_jax.nosuch"
+    with pytest.raises(ModuleNotFoundError, match="No module named 'mmu_jax.nosuch'"):
+        mmu_jax.__getattr__("hf")  # as where it was never loaded
+
+
 def test_every_module_is_there_by_name_and_no_other():
     tops = {name.removeprefix("mmu_jax.") for name in MODULES if name.count(".") == 1} - {"packing"}
     others = {"InputError", "NotFiniteError", "__version__"}

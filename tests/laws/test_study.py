@@ -49,6 +49,10 @@ def test_the_plan_is_that_of_the_methods_in_any_order_and_of_the_longest_questio
     said = [prompts.asked_letter(c) for p in work.benchmark.full for c in p.choices if c.kind == IMAGE]
     longest = text.encode_prompts(work.processor, said, 1).lengths(4).max()
     assert checks._asked(work)["tokens"] >= longest > work.streams(64)["forget"].largest["tokens"]
+    silent = [dataclasses.replace(p, generation=(), cloze=()) for p in work.benchmark.full]
+    work.benchmark = dataclasses.replace(work.benchmark, full=tuple(silent), test=(), unseen=())
+    work.config.evaluate.letters = False
+    assert checks._asked(work) is None  # options alone are ranked
 
 
 def test_a_mended_citation_makes_the_report_again_and_nothing_else(tmp_path, monkeypatch):
