@@ -6,7 +6,7 @@ says how it is taken of a batch and what must stand beside it.
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -58,6 +58,13 @@ def _cross_entropy_of_all(seen: Seen, batch: Batch) -> losses.Pair:
     return losses.cross_entropy(seen.logits(batch), batch["tokens"], weights)
 
 
+def _known(what: str, found: Iterable[str], names: Iterable[str]) -> None:
+    """Raises InputError if one of ``found`` is none of ``names``."""
+    if unknown := sorted(set(found) - set(names)):
+        said = ", ".join(map(repr, unknown))
+        raise InputError(f"expected {what} among {', '.join(names) or 'none'}, found {said}; correct the row")
+
+
 NEEDS = frozenset({"teacher", "reference"})
 
 
@@ -87,10 +94,7 @@ class Loss:
             raise InputError(
                 f"expected every option of a loss by name with its default, found {', '.join(nameless)} without; write them out"
             )
-        if unknown := sorted(self.needs - NEEDS):
-            raise InputError(
-                f"expected needs of a loss among {', '.join(sorted(NEEDS))}, found {', '.join(unknown)}; correct it"
-            )
+        _known("needs of a loss", self.needs, sorted(NEEDS))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -151,22 +155,12 @@ class Phase:
     clip: bool = True
 
     def __post_init__(self):
-        if unknown := sorted(set(self.losses.values()) - LOSSES.keys()):
-            raise InputError(
-                f"expected losses among {', '.join(LOSSES)}, found {', '.join(unknown)}; correct the phase"
-            )
-        if unknown := sorted(self.losses.keys() - STREAMS.keys()):
-            raise InputError(
-                f"expected streams among {', '.join(STREAMS)}, found {', '.join(unknown)}; correct the phase"
-            )
+        _known("losses of a phase", self.losses.values(), LOSSES)
+        _known("streams of a phase", self.losses, STREAMS)
         if idle := sorted(self.options.keys() - set(self.losses.values())):
             raise InputError(f"expected options of losses of the phase, found those of {', '.join(idle)}; correct it")
         for name, given in self.options.items():
-            if unknown := sorted(given.keys() - LOSSES[name].options.keys()):
-                raise InputError(
-                    f"expected options of {name} among {', '.join(LOSSES[name].options) or 'none'}, found "
-                    f"{', '.join(unknown)}; correct the phase"
-                )
+            _known(f"options of {name}", given, LOSSES[name].options)
 
     @property
     def descends(self) -> bool:
@@ -208,17 +202,11 @@ class Method:
     note: str = ""
 
     def __post_init__(self):
-        for field, values in (("moments", ("shared", "separate")), ("family", FAMILIES)):
-            if getattr(self, field) not in values:
-                raise InputError(
-                    f"expected {field} of a method among {', '.join(values)}, found {getattr(self, field)!r}; correct it"
-                )
+        _known("moments of a method", [self.moments], ("shared", "separate"))
+        _known("family of a method", [self.family], FAMILIES)
         if any(phase.masked for phase in self.phases) and self.mask is None:
             raise InputError("expected a rule for the masked phase of a method, found mask=None; give it one")
-        if self.mask is not None and self.mask.loss not in LOSSES:
-            raise InputError(
-                f"expected the loss of a mask rule among {', '.join(LOSSES)}, found {self.mask.loss!r}; correct it"
-            )
+        _known("the loss of a mask rule", [self.mask.loss] if self.mask else [], LOSSES)
         if all(phase.spread for phase in self.phases):
             raise InputError(
                 "expected a phase that is not spread, over whose steps the others are, found none; add one"

@@ -32,6 +32,8 @@ class Sizes:
 
     >>> Sizes((64, 128)).padded(tokens=70, patches=10)
     {'tokens': 128, 'patches': 16}
+    >>> Sizes((64, 128)).padded(tokens=200, patches=0)
+    {'tokens': 128, 'patches': 0}
     """
 
     tokens: tuple[int, ...] = ()
@@ -42,14 +44,14 @@ class Sizes:
         return Sizes(self.tokens or (fit(tokens, (), "tokens"),), self.patches or (patches,))
 
     def padded(self, tokens: int, patches: int) -> dict[str, int]:
-        """The lengths of a batch whose longest row has so many ``tokens`` and ``patches``.
+        """The lengths of a batch whose longest row has at most so many ``tokens`` and ``patches``.
 
-        Raises:
-          InputError: every size is too small.
+        That is the longest text beside the largest photo, which need not be one row: it may be more than every size, and no
+        batch is longer than the largest of them. A row that is, is refused where it is dealt.
         """
         return {
-            "tokens": fit(tokens, self.tokens, "tokens"),
-            "patches": fit(patches, self.patches, "patches") if patches else 0,
+            "tokens": fit(min(tokens, max(self.tokens, default=tokens)), self.tokens, "tokens"),
+            "patches": fit(min(patches, max(self.patches, default=patches)), self.patches, "patches") if patches else 0,
         }
 
 

@@ -223,7 +223,7 @@ SLIPS = {
     "a clip that is none": (lambda: rules.Rule(clip="aftr"), "clip of a mask rule among after, before, found 'aftr'"),
     "a side that is none": (lambda: rules.Rule(side="visoin"), "side of a mask rule .* found 'visoin'"),
     "unlisted that is none": (lambda: rules.Rule(unlisted="feeze"), "unlisted of a mask rule .* found 'feeze'"),
-    "a loss that is none": (lambda: methods.Phase({"forget": "asent"}), "losses among .* found asent"),
+    "a loss that is none": (lambda: methods.Phase({"forget": "asent"}), "losses of a phase among .* found 'asent'"),
     "options of another loss": (lambda: methods.Phase({"forget": "npo"}, options={"nop": {}}), "found those of nop"),
     "a family that is none": (
         lambda: methods.Method((methods.Phase({"retain": "descent"}),), family="basline"),
@@ -233,14 +233,17 @@ SLIPS = {
         lambda: methods.Method((methods.Phase({"retain": "descent"}),), moments="shard"),
         "moments of a method among shared, separate, found 'shard'",
     ),
-    "a stream that is none": (lambda: methods.Phase({"forgot": "ascent"}), "streams among forget, .* found forgot"),
+    "a stream that is none": (
+        lambda: methods.Phase({"forgot": "ascent"}),
+        "streams of a phase among forget, .* found 'forgot'",
+    ),
     "an option that is none": (
         lambda: methods.Phase({"forget": "npo"}, options={"npo": {"betta": 1.0}}),
-        "options of npo among beta, found betta",
+        "options of npo among beta, found 'betta'",
     ),
     "a need that is none": (
         lambda: methods.Loss(lambda seen, batch: None, frozenset({"techer"})),
-        "needs of a loss among reference, teacher, found techer",
+        "needs of a loss among reference, teacher, found 'techer'",
     ),
     "an option without a default": (
         lambda: methods.Loss(lambda seen, batch, beta: None),
