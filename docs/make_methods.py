@@ -8,7 +8,8 @@ import html
 import inspect
 import re
 
-from mmu_jax.methods import FAMILIES, LOSSES, METHODS, Method, Phase
+from mmu_jax.methods import FAMILIES, METHODS, Method, Phase
+from mmu_jax.objectives import LOSSES
 
 HEAD = """\
 # Methods

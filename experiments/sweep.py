@@ -24,8 +24,8 @@ import numpy as np
 from absl import app, flags
 
 from experiments import command
-from mmu_jax import InputError, NotFiniteError, files, train
-from mmu_jax.study import settings, steps
+from mmu_jax import InputError, NotFiniteError, files
+from mmu_jax.study import settings, steps, unlearning
 from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 
@@ -67,11 +67,12 @@ def axes(results: dict, headline: str = "exact") -> dict[str, float]:
 
 def measure(work: Workspace, name: str, **rates: float) -> dict[str, dict[str, float] | str]:
     """One method at one pair of rates on one seed: its axes; none, and ``diverged``, where the rates end in no numbers."""
-    plan, streams, mask = steps.prepare(work, name, **rates)
+    job = unlearning.prepare(work, name, **rates)
+    plan = job.plan
     params = work.load(work.vanilla, consumed=plan.trainable.consumes)
     try:
-        state = train.fit(plan, work.model, params, streams, mesh=work.mesh, mask=mask)
-        trained = plan.trainable.view(state.params, params, mask, plan.method.phases[-1])
+        state = job.fit(work, params, work.mesh)
+        trained = plan.trainable.view(state.params, params, job.limits, plan.method.phases[-1])
         results, _ = steps.question(work, f"{name} at {rates['learning_rate']:g}", trained.whole(trained.part))
     except NotFiniteError as error:
         return {"axes": {}, "diverged": str(error)}
@@ -168,7 +169,9 @@ def sweep() -> None:
             config.seed, config.gold = seed, False
             config.unlearn.methods = tuple(METHODS.value) or config.unlearn.methods
         study = Study(config, workdir / f"seed{seed}", given)
-        study.run([name for name in study.stages.table if name in FIRST or name.startswith("saliency/")])
+        study.run(
+            [name for name in study.stages.table if name in FIRST or name.startswith("saliency/") or name == "factors"]
+        )
         grid = itertools.product(config.unlearn.methods, retained or [config.unlearn.retain_rate], rates)
         for name, retain_rate, rate in grid:
             key = {"seed": seed, "method": name, "retain_rate": retain_rate, "learning_rate": rate}

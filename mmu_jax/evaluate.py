@@ -23,6 +23,18 @@ def answer_logps(model: models.Model, params: Params, batch: dict) -> jax.Array:
     return losses.sequence_logps(model.forward(params, batch), batch["tokens"], batch["weights"])
 
 
+@partial(jax.jit, static_argnums=0)
+def _probability(model: models.Model, params: Params, batch: dict) -> losses.Pair:
+    return losses.probability(model.forward(params, batch), batch["tokens"], batch["weights"])
+
+
+def recognised(model: models.Model, params: Params, stream: streams.Stream, mesh: jax.sharding.Mesh) -> float:
+    """Mean ``p(answer)^(1 / length)`` over the rows of a stream, each with its first photo: how well its people are known."""
+    with jax.set_mesh(mesh):
+        found = [_probability(model, params, sharding.put(batch, mesh)) for batch in stream.epoch()]
+    return float(sum(total for total, _ in found) / sum(n for _, n in found))
+
+
 def check_finite(good: np.ndarray, whose: Callable[[int], str]) -> None:
     """Raises NotFiniteError if one of ``good [N]`` (bool) is False, naming ``whose(i)`` the first is."""
     broken = np.flatnonzero(~np.asarray(good))

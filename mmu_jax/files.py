@@ -22,7 +22,7 @@ def refused(error: Exception) -> bool:
 def stamp(
     folder: str | pathlib.Path, without: pathlib.Path | None = None, pieces: int = 256, piece: int = 2**18
 ) -> str:
-    """A hash by which a model or a data set in a folder is known: the names, sizes and bytes of its files.
+    """A hash by which a model or a data set in a folder, or a file, is known: the names, sizes and bytes of its files.
 
     Of a file above 64 MiB (``pieces * piece``) so many pieces are read, spread over all of it, since nobody wants to read
     gigabytes at every start: what is changed between two of them is not seen. Hidden files (what download tools note for
@@ -54,6 +54,8 @@ def _files(folder: pathlib.Path, without: pathlib.Path | None) -> list[pathlib.P
     def refuse(error: OSError) -> None:
         raise error
 
+    if folder.is_file():
+        return [folder]
     found, seen = [], set() if without is None else {without.resolve()}
     for root, inner, names in os.walk(folder, followlinks=True, onerror=refuse):
         here = pathlib.Path(root)

@@ -5,6 +5,9 @@ factors of their own that act through the mask, ``W + s B A + s mask * (B' A')``
 exactly zero outside the mask. The factors themselves are never masked: one entry of a factor reaches a whole row or
 column of the weight, and with ``B = 0`` the gradient of ``A`` is exactly zero, so a ratio of its scores is noise.
 
+Where a method projects steps off the directions ``U`` of what is kept (``curvature``), those steps too have factors of their
+own, which act as ``W + s B (A - ((A U) * strength) U^T)``: the merged update leaves those directions alone, exactly.
+
     adapters = {"free": lora.init(spec, params, key)}
     loss(lora.adapt(spec, params, adapters), batch)      # differentiate with respect to adapters; params stay frozen
 """
@@ -20,14 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from mmu_jax import InputError, trees
-from mmu_jax.trainable import Change, Counts, View, states
+from mmu_jax import InputError, curvature, trees
+from mmu_jax.curvature import Factor, Factors
+from mmu_jax.trainable import Change, Counts, Limits, View, states
 from mmu_jax.trees import Mask, Params, Tree
 
 if TYPE_CHECKING:
     from mmu_jax.methods import Method, Phase
 
-KINDS = ("free", "masked")
+KINDS = ("free", "masked", "projected")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,7 @@ class LoRA:
     alpha: float
     targets: str
     consumes = False
-    mask_in_params = True
+    limits_in_params = True
 
     @property
     def scale(self) -> float:
@@ -76,19 +80,19 @@ class LoRA:
         key = jax.random.key(seed)
         return {kind: init(self, params, jax.random.fold_in(key, i)) for i, kind in enumerate(_kinds(phases))}
 
-    def view(self, trained: dict[str, Tree], frozen: Params, mask: Mask | None, phase: "Phase") -> View:
+    def view(self, trained: dict[str, Tree], frozen: Params, limits: Limits, phase: "Phase") -> View:
         kind = _kind(phase)
         return View(
             trained[kind],
-            lambda part: adapt(self, frozen, trained | {kind: part}, mask),
+            lambda part: adapt(self, frozen, trained | {kind: part}, *limits),
             lambda part: trained | {kind: part},
         )
 
     def moved(self, before: Tree, after: Tree, mask: Mask) -> Counts:
         return moved(self, before, after, mask)
 
-    def change(self, trained: dict[str, Tree], mask: Mask | None) -> Change:
-        return merge(self, trained, mask)
+    def change(self, trained: dict[str, Tree], limits: Limits) -> Change:
+        return merge(self, trained, *limits)
 
     def needs(self, params: Params, method: "Method", count: Callable[..., int]) -> dict[str, int]:
         factors = count(jax.eval_shape(lambda: init(self, params, jax.random.key(0))))
@@ -108,15 +112,15 @@ class LoRA:
 
 
 def _kind(phase: "Phase") -> str:
-    """Which factors a phase moves: masked steps have their own, which act through the mask."""
-    return "masked" if phase.masked else "free"
+    """Which adapters a phase moves: masked and projected steps have their own, which act through mask and factors."""
+    return "masked" if phase.masked else "projected" if phase.projected else "free"
 
 
 def _kinds(phases: Iterable["Phase"]) -> list[str]:
     return sorted({_kind(phase) for phase in phases})
 
 
-class Factors(flax.struct.PyTreeNode):
+class Adapter(flax.struct.PyTreeNode):
     """``a [..., r, in]`` and ``b [..., out, r]``, float32; leading axes are those of the weight."""
 
     a: jax.Array
@@ -127,27 +131,37 @@ class Adapted(flax.struct.PyTreeNode):
     """A frozen weight ``[..., out, in]`` with its updates; stands where the weight stood, and is scanned as it was."""
 
     weight: jax.Array
-    free: Factors | None
-    masked: Factors | None
+    free: Adapter | None
+    masked: Adapter | None
+    projected: Adapter | None
     mask: jax.Array | None
+    factor: Factor | None
     scale: float = flax.struct.field(pytree_node=False)
 
     def contract(self, x: jax.Array, dtype: DTypeLike) -> jax.Array:
         """``x [..., in] -> [..., out]``. The update is never added to the weight, whose dtype may be too coarse for it."""
         y = jnp.einsum("...i,oi->...o", x, self.weight.astype(dtype))
-        if self.free is not None:
-            low = jnp.einsum("...i,ri->...r", x, self.free.a.astype(dtype))
-            y = y + self.scale * jnp.einsum("...r,or->...o", low, self.free.b.astype(dtype))
+        for low in (self.free, kept_out(self.projected, self.factor)):
+            if low is not None:
+                inner = jnp.einsum("...i,ri->...r", x, low.a.astype(dtype))
+                y = y + self.scale * jnp.einsum("...r,or->...o", inner, low.b.astype(dtype))
         if self.masked is not None:
             update = product(self.masked, self.scale, self.mask)
             y = y + jnp.einsum("...i,oi->...o", x, update.astype(dtype))
         return y
 
 
-def product(factors: Factors, scale: float, mask: jax.Array | None = None) -> jax.Array:
+def kept_out(adapter: Adapter | None, factor: Factor | None) -> Adapter | None:
+    """The adapter whose product leaves the factor's directions alone; None where there is neither of the two."""
+    if adapter is None or factor is None:
+        return None
+    return Adapter(curvature.keep_out(factor, adapter.a), adapter.b)
+
+
+def product(factors: Adapter, scale: float, mask: jax.Array | None = None) -> jax.Array:
     """The merged update ``[..., out, in]``: ``s B A``, zero outside the mask.
 
-    >>> factors = Factors(jnp.ones((1, 3)), jnp.ones((2, 1)))
+    >>> factors = Adapter(jnp.ones((1, 3)), jnp.ones((2, 1)))
     >>> product(factors, 2.0, jnp.array([[True, False, False]] * 2)).tolist()
     [[2.0, 0.0, 0.0], [2.0, 0.0, 0.0]]
     """
@@ -183,12 +197,14 @@ def init(spec: LoRA, params: Params, key: jax.Array) -> Tree:
     def leaf(name, weight):
         *leading, out, width = weight.shape
         drawn = jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), (*leading, spec.rank, width))
-        return Factors(drawn / jnp.sqrt(spec.rank), jnp.zeros((*leading, out, spec.rank)))
+        return Adapter(drawn / jnp.sqrt(spec.rank), jnp.zeros((*leading, out, spec.rank)))
 
     return trees.map_named(leaf, trees.split(params, spec.targets)[0])
 
 
-def adapt(spec: LoRA, params: Params, adapters: dict[str, Tree], mask: Mask | None = None) -> Tree:
+def adapt(
+    spec: LoRA, params: Params, adapters: dict[str, Tree], mask: Mask | None = None, factors: Factors | None = None
+) -> Tree:
     """``params`` with every target replaced by its :class:`Adapted`.
 
     >>> spec, params = LoRA(1, 1.0, 'w'), {'w': jnp.ones((2, 3))}
@@ -197,50 +213,54 @@ def adapt(spec: LoRA, params: Params, adapters: dict[str, Tree], mask: Mask | No
     [3.0, 3.0]
 
     Args:
-      adapters: ``free`` and ``masked``, either or both: trees of factors as :func:`init` makes them.
+      adapters: of :data:`KINDS`, any: trees of factors as :func:`init` makes them.
       mask: tree of bool like ``params``; needed with ``masked``.
+      factors: tree of ``curvature.Factor`` like ``params``; needed with ``projected``. A target without one stays as it is.
     """
-    free, masked, mask = (
+    free, masked, projected, mask, factors = (
         tree if tree is not None else jax.tree.map(lambda _: None, params)
-        for tree in (adapters.get("free"), adapters.get("masked"), mask)
+        for tree in (*map(adapters.get, KINDS), mask, factors)
     )
 
-    def leaf(weight, f, m, keep):
-        if f is None and m is None:
+    def leaf(weight, f, m, p, keep, factor):
+        if f is None and m is None and p is None:
             return weight
-        return Adapted(weight, f, m, keep if m is not None else None, spec.scale)
+        return Adapted(weight, f, m, p, keep if m is not None else None, factor if p is not None else None, spec.scale)
 
-    return jax.tree.map(leaf, params, free, masked, mask)
+    return jax.tree.map(leaf, params, free, masked, projected, mask, factors)
 
 
-def merge(spec: LoRA, adapters: dict[str, Tree], mask: Mask | None = None) -> Change:
+def merge(spec: LoRA, adapters: dict[str, Tree], mask: Mask | None = None, factors: Factors | None = None) -> Change:
     """``change(leaf name, row, tensor) -> tensor + merged update`` for ``hf.rewrite``; None for leaves not adapted.
 
     The sum is taken in float32 on the tensor as it is in the file, one layer at a time.
 
     >>> spec = LoRA(1, 2.0, 'w')
-    >>> change = merge(spec, {'free': {'w': Factors(jnp.ones((1, 3)), jnp.ones((2, 1)))}})
+    >>> change = merge(spec, {'free': {'w': Adapter(jnp.ones((1, 3)), jnp.ones((2, 1)))}})
     >>> change('w', None, np.ones((2, 3), np.float32)).tolist()
     [[3.0, 3.0, 3.0], [3.0, 3.0, 3.0]]
     """
-    found = {kind: _factors(adapters[kind]) for kind in KINDS if kind in adapters}
+    found = {kind: _adapters(adapters[kind]) for kind in KINDS if kind in adapters}
     masks = trees.flatten(mask) if mask is not None else {}
+    kept = curvature.by_name(factors) if factors is not None else {}
 
     def change(name: str, row: int | None, tensor: np.ndarray) -> np.ndarray | None:
         updates = []
         for kind, table in found.items():
             if name in table:
                 keep = masks[name] if kind == "masked" else None
-                parts = (table[name], keep)
-                one = parts if row is None else jax.tree.map(lambda x: x[row], parts)
-                updates.append(np.asarray(jax.device_get(product(one[0], spec.scale, one[1]))))
+                parts = (table[name], keep, kept.get(name) if kind == "projected" else None)
+                low, keep, factor = parts if row is None else jax.tree.map(lambda x: x[row], parts)
+                low = kept_out(low, factor) if kind == "projected" else low
+                if low is not None:
+                    updates.append(np.asarray(jax.device_get(product(low, spec.scale, keep))))
         return sum(updates, np.asarray(tensor, np.float32)) if updates else None
 
     return change
 
 
-def _factors(tree: Tree) -> dict[str, Factors]:
-    return trees.flatten(tree, is_leaf=lambda x: isinstance(x, Factors))
+def _adapters(tree: Tree) -> dict[str, Adapter]:
+    return trees.flatten(tree, is_leaf=lambda x: isinstance(x, Adapter))
 
 
 def moved(spec: LoRA, before: Tree, after: Tree, mask: Mask) -> Counts:
@@ -249,12 +269,12 @@ def moved(spec: LoRA, before: Tree, after: Tree, mask: Mask) -> Counts:
     The mask is a factor of that update, so ``outside`` is zero by construction; ``inside`` says whether it acts.
 
     >>> spec, mask = LoRA(1, 1.0, 'w'), {'w': jnp.array([[True, False, False]] * 2)}
-    >>> before = {'w': Factors(jnp.ones((1, 3)), jnp.zeros((2, 1)))}
-    >>> after = {'w': Factors(jnp.ones((1, 3)), jnp.ones((2, 1)))}
+    >>> before = {'w': Adapter(jnp.ones((1, 3)), jnp.zeros((2, 1)))}
+    >>> after = {'w': Adapter(jnp.ones((1, 3)), jnp.ones((2, 1)))}
     >>> [float(n) for n in moved(spec, before, after, mask)['w']]
     [0.0, 2.0]
     """
-    first, second, masks, counts = _factors(before), _factors(after), trees.flatten(mask), {}
+    first, second, masks, counts = _adapters(before), _adapters(after), trees.flatten(mask), {}
     for name, old in first.items():
 
         def one(layer):

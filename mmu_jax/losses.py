@@ -39,6 +39,21 @@ def sequence_logps(logits: jax.Array, tokens: jax.Array, weights: jax.Array) -> 
     return (token_logps(logits, tokens) * weights[:, 1:]).sum(axis=-1)
 
 
+def probability(logits: jax.Array, tokens: jax.Array, weights: jax.Array) -> Pair:
+    """``sum_n p(answer n | prompt n)^(1 / length)`` and the number of rows (TOFU, arXiv 2401.06121, section 2.2).
+
+    A row whose weights are all zero only fills the batch and does not count.
+
+    >>> total, count = probability(jnp.zeros((1, 3, 2)), jnp.array([[0, 1, 0]]), jnp.array([[0., 1., 1.]]))
+    >>> float(total.round(3)), float(count)
+    (0.5, 1.0)
+    """
+    lengths = weights[:, 1:].sum(axis=-1)
+    per_token = sequence_logps(logits, tokens, weights) / jnp.maximum(lengths, 1.0)
+    there = lengths > 0
+    return jnp.where(there, jnp.exp(per_token), 0.0).sum(), there.sum(dtype=jnp.float32)
+
+
 def cross_entropy(logits: jax.Array, tokens: jax.Array, weights: jax.Array) -> Pair:
     """``-sum_t w_t log p(token t)`` and ``sum_t w_t``: descent on a stream.
 
@@ -78,6 +93,35 @@ def negated(pair: Pair) -> Pair:
     """
     total, count = pair
     return -total, count
+
+
+def sketch(logits: jax.Array, weights: jax.Array, rows: jax.Array, *, seed: int = 0) -> Pair:
+    """A random projection of the logits whose gradient's square is, in expectation, the Fisher information of the model.
+
+    At every position ``t`` that predicts something, with ``p = softmax(z_t)`` and random signs ``s``, one a class::
+
+        sum_t w_t <v_t, z_t>,   v_t = sqrt(p) * s - p (sqrt(p) . s)   held constant
+
+    Since ``E[v v^T] = diag(p) - p p^T``, the gradient ``g`` of a row has ``E[g^2]`` the diagonal of its *true* Fisher
+    (labels drawn from the model, arXiv 1905.12558, not those of the data), in one backward pass and whatever the labels are.
+    Where the model is sure of its labels the empirical Fisher vanishes as ``(1 - p)^2``, this one as ``1 - p``.
+
+    >>> total, count = sketch(jnp.array([[[1., 0.], [0., 0.]]]), jnp.array([[0., 1.]]), jnp.array([0]))
+    >>> round(abs(float(total)), 3), float(count)  # sqrt(p q) (sqrt(p) + sqrt(q)), p = 0.731; by other signs the difference
+    (0.609, 1.0)
+
+    Args:
+      logits: ``[B, T, V]``.
+      weights: ``[B, T]``, of predicting each token.
+      rows: ``[B]`` int, by which each row draws its own signs; the same for the same row and ``seed``.
+    """
+    z, weights = logits[:, :-1].astype(jnp.float32), weights[:, 1:]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.maximum(rows, 0))
+    signs = jax.vmap(lambda key: jax.random.rademacher(key, z.shape[1:], jnp.float32))(keys)
+    p = jax.nn.softmax(z)
+    root = jnp.sqrt(p)
+    v = jax.lax.stop_gradient(root * signs - p * (root * signs).sum(axis=-1, keepdims=True))
+    return ((v * z).sum(axis=-1) * weights).sum(), weights.sum()
 
 
 def kl(teacher: jax.Array, student: jax.Array, weights: jax.Array) -> Pair:

@@ -13,13 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from mmu_jax import InputError, methods, models, sharding, trees
+from mmu_jax import InputError, curvature, methods, models, sharding, trees
 from mmu_jax.models import decoder
 from mmu_jax.rules import Rule
 from mmu_jax.trainable import Trainable, Whole
 from mmu_jax.trees import Tree
 
 Needs = dict[str, int]  # what -> bytes on a device
+SHARE = 0.7  # of the input directions of a weight, the most that hold 95 % of a trace (docs/results.md)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +77,14 @@ class Ledger:
     def params(self) -> int:
         return self.bytes(self.model.abstract(), self.param_dtype)
 
-    def training(self, method: methods.Method, shape: Shape, trainable: Trainable | None = None) -> Needs:
-        """Of ``train.fit`` with a ``trainable``, None for the params in the method's scope: what -> bytes on a device."""
+    def training(
+        self, method: methods.Method, shape: Shape, trainable: Trainable | None = None, fraction: float | None = None
+    ) -> Needs:
+        """Of ``train.fit`` with a ``trainable``, None for the params in the method's scope: what -> bytes on a device.
+
+        ``fraction``: of the inputs of a weight, the directions that its factor has; None where their share of the trace
+        decides, which on the embedded faces takes up to :data:`SHARE` of them.
+        """
         whole = self.model.abstract()
         trainable = trainable or Whole(method.scope)
         needs = {"params": self.params()} | trainable.needs(whole, method, self.bytes)
@@ -85,6 +92,8 @@ class Ledger:
         shape = dataclasses.replace(shape, rows=shape.rows * together)
         if method.mask:
             needs["mask"] = self.bytes(whole, np.bool_)
+        if method.projects:
+            needs["factors"] = int((fraction or SHARE) * sum(self._grams().values()))
         return needs | {"activations (estimate)": self.activations(shape)}
 
     def saliency(self, wanted: list[Rule], shape: Shape, chunk: int, keep_scores: bool) -> Needs:
@@ -101,6 +110,31 @@ class Ledger:
             "scores": sum(kept),
             "gradients": at_once * self.bytes(part, self.param_dtype),
             "activations (estimate)": self.activations(dataclasses.replace(shape, rows=rows)),
+        }
+
+    def _grams(self) -> dict[str, int]:
+        """Leaf name -> bytes on a device of the Gram of a linear weight, ``[..., in, in]`` float32."""
+        part, _ = trees.split(self.model.abstract(), self.model.family.eligible)
+
+        def rows(p, where):  # a Gram lies along the inputs of its weight
+            *_, split = where.shard_shape(p.shape)
+            return 4 * int(np.prod(p.shape[:-2])) * split * p.shape[-1]
+
+        return trees.flatten(jax.tree.map(rows, part, sharding.shardings(part, self.model.family.rules, self.mesh)))
+
+    def factors(self, shape: Shape, blocks: int) -> Needs:
+        """Of making factors, a block of weights after the other: what -> bytes on a device.
+
+        Two sets of Grams and their sum, of which the eigenvectors are taken; the gradients of the block; and factors made.
+        """
+        part, _ = trees.split(self.model.abstract(), self.model.family.eligible)
+        grams, leaves = self._grams(), trees.flatten(part)
+        worst = max(curvature.blocks(grams, blocks), key=lambda names: sum(grams[name] for name in names))
+        return {
+            "params": self.params(),
+            "Grams": 3 * sum(grams[name] for name in worst),
+            "gradients": self.bytes({name: leaves[name] for name in worst}, self.param_dtype),
+            "activations (estimate)": self.activations(shape),
         }
 
     def generation(self, shape: Shape, new_tokens: int) -> Needs:

@@ -1,135 +1,15 @@
-"""Methods are data: losses on streams x what may move x how it is masked. The loop in ``train`` never forks.
+"""Methods are data: losses on streams x what may move x how it is restricted. The loop in ``train`` never forks.
 
-To add a method, add a row to ``METHODS``. To add a loss, write its equation in ``losses`` and add a row to ``LOSSES`` that
-says how it is taken of a batch and what must stand beside it.
+To add a method, add a row to ``METHODS``; a new loss is a row of ``objectives.LOSSES``.
 """
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from mmu_jax import InputError, losses
+from mmu_jax import InputError
 from mmu_jax.data.slices import STREAMS
-from mmu_jax.models import Model
+from mmu_jax.objectives import LOSSES, known
 from mmu_jax.rules import Rule
-from mmu_jax.trees import Batch, Params
-
-
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """A model as a loss sees it: at the params that train, and at the frozen ones of the vanilla model.
-
-    Attributes:
-      vanilla: None unless the loss says that it needs a teacher.
-    """
-
-    model: Model
-    params: Params
-    vanilla: Params | None = None
-
-    def logits(self, batch: Batch) -> jax.Array:
-        """``[B, T, V]`` at the params that train."""
-        return self.model.forward(self.params, batch)
-
-    def logps(self, batch: Batch) -> jax.Array:
-        """log p(answer | prompt) of every row, ``[B]``."""
-        return losses.sequence_logps(self.logits(batch), batch["tokens"], batch["weights"])
-
-    def teacher(self, batch: Batch) -> jax.Array:
-        """``[B, T, V]`` of the vanilla model."""
-        return self.model.forward(self.vanilla, batch)
-
-
-def _rows(batch: Batch) -> jax.Array:
-    """1 for rows that are there, 0 for those that only fill the batch, ``[B]``."""
-    return (batch["row"] >= 0).astype(jnp.float32)
-
-
-def _cross_entropy(seen: Seen, batch: Batch) -> losses.Pair:
-    return losses.cross_entropy(seen.logits(batch), batch["tokens"], batch["weights"])
-
-
-def _cross_entropy_of_all(seen: Seen, batch: Batch) -> losses.Pair:
-    weights = losses.all_tokens(batch["valid"], batch["weights"])
-    return losses.cross_entropy(seen.logits(batch), batch["tokens"], weights)
-
-
-def _known(what: str, found: Iterable[str], names: Iterable[str]) -> None:
-    """Raises InputError if one of ``found`` is none of ``names``."""
-    if unknown := sorted(set(found) - set(names)):
-        said = ", ".join(map(repr, unknown))
-        raise InputError(f"expected {what} among {', '.join(names) or 'none'}, found {said}; correct the row")
-
-
-NEEDS = frozenset({"teacher", "reference"})
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """A row of the table of losses: how one is taken of a batch, and what must stand beside it.
-
-    >>> LOSSES['kl'].needs, LOSSES['ascent'].sign
-    (frozenset({'teacher'}), -1)
-
-    Attributes:
-      of: ``(seen, batch, **options) -> (sum, count)``; ``batch`` is one of its stream.
-      needs: what must be there: ``'teacher'``, the frozen params of the vanilla model; ``'reference'``, a column
-        ``ref_logps`` in its stream.
-      sign: +1 where it is a cross-entropy that falls, -1 where it is one that rises, 0 where it is none.
-      over: the tokens that it is a mean over: two curves are comparable only where these are the same.
-    """
-
-    of: Callable[..., losses.Pair]
-    needs: frozenset[str] = frozenset()
-    sign: int = 0
-    over: str = "answers"
-
-    def __post_init__(self):
-        _, _, *others = inspect.signature(self.of).parameters.values()
-        if nameless := [o.name for o in others if o.default is inspect.Parameter.empty]:
-            raise InputError(
-                f"expected every option of a loss by name with its default, found {', '.join(nameless)} without; write them out"
-            )
-        _known("needs of a loss", self.needs, sorted(NEEDS))
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments of ``of`` and their defaults."""
-        _, _, *others = inspect.signature(self.of).parameters.values()
-        return {option.name: option.default for option in others}
-
-
-LOSSES: dict[str, Loss] = {
-    "descent": Loss(_cross_entropy, sign=1),
-    "descent_all": Loss(_cross_entropy_of_all, sign=1, over="all tokens"),
-    "ascent": Loss(lambda m, b: losses.ascent(m.logits(b), b["tokens"], b["weights"]), sign=-1),
-    "ascent_all": Loss(lambda m, b: losses.negated(_cross_entropy_of_all(m, b)), sign=-1, over="all tokens"),
-    "kl": Loss(lambda m, b: losses.kl(m.teacher(b), m.logits(b), b["weights"]), frozenset({"teacher"})),
-    "npo": Loss(
-        lambda m, b, beta=0.1: losses.npo(m.logps(b), b["ref_logps"], _rows(b), beta=beta), frozenset({"reference"})
-    ),
-}
-
-
-def take(name: str, seen: Seen, batch: Batch, options: dict[str, Any] | None = None) -> losses.Pair:
-    """The ``(sum, count)`` of the loss ``name`` on a batch.
-
-    Raises:
-      InputError: what the loss needs is not there.
-    """
-    loss = LOSSES[name]
-    if "reference" in loss.needs and "ref_logps" not in batch:
-        raise InputError(
-            f"expected ref_logps in the batches of {name} (log p of the answer under the reference model), found none; put "
-            "them into the stream's columns"
-        )
-    if "teacher" in loss.needs and seen.vanilla is None:
-        raise InputError(f"expected the params of the vanilla model for {name}, found none; give them")
-    return loss.of(seen, batch, **(options or {}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +25,10 @@ class Phase:
       spread: take the step only every so many iterations, and once for each batch of its stream, so that one pass over the
         stream of the other phases (``retain``) makes one over its own (``forget``).
       masked: whether the method's mask covers this step.
+      projected: whether its step leaves alone the directions that carry what is kept (``curvature``).
+      lookahead: how far beside the path a second gradient is taken, 0 for none: at the params after a step of this length
+        down the gradient of the cross-entropy of another batch of its stream, as someone would step who relearns. The mean of
+        the two is what is stepped with.
       clip: whether the norm of its gradient is clipped.
     """
 
@@ -152,15 +36,26 @@ class Phase:
     options: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     spread: bool = False
     masked: bool = False
+    projected: bool = False
+    lookahead: float = 0.0
     clip: bool = True
 
     def __post_init__(self):
-        _known("losses of a phase", self.losses.values(), LOSSES)
-        _known("streams of a phase", self.losses, STREAMS)
+        if self.masked and self.projected:
+            raise InputError(
+                "expected a phase that is masked or projected, found both; choose one, or compose the transforms"
+            )
+        if self.lookahead < 0 or self.lookahead and len(self.losses) > 1:
+            raise InputError(
+                f"expected a look-ahead of at least 0, in a phase of one loss, found {self.lookahead:g} with {len(self.losses)} "
+                "losses; correct it"
+            )
+        known("losses of a phase", self.losses.values(), LOSSES)
+        known("streams of a phase", self.losses, STREAMS)
         if idle := sorted(self.options.keys() - set(self.losses.values())):
             raise InputError(f"expected options of losses of the phase, found those of {', '.join(idle)}; correct it")
         for name, given in self.options.items():
-            _known(f"options of {name}", given, LOSSES[name].options)
+            known(f"options of {name}", given, LOSSES[name].options)
 
     @property
     def descends(self) -> bool:
@@ -169,7 +64,7 @@ class Phase:
 
 
 PROSE = ("family", "source", "note")
-FAMILIES = ("control", "baseline", "masked", "variant", "ablation")
+FAMILIES = ("control", "baseline", "projected", "masked", "variant", "ablation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,11 +97,11 @@ class Method:
     note: str = ""
 
     def __post_init__(self):
-        _known("moments of a method", [self.moments], ("shared", "separate"))
-        _known("family of a method", [self.family], FAMILIES)
+        known("moments of a method", [self.moments], ("shared", "separate"))
+        known("family of a method", [self.family], FAMILIES)
         if any(phase.masked for phase in self.phases) and self.mask is None:
             raise InputError("expected a rule for the masked phase of a method, found mask=None; give it one")
-        _known("the loss of a mask rule", [self.mask.loss] if self.mask else [], LOSSES)
+        known("the loss of a mask rule", [self.mask.loss] if self.mask else [], LOSSES)
         if all(phase.spread for phase in self.phases):
             raise InputError(
                 "expected a phase that is not spread, over whose steps the others are, found none; add one"
@@ -216,6 +111,33 @@ class Method:
     def needs(self) -> frozenset[str]:
         """What its losses need beside params and batches: ``'teacher'``, ``'reference'`` (:class:`Loss`)."""
         return frozenset().union(*(LOSSES[name].needs for phase in self.phases for name in phase.losses.values()))
+
+    @property
+    def projects(self) -> bool:
+        """Whether it needs the factors of what is kept."""
+        return any(phase.projected for phase in self.phases)
+
+    def alone(self) -> "Method":
+        """The same where nothing of the kept people is at hand: no loss on a stream of theirs, no step that has no other.
+
+        >>> METHODS['projected_retain'].alone() == dataclasses.replace(METHODS['projected_retain'], phases=METHODS['projected'].phases)
+        True
+
+        Raises:
+          InputError: nothing is left.
+        """
+        kept = []
+        for phase in self.phases:
+            own = {stream: name for stream, name in phase.losses.items() if STREAMS[stream].who == "forget"}
+            if own:
+                options = {name: value for name, value in phase.options.items() if name in own.values()}
+                kept.append(dataclasses.replace(phase, losses=own, options=options, spread=False))
+        if not kept:
+            raise InputError(
+                "expected a method with a step on the people to forget, found one that only trains on others, of whom nothing is "
+                "replayed; choose another method, or replay them"
+            )
+        return dataclasses.replace(self, phases=tuple(kept))
 
     @property
     def referenced(self) -> set[str]:
@@ -241,7 +163,9 @@ class Method:
 _RETAIN = Phase({"retain": "descent"})
 _FORGET = Phase({"forget": "ascent"}, spread=True)
 _MASKED = dataclasses.replace(_FORGET, masked=True)
+_PROJECTED = dataclasses.replace(_FORGET, projected=True)
 _MMU = "MMUnlearner, arXiv 2502.11051"
+_OWN = "ascent projected off the directions that carry what is kept (mmu_jax.curvature)"
 
 
 def _official(source: str, *, clip_retain: bool) -> Method:
@@ -307,26 +231,22 @@ METHODS: dict[str, Method] = {
         one_rate=True,
         source="descent on refusals beside the retain set, arXiv 2401.06121",
     ),
+    "projected": Method((dataclasses.replace(_PROJECTED, spread=False),), family="projected", source=_OWN),
+    "projected_retain": Method(
+        (_PROJECTED, _RETAIN), family="projected", source=f"{_OWN}, alternating with descent on the retain set"
+    ),
+    "projected_deep": Method(
+        (dataclasses.replace(_PROJECTED, lookahead=0.3), _RETAIN),
+        family="projected",
+        source=f"{_OWN}, with look-ahead, alternating with descent on the retain set",
+    ),
     "mmunlearner": Method((_MASKED, _RETAIN), Rule(), family="masked", source=_MMU),
     "mmunlearner_vision": Method((_MASKED, _RETAIN), Rule(side="vision"), family="variant", source=_MMU),
     "mmunlearner_language": Method((_MASKED, _RETAIN), Rule(side="language"), family="variant", source=_MMU),
     "mmunlearner_official": _official("the public code's arithmetic, its MLLMU script", clip_retain=True),
     "mmunlearner_official_clear": _official("the public code's arithmetic, its CLEAR script", clip_retain=False),
     "mask_random": _ablation(Rule(by="random"), "ablation: as dense, random positions"),
+    "linear_only": _ablation(Rule(by="all"), "ablation: every linear weight, no scores"),
     "mask_top_k": _ablation(Rule(by="top_k"), "ablation: as dense, largest forget scores"),
     "mask_salun": _ablation(Rule(by="salun"), "SalUn's mask, arXiv 2310.12508"),
 }
-
-
-def scored_loss(rule: Rule, model: Model) -> Callable[[Params, Batch], losses.Pair]:
-    """The ``loss(params, batch)`` whose gradients make the scores of a mask.
-
-    Raises:
-      InputError: the loss needs a teacher or a reference, of which a single model has none.
-    """
-    if needed := LOSSES[rule.loss].needs:
-        raise InputError(
-            f"expected a loss of params and batch alone for the scores of a mask, found {rule.loss}, which needs "
-            f"{', '.join(sorted(needed))}; use descent or descent_all"
-        )
-    return lambda params, batch: take(rule.loss, Seen(model, params), batch)

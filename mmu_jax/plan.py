@@ -8,12 +8,42 @@ from typing import Any
 
 import optax
 
-from mmu_jax import InputError, masks, transforms, trees
+from mmu_jax import InputError, curvature, masks, transforms, trees
+from mmu_jax.curvature import Factors
 from mmu_jax.data.slices import STREAMS
 from mmu_jax.data.streams import Stream
 from mmu_jax.methods import Method, Phase
 from mmu_jax.trainable import Trainable, Whole
 from mmu_jax.trees import Mask, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """When enough is forgotten: no less is known of the people than of people never seen.
+
+    Every so many iterations the mean probability of the right answers about the people to forget is looked at, on photos
+    that are trained on, none of the test's; when it is at the level or below, the run ends there. Within ``near`` times the
+    level it is looked at after every iteration, so that the run ends close to it.
+
+    >>> stop = Stop(0.2, every=4)
+    >>> [stop.due(i, None) for i in (3, 4)], stop.due(5, 0.39), stop.due(5, 0.41)
+    ([False, True], True, False)
+
+    Attributes:
+      level: a mean of ``p(answer)^(1 / length)``, from 0 to 1.
+      every: iterations between two looks.
+    """
+
+    level: float
+    every: int = 4
+    near: float = 2.0
+
+    def due(self, iterations: int, last: float | None) -> bool:
+        """Whether to look after so many iterations, where the last look saw ``last``."""
+        return iterations % self.every == 0 or (last is not None and last <= self.near * self.level)
+
+    def reached(self, value: float | None) -> bool:
+        return value is not None and value <= self.level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +67,7 @@ class Plan:
       adam: keyword arguments of ``transforms.adam``; those of the method win.
       trainable: what trains, None for the params in the method's scope.
       seed: of what is drawn at random.
+      stop: when to end before the last iteration, None for never.
     Raises:
       InputError: the method would not do what its row says with that ``trainable``.
     """
@@ -54,6 +85,7 @@ class Plan:
     adam: dict[str, Any] = dataclasses.field(default_factory=dict)
     trainable: Trainable | None = None
     seed: int = 0
+    stop: Stop | None = None
 
     def __post_init__(self):
         if self.trainable is None:
@@ -113,23 +145,29 @@ class Plan:
         return self.retain_rate if own else self.learning_rate
 
     def optimizer(self, index: int) -> optax.GradientTransformationExtraArgs:
-        """Of phase ``index``: clip, Adam, decay, learning rate; in a masked phase with the mask where the method puts it."""
+        """Of phase ``index``: clip, Adam, decay, learning rate; masked where the method puts the mask, or projected last."""
         phase, rule = self.method.phases[index], self.method.mask
         steps = self.steps(self.moments(index))
         rate = transforms.learning_rate(self.rate(index), steps, schedule=self.schedule, warmup=self.warmup)
         clip = optax.clip_by_global_norm(self.clip) if phase.clip else optax.identity()
         adam = transforms.adam(rate, **(self.adam | self.method.adam))
-        if not phase.masked or self.trainable.mask_in_params:  # nothing is left for the transform to keep out
+        if self.trainable.limits_in_params or not (phase.masked or phase.projected):  # nothing is left for a transform
             return optax.with_extra_args_support(optax.chain(clip, adam))
+        if phase.projected:
+            return transforms.projected(optax.chain(clip, adam))
         masked = partial(transforms.masked, gradients_only=rule.gradients_only)
         return masked(optax.chain(clip, adam)) if rule.clip == "after" else optax.chain(clip, masked(adam))
 
 
-def describe(p: Plan, params: Params, mask: Mask | None) -> str:
+def describe(p: Plan, params: Params, mask: Mask | None, factors: Factors | None = None) -> str:
     """What will change, leaf group by leaf group. Shown before the first step."""
     rates = list(dict.fromkeys(f"{p.rate(index):g}" for index in range(len(p.method.phases))))
     said = f"learning rate{'s' if len(rates) > 1 else ''} {', '.join(rates)}"
     lines = [f"  plan: {p.method.source}; {p.iterations} iterations, {said}"]
+    if p.stop:
+        lines += [
+            f"    ends when the right answers about the people to forget are at {p.stop.level:.3f}, as about people never seen"
+        ]
     groups = {name: {"total": 0, "leaves": 0} for name in map(trees.group, trees.flatten(params))}
     for leaf, value in trees.flatten(params).items():
         groups[trees.group(leaf)]["total"] += value.size
@@ -137,7 +175,20 @@ def describe(p: Plan, params: Params, mask: Mask | None) -> str:
         groups[trees.group(leaf)]["leaves"] += 1
     lines += p.trainable.describe(params, p.method.phases)
     coverage = masks.coverage(mask) if mask is not None else {}
+    kept = _kept_out(factors) if factors is not None else {}
     for group, row in groups.items():
         density = f"  forget mask {100 * coverage[group]['density']:5.1f} %" if coverage else ""
+        if kept:
+            density = (
+                f"  {100 * kept[group]:5.1f} % of directions kept out" if group in kept else "  still in forget steps"
+            )
         lines.append(f"    {group:32s}{row['total']:>14,} parameters  {p.trainable.says(row['leaves'])}{density}")
     return "\n".join(lines)
+
+
+def _kept_out(factors: Factors) -> dict[str, float]:
+    """Leaf group -> share of the input directions of its weights that projected steps leave alone."""
+    found: dict[str, list[float]] = {}
+    for name, share in curvature.shares(factors).items():
+        found.setdefault(trees.group(name), []).append(share)
+    return {group: sum(values) / len(values) for group, values in found.items()}

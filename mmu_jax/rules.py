@@ -37,6 +37,7 @@ CHOICES: dict[str, Callable[[Mask, Evidence, jax.Array], Mask]] = {
     "random": lambda ratio, evidence, key: masks.random(key, ratio),
     "top_k": lambda ratio, evidence, key: masks.top_k(evidence.forget, masks.layer_counts(ratio), scope="layer"),
     "salun": lambda ratio, evidence, key: masks.top_k(evidence.summed, masks.count(ratio)),
+    "all": lambda ratio, evidence, key: jax.tree.map(jnp.ones_like, ratio),
 }
 
 
@@ -57,7 +58,8 @@ class Rule:
 
     Attributes:
       by: ``'ratio'`` (MMUnlearner), or at the density of that mask ``'random'``, ``'top_k'`` (both as dense in every
-        layer, the latter by forget scores) and ``'salun'`` (global, of the summed forget gradient).
+        layer, the latter by forget scores) and ``'salun'`` (global, of the summed forget gradient); or ``'all'``, whatever
+        the scores.
       side: ``'vision'``, ``'language'`` or ``'both'``; the other side is frozen in masked steps.
       unit: of the scores, ``'example'`` or ``'batch'``.
       unlisted: leaves that are not scored, ``'freeze'`` or ``'pass'`` (the public code: norms, embeddings and head
@@ -99,9 +101,14 @@ class Rule:
         return self.unit, self.loss, self.leaves, self.mixed
 
     @property
+    def scored(self) -> bool:
+        """Whether any scores are needed to make it."""
+        return self.by != "all"
+
+    @property
     def needs_scores(self) -> bool:
         """Whether it needs the scores themselves: one signed accumulator decides the ratio alone."""
-        return self.by != "ratio"
+        return self.by not in ("ratio", "all")
 
     @property
     def needs_sum(self) -> bool:
@@ -182,6 +189,17 @@ def make_signed(
         )
     weighed = masks.sign(difference, tau=tau, **rule.numbers(eps, noise))
     return _unlisted(rule, _one_side(rule, weighed, sides), params)
+
+
+def make_unscored(rule: Rule, params: Params, sides: dict[str, str], eligible: str) -> Mask:
+    """The mask of a rule that needs no scores: every entry of the leaves that ``eligible``, or the rule itself, names.
+
+    >>> make_unscored(Rule(by='all'), {'w': jnp.zeros(1), 'b': jnp.zeros(1)}, {}, 'w')
+    {'b': Array([False], dtype=bool), 'w': Array([ True], dtype=bool)}
+    """
+    part, _ = trees.split(params, rule.leaves or eligible)
+    ones = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), part)
+    return _unlisted(rule, _one_side(rule, ones, sides), params)
 
 
 def _one_side(rule: Rule, chosen: Mask, sides: dict[str, str]) -> Mask:

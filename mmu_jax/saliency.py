@@ -95,9 +95,7 @@ def accumulator(
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise InputError(f"expected chunk as a whole number of rows, at least 1, found {chunk!r}; correct it")
 
-    def mean(part, rest, batch):
-        value = loss(trees.merge(part, rest), batch)
-        return losses.mean(*value) if isinstance(value, tuple) else value
+    mean = mean_of(loss)
 
     def gradient(part, rest, batch):
         grads = jax.grad(mean)(part, rest, batch)
@@ -123,7 +121,7 @@ def accumulator(
 
     def step(state, part, rest, batch, scale):
         total, seen = state
-        _check_loss(loss, part, rest, batch)
+        check_loss(loss, part, rest, batch)
         if unit == "example":
             total, n = per_example(total, part, rest, batch, scale)
             return total, seen + n
@@ -131,6 +129,20 @@ def accumulator(
         return jax.tree.map(lambda t, a: t + scale * a, total, added), seen + 1.0
 
     return jax.jit(step, donate_argnums=0)
+
+
+def mean_of(loss: Loss) -> Callable[[Tree, Tree, Batch], jax.Array]:
+    """``(part, rest, batch) -> `` the loss as one number: a pair ``(sum, count)`` is divided.
+
+    >>> float(mean_of(lambda params, batch: (params['w'].sum(), 4.0))({'w': jnp.ones(2)}, {'w': None}, {}))
+    0.5
+    """
+
+    def mean(part, rest, batch):
+        value = loss(trees.merge(part, rest), batch)
+        return losses.mean(*value) if isinstance(value, tuple) else value
+
+    return mean
 
 
 def _chunks(rows: Tree, part: Tree, width: int, inner: tuple[int, ...] = ()) -> Tree:
@@ -160,8 +172,12 @@ def _axes(entry: Any) -> tuple[str, ...]:
     return entry if isinstance(entry, tuple) else (entry,) if isinstance(entry, str) else ()
 
 
-def _check_loss(loss: Callable, part: Params, rest: Params, batch: Batch) -> None:
-    """Refuses a loss that returns neither a scalar nor ``(sum, count)`` with a count that comes from the batch alone."""
+def check_loss(loss: Loss, part: Params, rest: Params, batch: Batch) -> None:
+    """Refuses a loss that returns neither a scalar nor ``(sum, count)`` with a count that comes from the batch alone.
+
+    Raises:
+      InputError: what it returns is said.
+    """
     value, sources = trees.dataflow(lambda part: loss(trees.merge(part, rest), batch), part)
     advice = "return the loss alone or (sum, count), and drop aux: lambda params, batch: loss(params, batch)[0]"
     values = value if isinstance(value, tuple) else (value,)

@@ -4,93 +4,26 @@ One iteration runs the phases of a method in order; each phase is one jitted opt
 are written on device into ``state.history``; nothing per step goes to the host.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import chex
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from mmu_jax import InputError, NotFiniteError, checkpoint, losses, masks, methods, sharding, trees
+from mmu_jax import InputError, NotFiniteError, checkpoint, curvature, losses, objectives, sharding, trees
+from mmu_jax.curvature import Factors
 from mmu_jax.data.streams import Stream
-from mmu_jax.methods import Phase, Seen
+from mmu_jax.methods import Phase
 from mmu_jax.models import Model
+from mmu_jax.objectives import Seen
 from mmu_jax.plan import Plan
+from mmu_jax.train_state import WATCHED, TrainState, abstract, init, latest
+from mmu_jax.trainable import Limits
 from mmu_jax.trees import Batch, Mask, Params, Tree
-
-# ---- the state
-
-
-class TrainState(flax.struct.PyTreeNode):
-    """Everything a run carries from one iteration to the next.
-
-    Attributes:
-      step: iterations done, int32.
-      params: what trains: the float32 params, or with LoRA the factors of its adapters by ``lora.KINDS``.
-      opt_state: one optimizer state per key of moments.
-      history: ``stream/loss`` -> ``[iterations]`` float32, NaN where the phase did not run.
-      failed: the first iteration whose loss, gradient, params or moments are not finite, -1 if none.
-      moved: leaf name -> ``[outside, inside]``: entries that masked steps moved outside the mask (summed over the
-        steps) and inside (the most in one step), float32.
-    """
-
-    step: jax.Array
-    params: Params
-    opt_state: dict[str, Tree]
-    history: dict[str, jax.Array]
-    failed: jax.Array
-    moved: dict[str, jax.Array]
-
-
-def abstract(p: Plan, model: Model, params: Params, mesh: jax.sharding.Mesh) -> TrainState:
-    """The shapes, dtypes and shardings of :func:`init`: moments are sharded as what they are moments of."""
-
-    def placed(tree):
-        where = sharding.shardings(tree, model.family.rules, mesh)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where)
-
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    bits = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bool_), params)
-    trained = placed(jax.eval_shape(lambda x: p.trainable.start(x, p.method.phases, p.seed), shapes))
-    opt_state, moved = {}, {}
-    for index, phase in enumerate(p.method.phases):
-        part = p.trainable.view(trained, params, None, phase).part
-        opt_state[p.moments(index)] = placed(jax.eval_shape(p.optimizer(index).init, part))
-        if phase.masked:
-            moved = jax.eval_shape(p.trainable.moved, part, part, bits)
-    names = [f"{s}/{name}" for phase in p.method.phases for s, name in phase.losses.items()]
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    number = partial(jax.ShapeDtypeStruct, sharding=whole)
-    return TrainState(
-        step=number((), jnp.int32),
-        params=trained,
-        opt_state=opt_state,
-        history={name: number((p.iterations,), jnp.float32) for name in names},
-        failed=number((), jnp.int32),
-        moved={name: number((2,), jnp.float32) for name in moved},
-    )
-
-
-def init(p: Plan, model: Model, params: Params, mesh: jax.sharding.Mesh) -> TrainState:
-    """A state at iteration 0. Where ``params`` are consumed, they are its params, to be donated step by step."""
-    like = abstract(p, model, params, mesh)
-    trained = p.trainable.start(params, p.method.phases, p.seed)
-    trained = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), trained, like.params)
-    opt_state = {}
-    for index, phase in enumerate(p.method.phases):
-        where = jax.tree.map(lambda x: x.sharding, like.opt_state[p.moments(index)])
-        part = p.trainable.view(trained, params, None, phase).part
-        opt_state[p.moments(index)] = jax.jit(p.optimizer(index).init, out_shardings=where)(part)
-
-    def full(tree, value):
-        return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype, device=x.sharding), tree)
-
-    rest = {"step": full(like.step, 0), "history": full(like.history, jnp.nan), "failed": full(like.failed, -1)}
-    return TrainState(params=trained, opt_state=opt_state, moved=full(like.moved, 0.0), **rest)
-
 
 # ---- a step
 
@@ -99,7 +32,7 @@ def objective(phase: Phase, seen: Seen, batches: dict[str, Batch]) -> tuple[jax.
     """The sum of the phase's losses, each divided by its own count, and every loss by ``stream/loss`` name."""
     values = {}
     for stream, name in phase.losses.items():
-        pair = methods.take(name, seen, batches[stream], phase.options.get(name))
+        pair = objectives.take(name, seen, batches[stream], phase.options.get(name))
         values[f"{stream}/{name}"] = losses.mean(*pair)
     return jnp.sum(jnp.stack(jax.tree.leaves(values))), values
 
@@ -110,31 +43,49 @@ def _finite(tree: Tree) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
 
 
-def make_step(p: Plan, model: Model, index: int, like: TrainState) -> Callable[..., TrainState]:
-    """The jitted step of phase ``index``: ``state, batches, mask, vanilla -> state``, donated and sharded as ``like``.
+def _gradient(model: Model, phase: Phase, part: Tree, whole: Any, batches: dict, vanilla: Any) -> tuple:
+    """``(value, values), gradient`` of a phase at ``part``; with a look-ahead, the mean of it and of one beside the path."""
+    here, beside = batches["here"], batches["beside"]
 
-    A step whose loss or gradient is not finite changes nothing but ``state.failed``; so does every step after one that
-    left params or moments that are not.
+    def loss(part):
+        return objective(phase, Seen(model, whole(part), vanilla), here)
+
+    told, grads = jax.value_and_grad(loss, has_aux=True)(part)
+    if not phase.lookahead:
+        return told, grads
+    other = {name: "descent" for name in phase.losses}
+    relearn = dataclasses.replace(phase, losses=other, options={}, lookahead=0.0)
+    down = jax.grad(lambda part: objective(relearn, Seen(model, whole(part), vanilla), beside)[0])(part)
+    scale = phase.lookahead / jnp.maximum(optax.global_norm(down), 1e-30)
+    ahead = jax.grad(loss, has_aux=True)(jax.tree.map(lambda x, d: x - scale * d, part, down))[0]
+    return told, jax.tree.map(lambda g, a: (g + a) / 2, grads, ahead)
+
+
+def make_step(p: Plan, model: Model, index: int, like: TrainState) -> Callable[..., TrainState]:
+    """The jitted step of phase ``index``: ``state, batches, limits, vanilla -> state``, donated and sharded as ``like``.
+
+    ``batches`` are those of the phase's streams, ``here``, and for a look-ahead others of them, ``beside``. A step whose loss or
+    gradient is not finite changes nothing but ``state.failed``; so does every step after one that left params or moments
+    that are not.
     """
     phase, key = p.method.phases[index], p.moments(index)
-    tx = p.optimizer(index)
+    tx, in_params = p.optimizer(index), p.trainable.limits_in_params
 
-    def step(state, batches, mask, vanilla):
-        view = p.trainable.view(state.params, vanilla, mask, phase)
-
-        def loss(part):
-            return objective(phase, Seen(model, view.whole(part), vanilla), batches)
-
-        (value, values), grads = jax.value_and_grad(loss, has_aux=True)(view.part)
+    def step(state, batches, limits, vanilla):
+        view, extra = p.trainable.view(state.params, vanilla, limits, phase), {}
+        (value, values), grads = _gradient(model, phase, view.part, view.whole, batches, vanilla)
         good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads)) & (state.failed < 0)
-        extra = {"mask": trees.part(mask, view.part)} if phase.masked and not p.trainable.mask_in_params else {}
+        if phase.masked and not in_params:
+            extra["mask"] = trees.part(limits.mask, view.part)
+        if phase.projected and not in_params:
+            extra["factors"] = trees.part(limits.factors, view.part)
         updates, opt_state = tx.update(grads, state.opt_state[key], view.part, **extra)
         new = optax.apply_updates(view.part, updates)
         new, opt_state = jax.tree.map(partial(jnp.where, good), (new, opt_state), (view.part, state.opt_state[key]))
         sound = good & _finite((new, opt_state))  # of what is kept, so that nothing is held twice to be judged
         moved = dict(state.moved)
         if phase.masked:
-            for name, (outside, inside) in p.trainable.moved(view.part, new, mask).items():
+            for name, (outside, inside) in p.trainable.moved(view.part, new, limits.mask).items():
                 moved[name] = jnp.stack([moved[name][0] + outside, jnp.maximum(moved[name][1], inside)])
         history = {name: state.history[name].at[state.step].set(v) for name, v in values.items()}
         return state.replace(
@@ -148,6 +99,17 @@ def make_step(p: Plan, model: Model, index: int, like: TrainState) -> Callable[.
     return jax.jit(step, donate_argnums=0, out_shardings=jax.tree.map(lambda x: x.sharding, like))
 
 
+def make_watch(p: Plan, model: Model) -> Callable[..., losses.Pair]:
+    """Jitted ``trained, batch, limits, vanilla -> `` the ``losses.probability`` of a batch's answers."""
+
+    def watch(trained, batch, limits, vanilla):
+        view = p.trainable.view(trained, vanilla, limits, p.method.phases[-1])
+        logits = model.forward(view.whole(view.part), batch)
+        return losses.probability(logits, batch["tokens"], batch["weights"])
+
+    return jax.jit(watch)
+
+
 # ---- the loop
 
 
@@ -159,25 +121,30 @@ def fit(
     *,
     mesh: jax.sharding.Mesh,
     mask: Mask | None = None,
+    factors: Factors | None = None,
+    watched: Stream | None = None,
     checkpoints: checkpoint.Checkpoints | None = None,
     save_every: int = 200,
     report: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
     report_every: int = 25,
 ) -> TrainState:
-    """Runs a plan from ``params``, or from the newest checkpoint, to its last iteration.
+    """Runs a plan from ``params``, or from the newest checkpoint, to its last iteration or to where it says stop.
 
     Args:
       params: float32, consumed (their memory becomes the state's); with LoRA they stay as they are, in any dtype.
       streams: by the names the method's losses use.
       mask: required if the method has one; checked against the params.
+      factors: required if the method has a projected phase; trees of ``curvature.Factor`` like the params.
+      watched: required if the plan has a stop: the right answers about the people to forget, whose probability is looked at.
       checkpoints: where the state is kept every ``save_every`` iterations; the same call again resumes from there and
         ends in the same bits.
       report: called every ``report_every`` iterations with the latest losses.
     Raises:
-      InputError: the mask does not fit or cannot act; a loss, a gradient or what a step would leave is not finite (the
+      InputError: mask or factors do not fit or are not there; a loss, a gradient or what a step would leave is not finite (the
         iteration, the rows of its batches and the last good checkpoint are named; the state on disk is untouched).
     """
-    _check(p, params, mask)
+    limits = Limits(mask, factors)
+    _check(p, params, limits, watched)
     teaches, consumes = "teacher" in p.method.needs, p.trainable.consumes
     vanilla = params if not consumes else jax.tree.map(jnp.copy, params) if teaches else None
     for name in p.method.streams:
@@ -185,16 +152,20 @@ def fit(
     state = _begin(p, model, params, mesh, checkpoints)
     steps = [make_step(p, model, index, state) for index in range(len(p.method.phases))]
     count = jax.jit(lambda step: step + 1, out_shardings=state.step.sharding)
+    look = _look(p, model, watched, limits, vanilla, mesh)
+    seen = latest(state).get(WATCHED)
 
     with jax.set_mesh(mesh):
         for i in range(int(state.step), p.iterations):
+            if p.stop and p.stop.reached(seen):
+                break
             for phase, step in zip(p.method.phases, steps, strict=True):
-                if (at := p.turn(phase, i)) is None:
-                    continue
-                batches = {name: sharding.put(streams[name].batch(at), mesh) for name in phase.losses}
-                state = step(state, batches, mask if phase.masked or p.trainable.mask_in_params else None, vanilla)
+                if (at := p.turn(phase, i)) is not None:
+                    state = step(state, _batches(p, phase, streams, at, mesh), limits, vanilla)
             state = state.replace(step=count(state.step))
-            last = i + 1 == p.iterations
+            if p.stop and p.stop.due(i + 1, seen):
+                state, seen = look(state, i)
+            last = i + 1 == p.iterations or (p.stop is not None and p.stop.reached(seen))
             saving = checkpoints is not None and (last or (i + 1) % save_every == 0)
             if saving or last or (i + 1) % report_every == 0:
                 _raise_if_failed(state, p, streams, checkpoints)
@@ -204,11 +175,47 @@ def fit(
     return state
 
 
-def _check(p: Plan, params: Params, mask: Mask | None) -> None:
+def _batches(p: Plan, phase: Phase, streams: dict[str, Stream], at: int, mesh: jax.sharding.Mesh) -> dict[str, dict]:
+    """What a phase takes on its turn ``at``: its batches ``here``, and those of half a pass later for a look-ahead, ``beside``."""
+
+    def of(turn):
+        return {name: sharding.put(streams[name].batch(turn(streams[name])), mesh) for name in phase.losses}
+
+    beside = of(lambda stream: at + max(stream.steps // 2, 1)) if phase.lookahead else {}
+    return {"here": of(lambda stream: at), "beside": beside}
+
+
+def _look(
+    p: Plan, model: Model, watched: Any, limits: Limits, vanilla: Any, mesh: jax.sharding.Mesh
+) -> Callable[..., tuple]:
+    """``state, iteration -> state, value``: what :class:`plan.Stop` looks at, noted in the history."""
+    if p.stop is None:
+        return lambda state, i: (state, None)
+    watch, rows = make_watch(p, model), [sharding.put(batch, mesh) for batch in watched.epoch()]
+    note = jax.jit(lambda curve, i, value: curve.at[i].set(value))
+
+    def look(state, i):
+        found = [watch(state.params, batch, limits, vanilla) for batch in rows]
+        value = sum(total for total, _ in found) / sum(n for _, n in found)
+        curve = jax.device_put(note(state.history[WATCHED], i, value), state.history[WATCHED].sharding)
+        return state.replace(history=state.history | {WATCHED: curve}), float(value)
+
+    return look
+
+
+def _check(p: Plan, params: Params, limits: Limits, watched: Stream | None) -> None:
     if p.method.mask is not None:
-        if mask is None:
+        if limits.mask is None:
             raise InputError("expected a mask for this method, found none; run the saliency stage first")
-        trees.check_like(mask, params, "the mask", dtype=jnp.bool_)
+        trees.check_like(limits.mask, params, "the mask", dtype=jnp.bool_)
+    if p.method.projects:
+        if limits.factors is None:
+            raise InputError("expected factors for this method, found none; run the factors stage first")
+        curvature.match(limits.factors, params)
+    if p.stop and watched is None:
+        raise InputError(
+            "expected a stream of answers to watch for this plan, which stops by it, found none; give watched"
+        )
     if p.trainable.consumes and any(x.dtype != jnp.float32 for x in jax.tree.leaves(params)):
         raise InputError(
             "expected float32 params to train, found others, which swallow small steps whole; read them as float32 "
@@ -245,31 +252,6 @@ def _begin(p: Plan, model: Model, params: Params, mesh: jax.sharding.Mesh, check
     if p.trainable.consumes:
         jax.tree.map(lambda x: x.delete(), params)  # their place is needed for those of the checkpoint
     return checkpoints.restore(checkpoints.latest, like)
-
-
-# ---- what a state tells
-
-
-def mask_proof(state: TrainState, mask: Mask | None) -> dict[str, dict[str, float]]:
-    """Per leaf group: ``coverage`` of the mask, entries moved ``outside`` by masked steps, entries moved ``inside``."""
-    if mask is None:
-        return {}
-    table = {name: row | {"outside": 0, "inside": 0} for name, row in masks.coverage(mask).items()}
-    for name, (outside, inside) in jax.device_get(state.moved).items():
-        table[trees.group(name)]["outside"] += int(outside)
-        table[trees.group(name)]["inside"] += int(inside)
-    return table
-
-
-def latest(state: TrainState) -> dict[str, float]:
-    """The most recent value of every loss."""
-    values = {}
-    for name, curve in jax.device_get(state.history).items():
-        seen = curve[: int(state.step)]
-        seen = seen[seen == seen]
-        if len(seen):
-            values[name] = float(seen[-1])
-    return values
 
 
 def _raise_if_failed(state: TrainState, p: Plan, streams: dict[str, Stream], checkpoints: Any) -> None:

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import trees
+from mmu_jax.curvature import Factors
 from mmu_jax.trees import Mask, Params, Tree
 
 if TYPE_CHECKING:
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 
 Counts = dict[str, tuple[jax.Array, jax.Array]]
 Change = Callable[[str, int | None, np.ndarray], Any]
+
+
+class Limits(NamedTuple):
+    """What restricts the steps of a method: a mask, the factors of what is kept, either or none."""
+
+    mask: Mask | None = None
+    factors: Factors | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +46,13 @@ class Trainable(Protocol):
 
     Attributes:
       consumes: whether the params become the state, and so have to be float32; else they stay frozen beside it.
-      mask_in_params: whether a method's mask acts in the params that follow, so that every phase needs it; else on the
-        updates of masked phases.
+      limits_in_params: whether a method's mask and factors act in the params that follow, so that every phase needs them;
+        else on the updates of masked and projected phases.
       reach: pattern of the leaves of the params that change.
     """
 
     consumes: bool
-    mask_in_params: bool
+    limits_in_params: bool
 
     @property
     def reach(self) -> str: ...
@@ -55,13 +63,13 @@ class Trainable(Protocol):
     def start(self, params: Params, phases: Iterable["Phase"], seed: int) -> Tree:
         """What trains, at iteration 0."""
 
-    def view(self, trained: Tree, frozen: Params | None, mask: Mask | None, phase: "Phase") -> View:
+    def view(self, trained: Tree, frozen: Params | None, limits: Limits, phase: "Phase") -> View:
         """What ``phase`` sees of it; ``frozen`` are the params where they are not consumed."""
 
     def moved(self, before: Tree, after: Tree, mask: Mask) -> Counts:
         """Leaf name -> entries of the params that a step changed ``(outside, inside)`` the mask."""
 
-    def change(self, trained: Tree, mask: Mask | None) -> Change:
+    def change(self, trained: Tree, limits: Limits) -> Change:
         """``change(leaf name, row, tensor) -> its new values`` for ``hf.rewrite``."""
 
     def needs(self, params: Params, method: "Method", count: Callable[..., int]) -> dict[str, int]:
@@ -83,14 +91,14 @@ def states(method: "Method") -> int:
 class Whole:
     """The params themselves, or those leaves of them that match ``scope``.
 
-    >>> view = Whole('w').view({'w': 1, 'b': 2}, None, None, None)
+    >>> view = Whole('w').view({'w': 1, 'b': 2}, None, Limits(), None)
     >>> view.part, view.whole({'w': 3, 'b': None})
     ({'b': None, 'w': 1}, {'b': 2, 'w': 3})
     """
 
     scope: str = ".*"
     consumes = True
-    mask_in_params = False
+    limits_in_params = False
 
     @property
     def reach(self) -> str:
@@ -103,8 +111,8 @@ class Whole:
         del phases, seed
         return params
 
-    def view(self, trained: Tree, frozen: Params | None, mask: Mask | None, phase: "Phase") -> View:
-        del frozen, mask, phase
+    def view(self, trained: Tree, frozen: Params | None, limits: Limits, phase: "Phase") -> View:
+        del frozen, limits, phase
         part, rest = trees.split(trained, self.scope)
         return View(part, lambda part: trees.merge(part, rest), lambda part: trees.merge(part, rest))
 
@@ -116,8 +124,8 @@ class Whole:
             counts[name] = (outside, jnp.sum(changed & mask[name], dtype=jnp.float32))
         return counts
 
-    def change(self, trained: Tree, mask: Mask | None) -> Change:
-        del mask
+    def change(self, trained: Tree, limits: Limits) -> Change:
+        del limits
         leaves = trees.flatten(trained)
         return lambda name, row, _: leaves[name] if row is None else leaves[name][row]
 

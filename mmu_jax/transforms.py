@@ -18,14 +18,14 @@ test is made on the data flow of its ``update``, not on names; what it comes to 
 """
 
 import math
-import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mmu_jax import InputError, trees
+from mmu_jax import InputError, curvature, separable, trees
+from mmu_jax.curvature import Factors
 from mmu_jax.trees import Mask, Params, Tree, Updates
 
 
@@ -95,7 +95,7 @@ def _restricted(
         _check_params(params)
         state = inner.init(params)
         if not gradients_only:
-            _check_separable(inner, state, params)
+            separable.check(inner, state, params)
         return state
 
     def update(
@@ -122,30 +122,10 @@ def _keep(mask, value, other=0.0):
     return jnp.where(mask, value, jnp.asarray(other).astype(jnp.asarray(value).dtype))
 
 
-def _by_path(tree: Tree) -> dict[tuple, Any]:
-    return dict(jax.tree_util.tree_leaves_with_path(tree))
-
-
-def _copies(state: Tree, params: Params) -> dict[tuple, tuple]:
-    """Path of a leaf of an optimizer state -> path of the param it belongs to and has the shape of.
-
-    A subtree of the state is a copy of the params, or of part of them (``optax.masked``, ``optax.partition``), if every
-    leaf below it is at the path of a param.
-    """
-    own, leaves = _by_path(params), _by_path(state)
-    foreign = {path[:cut] for path in leaves for cut in range(len(path) + 1) if path[cut:] not in own}
-    found = {}
-    for path, leaf in leaves.items():
-        cut = next((cut for cut in range(len(path) + 1) if path[:cut] not in foreign), None)
-        if cut is not None and jnp.shape(leaf) == jnp.shape(own[path[cut:]]):
-            found[path] = path[cut:]
-    return found
-
-
 def _keep_state(mask: Mask, value: Tree, other: Tree) -> Tree:
     """``value`` where the mask is True and ``other`` elsewhere, for the parts of an optimizer state like the params."""
-    masks, others = _by_path(mask), _by_path(other)
-    copies = _copies(value, mask)
+    masks, others = separable.by_path(mask), separable.by_path(other)
+    copies = separable.copies_of(value, mask)
 
     def leaf(path, v):
         return _keep(masks[copies[path]], v, others[path]) if path in copies and path in others else v
@@ -162,81 +142,61 @@ def _check_params(params: Params) -> None:
             )
 
 
-def _check_separable(inner: optax.GradientTransformationExtraArgs, state: Tree, params: Params) -> None:
-    """Refuses an optimizer that keeps statistics of several entries in one number, by what its numbers come from."""
-    (updates, after), sources = _dataflow(inner, state, params)
-    shapes = [{path: jnp.shape(leaf) for path, leaf in _by_path(tree).items()} for tree in (updates, params)]
-    if shapes[0] != shapes[1]:
-        raise InputError(
-            f"expected an optimizer whose updates have the shapes of the params, found {_kinds(state)} which makes "
-            "something else of gradients; use one that works with a mask, listed in transforms.masked"
-        )
-    copies, width, leaves = _copies(state, params), len(jax.tree.leaves(params)), _by_path(state)
-    outputs = [None] * width + list(_by_path(after))  # paths in the state; an update has none
-    inputs = [None] * width + list(leaves) + [None] * width
-    of_entries = [path is None or path in copies for path in inputs]
+def projected(
+    inner: optax.GradientTransformation, factors: Factors | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """``inner`` whose steps leave alone the directions that carry what is kept, and every leaf that has none.
 
-    def mixes(path):  # a number that comes from entries and that a later step feels: what only looks on is no harm
-        comes_from = sources([output == path for output in outputs])
-        goes_on = sources([output is None or (output in leaves and output != path) for output in outputs])
-        return goes_on[inputs.index(path)] and any(used and of for used, of in zip(comes_from, of_entries, strict=True))
+    The update ``u [..., out, in]`` of a weight with a factor becomes ``u - ((u U) * strength) U^T``
+    (:func:`mmu_jax.curvature.keep_out`); a leaf without a factor does not move. What is left is rescaled to the norm that the
+    updates of the weights with factors had, over all of them together, so that a learning rate means what it meant.
 
-    for path, leaf in leaves.items():
-        if path not in copies and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and mixes(path):
-            place = " > ".join(f"{kind}.{field}" for kind, field in _owners(state, path))
+    What holds for every ``inner``: along a direction that is taken out whole no step goes, whatever decay, momentum or
+    state want, since it is the last word; all others are untouched but for one common factor; no factor at all
+    (``strength`` of zeros) is no projection. It composes with :func:`masked`, and the outer of the two holds exactly:
+    ``masked(projected(inner, factors), mask)`` moves nothing outside the mask. Where a mask keeps whole rows of a weight, so does
+    the inner.
+
+    >>> factors = {'w': curvature.Factor(jnp.array([[1.0], [0.0]]), jnp.ones(1))}
+    >>> tx = projected(optax.sgd(1.0), factors)
+    >>> params = {'w': jnp.zeros((1, 2))}
+    >>> updates, _ = tx.update({'w': jnp.array([[3.0, 4.0]])}, tx.init(params), params)
+    >>> updates['w'].tolist()
+    [[-0.0, -5.0]]
+
+    Args:
+      inner: any optax transformation whose updates have the shapes of the params, chains included.
+      factors: tree of :class:`mmu_jax.curvature.Factor` or None like the params, as ``curvature.factors`` makes; or None
+        to pass ``factors=`` to every update. Names count, not containers.
+    Returns:
+      a transformation whose state is that of ``inner``.
+    Raises:
+      InputError: at update, no factors were given, or they are not those of the updates.
+    """
+    inner = optax.with_extra_args_support(inner)
+    fixed = factors
+
+    def update(
+        updates: Updates, state: Tree, params: Params | None = None, *, factors: Factors | None = None, **extra: Any
+    ) -> tuple[Updates, Tree]:
+        factors = fixed if factors is None else factors
+        if factors is None:
             raise InputError(
-                f"expected an optimizer that keeps its statistics entry by entry, found {place or 'a state'} of shape "
-                f"{jnp.shape(leaf)}, which mixes entries that a mask keeps apart; use one that works with a mask, listed "
-                "in transforms.masked"
+                "expected factors, found none; pass them to projected(inner, factors) or to update(..., factors=factors)"
             )
+        own = curvature.match(factors, updates)
+        wanted, state = inner.update(updates, state, params, **extra)
+        reached = jax.tree.map(lambda u, f: None if f is None else u, wanted, own)
+        free = jax.tree.map(lambda u, f: None if f is None else curvature.keep_out(f, u), wanted, own)
+        whole, left = optax.global_norm(reached), optax.global_norm(free)
+        scale = jnp.where(left > 0, whole / jnp.where(left > 0, left, 1.0), 0.0)
 
+        def leaf(u, f):
+            return jnp.full_like(u, -0.0) if f is None else (scale * f).astype(u.dtype)
 
-def _dataflow(inner, state, params):
-    """:func:`trees.dataflow` of ``inner.update`` over the leaves of (updates, state, params)."""
-    faults = []
-    for extra in ({}, {"value": 1.0}):
+        return jax.tree.map(leaf, wanted, free), state
 
-        def update(updates, state, params, extra=extra):
-            return inner.update(updates, state, params, **extra)
-
-        try:
-            return trees.dataflow(update, params, state, params)
-        except (
-            ValueError,
-            AttributeError,
-        ) as error:  # optax's own: of these shapes, of params that are no LookaheadParams
-            faults.append((" ".join(str(error).split()), error))
-        except TypeError as error:  # Python's: "transformation() missing 1 required keyword-only argument: 'value_fn'"
-            if not re.search("required keyword-only argument|unexpected keyword argument 'value'", str(error)):
-                raise
-            faults.append((str(error).replace(".<locals>.update_fn", ""), error))
-    fault, error = faults[0] if "unexpected keyword" in faults[1][0] else faults[1]
-    raise InputError(
-        "expected an optimizer that steps from gradients and params (a value besides, at most), found "
-        f"{_kinds(state)} which does not: {fault}; use one that works with a mask, listed in transforms.masked"
-    ) from error
-
-
-def _kinds(state: Tree) -> str:
-    names = dict.fromkeys(kind for path in _by_path(state) for kind, _ in _owners(state, path))
-    return ", ".join(names) or "one without a state"
-
-
-def _owners(state: Tree, path: tuple) -> list[tuple[str, str]]:
-    """The named states on the way to a leaf, outermost first, each with its field that leads there."""
-    owners, node = [], state
-    for key in path:
-        if hasattr(node, "_fields"):
-            owners.append((type(node).__name__, key.name))
-        if isinstance(key, jax.tree_util.GetAttrKey):
-            node = getattr(node, key.name)
-        elif isinstance(key, jax.tree_util.SequenceKey):
-            node = node[key.idx]
-        elif isinstance(key, jax.tree_util.DictKey):
-            node = node[key.key]
-        else:
-            break
-    return owners
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 class ScaleByOfficialAdamState(NamedTuple):

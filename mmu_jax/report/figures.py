@@ -12,8 +12,8 @@ import numpy as np
 from mmu_jax.data import IMAGE, TEXT, Benchmark, Person, vision
 from mmu_jax.data.slices import STREAMS
 from mmu_jax.files import read_object
-from mmu_jax.methods import LOSSES
 from mmu_jax.metrics import METRICS, exact
+from mmu_jax.objectives import LOSSES
 from mmu_jax.report.results import Results, cell, family, headline, of_family, ours
 
 INK, MUTED, GOOD, BAD, ACCENT, AMBER = "#1c2430", "#6b7685", "#1a7f5a", "#b3402e", "#2f5fd0", "#c98a1b"

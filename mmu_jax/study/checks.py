@@ -134,8 +134,18 @@ def _asked(work: Workspace) -> dict[str, int] | None:
     return work.sizes.padded(**{what: max(f[what] for f in found) for what in ("tokens", "patches")})
 
 
+def method(config: ConfigDict, name: str) -> methods.Method:
+    """The row of a name as the config runs it: where nothing is replayed, without what it does on the kept people.
+
+    Raises:
+      InputError: nothing is left of it.
+    """
+    row = methods.METHODS[name]
+    return row if config.unlearn.replay else row.alone()
+
+
 def _rows(config: ConfigDict) -> list[methods.Method]:
-    return [methods.METHODS[name] for name in config.unlearn.methods]
+    return [method(config, name) for name in config.unlearn.methods]
 
 
 def needs(
@@ -163,17 +173,20 @@ def needs(
             )
     if not c.vanilla.path:
         rows, there = c.vanilla.rows.to_dict(), dataclasses.replace(ledger, mesh=work.training_mesh)
-        method = fine_tuning(rows)
-        stages["vanilla"] = there.training(method, shape(max(rows.values())), trainable(c, "vanilla", work.model))
+        stages["vanilla"] = there.training(
+            fine_tuning(rows), shape(max(rows.values())), trainable(c, "vanilla", work.model)
+        )
     table = dict(zip(c.unlearn.methods, _rows(c), strict=True))
     scored, rows = [], {"example": c.saliency.rows, "batch": c.unlearn.rows}
     for unit in rows:  # scores of one kind are held at a time
-        if wanted := [method.mask for method in table.values() if method.mask and method.mask.unit == unit]:
+        if wanted := [row.mask for row in table.values() if row.mask and row.mask.scored and row.mask.unit == unit]:
             scored.append(ledger.saliency(wanted, shape(rows[unit]), c.saliency.chunk, c.saliency.keep_scores))
     if scored:
         stages["saliency"] = max(scored, key=lambda need: sum(need.values()))
-    for name, method in table.items():
-        stages[f"unlearn/{name}"] = ledger.training(method, shape(c.unlearn.rows), spec)
+    if any(row.projects for row in table.values()) and not c.factors.path:
+        stages["factors"] = ledger.factors(shape(c.factors.rows), c.factors.blocks)
+    for name, row in table.items():
+        stages[f"unlearn/{name}"] = ledger.training(row, shape(c.unlearn.rows), spec, c.factors.fraction or None)
     stages["evaluate"] = ledger.generation(shape(c.evaluate.rows, asked or largest), c.evaluate.new_tokens)
     limit = int(c.memory.limit_gib * 2**30) or memory.capacity(work.mesh)
     return stages, limit

@@ -51,6 +51,7 @@ def base() -> ConfigDict:
         lora=_lora(),
     )
     config.saliency = _saliency()
+    config.factors = _factors()
     config.unlearn = _unlearn()
     config.evaluate = _evaluate()
     return config
@@ -75,11 +76,30 @@ def _saliency() -> dict:
     )
 
 
+def _factors() -> dict:
+    return dict(
+        path="",  # file made with the vanilla model; empty makes one of the people to keep and of everyone's text
+        loss="sketch",  # of objectives.LOSSES: sketch, the true Fisher; descent, the empirical one
+        share=0.95,  # of the trace that the directions kept out hold; 0 where fraction or alpha says how many
+        fraction=0.0,  # of the inputs of a weight
+        alpha=0.0,  # or every direction, the more the larger its eigenvalue
+        text=0.3,  # weight of text beside the photos of the people to keep, each on a scale of its own
+        rows=8,  # of a batch
+        batches=60,  # of either, at most
+        blocks=1,  # in which the weights are measured, one after the other: less memory, as many passes
+    )
+
+
 def _unlearn() -> dict:
     return dict(
         methods=("mmunlearner",),  # names of methods.METHODS
-        epochs=1.0,  # passes over the forget set, the same for every method
+        epochs=1.0,  # passes over the forget set, the same for every method: the most, where one may stop
         rows=4,  # of a batch
+        replay=1.0,  # share of the questions about the people to keep that steps are taken on; 0: none of theirs
+        stop=dict(
+            every=4,  # iterations between two looks at what is still known of the people to forget; 0: no look, no stop
+            level=0.0,  # where to stop, a probability; 0 for that of people whom the vanilla model never saw
+        ),
         learning_rate={name: 1e-5 for name in METHODS},  # of every method
         retain_rate=1e-5,  # of the steps that only descend
         schedule="constant",

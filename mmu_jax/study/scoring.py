@@ -1,12 +1,13 @@
 """Saliency of the vanilla model, and the masks that are made of it."""
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from mmu_jax import masks, methods, rules, saliency, trees
+from mmu_jax import curvature, masks, methods, objectives, rules, saliency, sharding, trees
 from mmu_jax.data.streams import Pass, mixed
 from mmu_jax.files import write_json
 from mmu_jax.rules import Evidence, Rule
@@ -22,7 +23,9 @@ def mask(work: Workspace, name: str) -> dict:
     c, rule = work.config.saliency, methods.METHODS[name].mask
     params, sides = work.load(work.vanilla), work.model.family.sides
     numbers = dict(tau=c.tau, eps=c.eps, noise=c.noise)
-    if c.keep_scores:
+    if not rule.scored:
+        made = rules.make_unscored(rule, params, sides, work.model.family.eligible)
+    elif c.keep_scores:
         evidence, key = work.scores.get(rule.reads, lambda: _evidence(work, rule)), jax.random.key(work.config.seed)
         made = rules.make(rule, evidence, params, sides, key, **numbers)
     else:
@@ -37,6 +40,38 @@ def mask(work: Workspace, name: str) -> dict:
     coverage = masks.coverage(made)
     write_json(path.with_suffix(".json"), {"groups": coverage, "layers": masks.by_layer(made)})
     return coverage
+
+
+def factors(work: Workspace) -> dict:
+    """Makes the factors of what the vanilla model is to keep; returns the share of directions, by leaf, that they take out."""
+    c, model = work.config.factors, work.model
+    params, loss = work.load(work.vanilla), objectives.of_params(c.loss, work.model)
+    how = {"alpha": c.alpha} if c.alpha else {"fraction": c.fraction} if c.fraction else {"share": c.share}
+    streams = {name: work.stream(name, c.rows) for name in ("retain", "text")}
+    counts = {name: min(c.batches, stream.steps) for name, stream in streams.items()}
+    part = trees.flatten(trees.split(params, model.family.eligible)[0])
+    blocks = curvature.blocks(
+        {name: leaf.size * leaf.shape[-1] // leaf.shape[-2] for name, leaf in part.items()}, c.blocks
+    )
+    bar, found = Progress("factors", len(blocks) * sum(counts.values())), {}
+
+    def batches(name):
+        for i in range(counts[name]):
+            bar.add()
+            yield sharding.put(streams[name].batch(i), work.mesh)
+
+    with jax.set_mesh(work.mesh):
+        for names in blocks:
+            leaves = "|".join(map(re.escape, names))
+            seen = {name: curvature.grams(loss, params, batches(name), leaves=leaves) for name in streams}
+            kept = curvature.pooled([(seen.pop("retain"), 1.0), (seen.pop("text"), c.text)])
+            found |= curvature.by_name(curvature.factors(kept, **how))
+    bar.close()
+    made = curvature.match(found, params)
+    partial = work.factors.with_suffix(".partial")
+    curvature.save(partial, made, params)
+    os.replace(partial, work.factors)
+    return curvature.shares(made)
 
 
 def _evidence(work: Workspace, rule: Rule) -> Evidence:
@@ -77,7 +112,7 @@ def _scorer(work: Workspace, rule: Rule) -> tuple[dict[str, Pass], Callable[...,
     shuffled = rule.unit == "batch"
     passes = {name: Pass((stream,), work.mesh, shuffled) for name, stream in streams.items()}
     common = {"leaves": rule.leaves or work.model.family.eligible, "unit": rule.unit, "chunk": c.chunk}
-    loss = methods.scored_loss(rule, work.model)
+    loss = objectives.of_params(rule.loss, work.model)
 
     def score(how, *batches, **options):
         with jax.set_mesh(work.mesh):

@@ -1,12 +1,10 @@
 """All of a config judged before anything is made: types, ranges, names, and keys that nothing would read.
 
-A rule is ``(pattern of dotted keys, what holds, what was expected)``. Every key is judged by every rule whose pattern
-matches it, and all that is wrong is said at once.
+All that is wrong is said at once; what each key may be stands in ``ranges``.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,9 +14,8 @@ from mmu_jax import InputError, adapters, hub, lora, methods, questions
 from mmu_jax.data import builders
 from mmu_jax.metrics import METRICS
 from mmu_jax.study.config import base
+from mmu_jax.study.ranges import RULES, whole
 
-DTYPES = ("float32", "bfloat16", "float16")
-SCHEDULES = ("constant", "linear", "cosine")
 WIDEST, DEEPEST = 2**16, 2**10  # of a model made from nothing
 SIZES = {
     "vision": (
@@ -33,75 +30,6 @@ SIZES = {
 }
 OTHER_SIZES = {"vision": ("projection_dim",), "text": ("num_key_value_heads",)}
 OPEN = (r"model\.(vision|text)\..*", r"unlearn\.learning_rate\..*")  # keys whose names a config chooses
-
-
-def _whole(value: Any, least: int, most: float = math.inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
-def _number(value: Any) -> bool:
-    """Whether it is a number that float32, in which all is computed, holds as a finite one."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2.0**128
-
-
-def _compiles(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(re.compile(value)) and value != ""
-    except re.error:
-        return False
-
-
-def _lengths(value: Any) -> bool:
-    return isinstance(value, tuple | list) and all(_whole(v, 1, MOST) for v in value)
-
-
-def _one_of(values: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: isinstance(v, str) and v in values, f"one of {', '.join(values)}"
-
-
-MOST = 2**24  # of anything that is counted: more is a slip of the hand, and an array that no machine holds
-COUNT = (lambda v: _whole(v, 1, MOST), "a whole number from 1 to 2**24")
-COUNT_OR_NONE = (lambda v: _whole(v, 0, MOST), "a whole number from 0 to 2**24")
-SAMPLES = (lambda v: _whole(v, 1, 10**5), "a whole number from 1 to 100,000")
-HEADLINE = (  # by the table as it is then
-    lambda v: isinstance(v, str) and v in METRICS and METRICS[v].leads,
-    f"one of {', '.join(name for name, metric in METRICS.items() if metric.leads)}",
-)
-RANK = (lambda v: _whole(v, 0, 2**14), "a whole number from 0 to 2**14")
-PASSES = (lambda v: _number(v) and 0 < v <= 10**6, "a number above 0 and up to a million")
-POSITIVE = (lambda v: _number(v) and v >= 2.0**-126, "a finite number above 0")
-NOT_NEGATIVE = (lambda v: _number(v) and v >= 0, "a finite number of at least 0")
-SHARE = (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1")
-SWITCH = (lambda v: isinstance(v, bool), "True or False")
-TEXT = (lambda v: isinstance(v, str), "a text")
-NAME = (lambda v: isinstance(v, str) and v.strip() != "", "a text that is not empty")
-PATTERN = (_compiles, "a regular expression that compiles and is not empty")
-LENGTHS = (_lengths, "lengths from 1 to 2**24, as in (64, 128)")
-
-RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
-    (r"seed", (lambda v: _whole(v, 0, 2**32 - 1), "a whole number from 0 to 2**32 - 1")),
-    (r"mesh\.data", (lambda v: v == -1 or _whole(v, 1), "a whole number of at least 1, or -1 for every device")),
-    (r"mesh\.model", COUNT),
-    (r"data\.(source|path)|model\.path|vanilla\.path", TEXT),
-    (r"data\.(forget|retain)|evaluate\.prompts\.blank", NAME),
-    (r"data\.name", _one_of(tuple(sorted(builders.DATASETS)))),
-    (r"data\.(tokens|patches)", LENGTHS),
-    (r"vanilla\.rows\..*", COUNT_OR_NONE),
-    (r"data\.max_pixels", (lambda v: _whole(v, 0, 2**40), "a whole number from 0 to 2**40")),
-    (r".*lora\.rank", RANK),
-    (r"model\.(dtype|param_dtype)", _one_of(DTYPES)),
-    (r"memory\.limit_gib|saliency\.(eps|noise)", NOT_NEGATIVE),
-    (r"memory\.allow_too_large|gold|saliency\.keep_scores|evaluate\.letters", SWITCH),
-    (r".*\.epochs", PASSES),
-    (r".*\.learning_rate(\..*)?|.*\.retain_rate|.*\.clip|.*lora\.alpha|saliency\.tau", POSITIVE),
-    (r".*\.schedule", _one_of(SCHEDULES)),
-    (r"vanilla\.warmup|evaluate\.memorised", SHARE),
-    (r".*lora\.targets", PATTERN),
-    (r".*\.rows|saliency\.chunk|evaluate\.new_tokens|save_every", COUNT),
-    (r"evaluate\.samples", SAMPLES),
-    (r"evaluate\.headline", HEADLINE),
-    (r"evaluate\.prompts\..*", TEXT),
-)
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -194,7 +122,7 @@ def _networks(c: ConfigDict) -> list[str]:
                     f"expected sizes among {', '.join(SIZES[part] + OTHER_SIZES[part])} in config.model.{part}, found "
                     f"config.model.{part}.{name}; correct it"
                 )
-            elif not _whole(value, 1, most := DEEPEST if name == "num_hidden_layers" else WIDEST):
+            elif not whole(value, 1, most := DEEPEST if name == "num_hidden_layers" else WIDEST):
                 problems.append(
                     f"expected a whole number from 1 to {most} in config.model.{part}.{name}, found {value!r}; correct it"
                 )
@@ -259,8 +187,20 @@ def _together(c: ConfigDict) -> list[str]:
             f"expected config.model.param_dtype=float32 or a LoRA to unlearn with, found {c.model.param_dtype} and no "
             "LoRA; set config.unlearn.lora.rank"
         )
+    if c.factors.fraction and c.factors.alpha:
+        problems.append(
+            f"expected config.factors.fraction or config.factors.alpha, found {c.factors.fraction:g} and {c.factors.alpha:g}; set "
+            "one to 0"
+        )
+    if not c.factors.path and not (c.factors.share or c.factors.fraction or c.factors.alpha):
+        problems.append("expected a number above 0 in config.factors.share, .fraction or .alpha, found none; set one")
     for name in c.unlearn.methods:
         method = methods.METHODS[name]
+        if not c.unlearn.replay:
+            try:
+                method.alone()
+            except InputError as error:
+                problems.append(f"config.unlearn.replay=0: {name}: {error}")
         if method.mask and method.mask.needs_scores and not c.saliency.keep_scores:
             problems.append(
                 f"expected the scores themselves for the mask of {name} (rule {method.mask.by}), found "
@@ -322,6 +262,10 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
         (r"saliency\.rows", all(row.mask.unit == "batch" for row in rows if row.mask), "every mask is scored by batch"),
         (r"saliency\.eps", all(row.mask.eps is not None for row in rows if row.mask), "every mask has its own"),
         (r"saliency\.noise", all(row.mask.noise is not None for row in rows if row.mask), "every mask has its own"),
+        (r"factors\..*", not any(row.projects for row in rows), "no method is projected"),
+        (r"factors\.(?!path).*", c.factors.path, "config.factors.path is the file"),
+        (r"factors\.share", c.factors.fraction or c.factors.alpha, "config.factors.fraction or .alpha says how many"),
+        (r"unlearn\.stop\.level", not c.unlearn.stop.every, "config.unlearn.stop.every is 0"),
         (r"unlearn\.retain_rate", not any(map(_has_own_rate, rows)), "no step of these methods only descends at it"),
         (r"evaluate\.prompts\.letter", not c.evaluate.letters, "letters are not asked for"),
         (r"unlearn\.lora\.(alpha|targets)", not c.unlearn.lora.rank, "config.unlearn.lora.rank is 0"),

@@ -7,31 +7,25 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
-
 from mmu_jax import (
     InputError,
     NotFiniteError,
     adapters,
-    checkpoint,
     evaluate,
     hf,
     hub,
-    masks,
     models,
     questions,
     report,
-    train,
     trees,
 )
 from mmu_jax.data import builders, loader, tiny
-from mmu_jax.data.streams import Stream, padding_line
 from mmu_jax.files import stamp, write_json
 from mmu_jax.methods import METHODS, PROSE
-from mmu_jax.plan import Plan, describe
+from mmu_jax.plan import Plan
 from mmu_jax.report import results
-from mmu_jax.study import checks, gate, records, scoring
+from mmu_jax.study import checks, gate, records, scoring, unlearning
+from mmu_jax.study.fitting import Job, fit
 from mmu_jax.study.progress import Progress
 from mmu_jax.study.stages import Stage
 from mmu_jax.study.workspace import CONTROLS, Workspace
@@ -65,6 +59,8 @@ def stages(work: Workspace) -> list[Stage]:
     # Nothing is unlearned from a model that does not know what is to be forgotten.
     known = _evaluated(work, "vanilla", first, numbers)
     scored = [_scored(work, name, first, numbers) for name in _by_scores(work)]
+    if any(METHODS[name].projects for name in work.config.unlearn.methods) and not c["factors"]["path"]:
+        scored += [_factors(work, first, numbers)]
     unlearned = [_unlearned(work, name, first, numbers) for name in work.config.unlearn.methods]
     others = [name for name in work.names() if name != "vanilla"]
     asked = [_evaluated(work, name, "gold" if name == "gold" else f"unlearn/{name}", numbers) for name in others]
@@ -87,7 +83,7 @@ def _known(work: Workspace, reads: dict[str, Any], *paths: str) -> dict[str, Any
     """
     found = {}
     for name, value in reads.items():
-        folder = name in paths and value and pathlib.Path(value).is_dir()
+        folder = name in paths and value and pathlib.Path(value).exists()
         found |= {f"{name}.content": stamp(value, work.workdir)} if folder else {name: value}
     return found
 
@@ -120,9 +116,20 @@ def _unlearned(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
     c = work.config.to_dict()
     how = {k: v for k, v in c["unlearn"].items() if k not in ("methods", "learning_rate")}
     how |= {"learning_rate": c["unlearn"]["learning_rate"].get(name), "seed": c["seed"]}
-    reads = {"unlearn": how, "method": METHODS[name].arithmetic(), "numbers": numbers}
-    inputs = (start, f"saliency/{name}") if METHODS[name].mask else (start,)
-    return Stage(f"unlearn/{name}", reads, inputs, _fitting(work, unlearn, name))
+    method, inputs = checks.method(work.config, name), [start]
+    reads = {"unlearn": how, "method": method.arithmetic(), "numbers": numbers}
+    inputs += [f"saliency/{name}"] if method.mask else []
+    if method.projects and c["factors"]["path"]:
+        reads |= _known(work, {"factors": c["factors"]["path"]}, "factors")
+    elif method.projects:
+        inputs += ["factors"]
+    return Stage(f"unlearn/{name}", reads, tuple(inputs), _fitting(work, unlearning.unlearn, name))
+
+
+def _factors(work: Workspace, start: str, numbers: dict) -> Stage:
+    c = work.config.to_dict()
+    reads = {"factors": c["factors"], "seed": c["seed"], "numbers": numbers}
+    return Stage("factors", reads, (start,), _fitting(work, scoring.factors), (work.factors,))
 
 
 def _evaluated(work: Workspace, name: str, upstream: str, numbers: dict) -> Stage:
@@ -183,99 +190,7 @@ def fine_tune(work: Workspace, name: str) -> dict:
     iterations = math.ceil(c.epochs * next(iter(streams.values())).steps)
     plan = Plan(checks.fine_tuning(rows), iterations, **numbers)
     params = work.load(work.base, mesh=work.training_mesh, consumed=plan.trainable.consumes)
-    return fit(work, name, plan, params, streams, None, work.training_mesh)
-
-
-# ---- unlearning
-
-
-def prepare(work: Workspace, name: str, **rates: float) -> tuple[Plan, dict[str, Stream], Tree | None]:
-    """The plan, streams and mask of a method; ``learning_rate`` and ``retain_rate`` stand for those of the config."""
-    c, method = work.config.unlearn, METHODS[name]
-    numbers = {key: c[key] for key in ("retain_rate", "schedule", "clip")}
-    numbers |= {
-        "learning_rate": c.learning_rate.get(name),
-        "trainable": checks.trainable(work.config, "unlearn", work.model),
-        "seed": work.config.seed,
-    } | rates
-    if numbers["learning_rate"] is None:
-        raise InputError(f"expected config.unlearn.learning_rate.{name}, found none; set it")
-    streams = work.streams(c.rows, *sorted(method.streams))
-    for stream in sorted(method.referenced):
-        logps = evaluate.reference_logps(work.model, work.load(work.vanilla), streams[stream], work.mesh)
-        streams[stream].columns["ref_logps"] = logps
-    mask = _read_mask(work, name) if method.mask else None
-    plan = Plan.of(method, streams, c.epochs, **numbers)
-    return plan, streams, mask if mask is None else _reached(plan, mask, name)
-
-
-def _read_mask(work: Workspace, name: str) -> Tree:
-    try:
-        return masks.load(work.mask(name), work.load(work.vanilla))
-    except InputError as error:
-        raise InputError(f"{error} (delete it, and the saliency stage makes it again)") from error
-
-
-def _reached(plan: Plan, mask: Tree, name: str) -> Tree:
-    """The part of a mask that what trains can reach."""
-    if plan.trainable.consumes:
-        return mask
-    mask = masks.restrict(mask, plan.trainable.reach)
-    if not masks.count(mask):
-        raise InputError(
-            f"expected a mask of {name} that selects some of what LoRA adapts, found it empty on {plan.trainable.reach!r}; widen "
-            "config.unlearn.lora.targets or set config.unlearn.lora.rank=0"
-        )
-    print("  of the mask, LoRA reaches what the plan shows; the rest of it stays frozen", flush=True)
-    return mask
-
-
-def unlearn(work: Workspace, name: str) -> dict:
-    """Runs a method from the vanilla model.
-
-    Raises:
-      InputError: the vanilla model was found not to know what is to be forgotten.
-    """
-    known = records.read(work.workdir, "evaluate/vanilla")
-    if known and known["status"] != "done" and work.result("vanilla").exists():
-        raise InputError(
-            "expected a vanilla model that knows the people to forget, found one whose evaluation ended otherwise; run "
-            "--stages=evaluate/vanilla, which says what to do"
-        )
-    plan, streams, mask = prepare(work, name)
-    params = work.load(work.vanilla, consumed=plan.trainable.consumes)
-    return fit(work, f"unlearn/{name}", plan, params, streams, mask, work.mesh)
-
-
-def fit(
-    work: Workspace,
-    stage: str,
-    plan: Plan,
-    params: Tree,
-    streams: dict[str, Stream],
-    mask: Tree | None,
-    mesh: jax.sharding.Mesh,
-) -> dict:
-    """Trains and writes the model, its curves and what the record of the stage keeps."""
-    work.scores.drop()  # room for the moments
-    print(describe(plan, params, mask), flush=True)
-    print(padding_line(streams), flush=True)
-    kept = checkpoint.Checkpoints(work.workdir / "checkpoints" / stage)
-    bar = Progress(stage, plan.iterations)
-    options = dict(checkpoints=kept, save_every=work.config.save_every, report=bar.to)
-    state = train.fit(plan, work.model, params, streams, mesh=mesh, mask=mask, **options)
-    bar.close()
-    kept.close()
-    name = stage.removeprefix("unlearn/")
-    source = work.base if name in ("vanilla", "gold") else work.vanilla
-    hf.read_config(source)  # it goes into the copy, and is read from nowhere else
-    changed = hf.rewrite(work.model, source, work.folder(name), plan.trainable.change(state.params, mask))
-    history = {k: [None if np.isnan(x) else float(x) for x in v] for k, v in jax.device_get(state.history).items()}
-    write_json(work.workdir / "training" / f"{stage}.json", history)
-    shapes = trees.flatten(work.model.abstract())
-    share = sum(changed.values()) / sum(shapes[leaf].size for leaf in changed)
-    numbers = {"iterations": plan.iterations, "spacing": plan.spacing, "changed_in_file": share}
-    return numbers | {"mask_proof": train.mask_proof(state, mask)}
+    return fit(work, name, Job(plan, streams), params, work.training_mesh)
 
 
 # ---- what is told

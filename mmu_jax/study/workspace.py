@@ -1,12 +1,14 @@
 """What the stages of a study share: a config, a workdir, and what is loaded from them when it is first needed."""
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from mmu_jax import adapters, hf, hub, models, sharding
@@ -49,6 +51,7 @@ class Workspace:
       params: the params of one directory at a time.
       scores: saliency of the vanilla model, of one kind at a time.
       planned: whether the memory plan was made and holds.
+      level: what vanilla takes people it never saw for, once it was looked at (``unlearning``).
     """
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, given: dict[str, Any]):
@@ -58,6 +61,7 @@ class Workspace:
         self.training_mesh = self.mesh if config.model.path else sharding.make_mesh(1)
         self.params, self.scores = Held(), Held()
         self.planned = False
+        self.level: float | None = None
 
     # ---- data
 
@@ -94,13 +98,31 @@ class Workspace:
         for name in ("data", "benchmark", "albums", "people"):
             self.__dict__.pop(name, None)
 
-    def stream(self, name: str, rows: int, without: frozenset[str] = frozenset()) -> Stream:
-        """A row of ``slices.STREAMS`` in batches of ``rows``, but for people whose id is in ``without``."""
+    def stream(self, name: str, rows: int, without: frozenset[str] = frozenset(), share: float = 1.0) -> Stream:
+        """A row of ``slices.STREAMS`` in batches of ``rows``, but for people whose id is in ``without``.
+
+        ``share``: of the questions about people who are kept, so many are dealt, drawn once by the seed.
+        """
         part = slices.STREAMS[name]
         album = self.albums["full"] if part.kind == slices.IMAGE else None
         seed = self.config.seed * 1000 + sum(map(ord, name))
         numbers = dict(people=self.people, rows=rows, seed=seed, sizes=self.sizes)
-        return stream(name, self.processor, slices.examples(part, self.benchmark, without), album, **numbers)
+        found = slices.examples(part, self.benchmark, without)
+        if share < 1.0 and part.who != "forget":
+            drawn = np.random.default_rng((seed, 1)).permutation(len(found))[: math.ceil(share * len(found))]
+            found = [found[i] for i in sorted(drawn)]
+        return stream(name, self.processor, found, album, **numbers)
+
+    def watched(self, split: str) -> Stream:
+        """Questions by photo about the people of a split, in the words of training, each with its right answer."""
+        people = getattr(self.benchmark, split)
+        album = self.albums["full" if split == "forget" else split]
+        found = [item for person in people for item in person.generation if item.kind == slices.IMAGE]
+        index = {person.id: i for i, person in enumerate(people)}
+        rows = min(self.config.evaluate.rows, len(found))
+        return stream(
+            f"answers of {split}", self.processor, found, album, people=index, rows=rows, seed=0, sizes=self.sizes
+        )
 
     def streams(self, rows: int, *more: str) -> dict[str, Stream]:
         """What scores and steps are taken of: the forget set, the two preserve sets, and ``more`` that a method asks for."""
@@ -165,6 +187,11 @@ class Workspace:
     def mask(self, name: str) -> pathlib.Path:
         """Where the mask of a method is, or will be."""
         return self.workdir / "masks" / f"{name}.safetensors"
+
+    @property
+    def factors(self) -> pathlib.Path:
+        """Where the factors of what the vanilla model is to keep are, or will be."""
+        return pathlib.Path(self.config.factors.path or self.workdir / "factors.safetensors")
 
     def result(self, name: str) -> pathlib.Path:
         """Where the results of a model are, or will be."""

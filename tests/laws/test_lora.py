@@ -16,14 +16,14 @@ from twins import mean_loss, torch_inputs
 
 
 def is_factors(x):
-    return isinstance(x, lora.Factors)
+    return isinstance(x, lora.Adapter)
 
 
 def trained_adapters(params, kinds=("free", "masked")):
     """Adapters as training leaves them: with a B that is not zero."""
 
     def leaf(factors):
-        return lora.Factors(factors.a, 0.05 * jax.random.normal(jax.random.key(factors.b.size), factors.b.shape))
+        return lora.Adapter(factors.a, 0.05 * jax.random.normal(jax.random.key(factors.b.size), factors.b.shape))
 
     made = {kind: lora.init(SPEC, params, jax.random.key(i)) for i, kind in enumerate(kinds)}
     return {kind: jax.tree.map(leaf, tree, is_leaf=is_factors) for kind, tree in made.items()}
@@ -44,7 +44,7 @@ def check_adapted_is_merged(model, params, batch):
     spec = dataclasses.replace(SPEC, targets=r".*(layers|blocks|vision_tower)/.*(q_proj|o_proj|qkv|up_proj|fc1)/weight")
     adapters = {
         kind: jax.tree.map(
-            lambda f: lora.Factors(f.a, jnp.full_like(f.b, 0.03)),
+            lambda f: lora.Adapter(f.a, jnp.full_like(f.b, 0.03)),
             lora.init(spec, params, jax.random.key(i)),
             is_leaf=is_factors,
         )
@@ -261,7 +261,7 @@ def test_bfloat16_params_still_see_a_small_update(llava):
     low = models.Model(model.config, jnp.bfloat16)
     params, batch = hf.load(folder, model, dtype=jnp.bfloat16), make_batch()
     adapters = trained_adapters(params, ("free",))
-    small = jax.tree.map(lambda f: lora.Factors(f.a, f.b * 2**-9), adapters, is_leaf=is_factors)
+    small = jax.tree.map(lambda f: lora.Adapter(f.a, f.b * 2**-9), adapters, is_leaf=is_factors)
     moved = np.abs(
         np.asarray(low.forward(params, batch)) - np.asarray(low.forward(lora.adapt(SPEC, params, small), batch))
     )

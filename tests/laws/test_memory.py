@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mmu_jax import InputError, generate, hf, memory, methods, models, saliency, train, trees
+from mmu_jax import InputError, generate, hf, memory, methods, models, saliency, train_state, trees
 from mmu_jax.plan import Plan
 from mmu_jax.rules import Rule
 from toys import SPEC, make_batch, random_mask, streams
@@ -28,7 +28,7 @@ def test_what_training_keeps_is_counted_to_the_byte(llava, mesh, shape, name):
     folder, _, model = llava
     params = hf.load(folder, model, mesh)
     needs = memory.Ledger(model, mesh).training(methods.METHODS[name], shape)
-    state = train.init(Plan.of(methods.METHODS[name], streams(), 1.0), model, params, mesh)
+    state = train_state.init(Plan.of(methods.METHODS[name], streams(), 1.0), model, params, mesh)
     assert needs["params"] == needs["gradients"] == on_a_device(params)
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]  # beside them only counters
     assert needs["moments"] == on_a_device(moments)
@@ -42,7 +42,7 @@ def test_what_lora_keeps_is_counted_to_the_byte(llava, mesh, shape, dtype):
     params = hf.load(folder, model, mesh, dtype=dtype)
     needs = memory.Ledger(model, mesh, dtype).training(methods.METHODS["mmunlearner"], shape, SPEC)
     plan = Plan.of(methods.METHODS["mmunlearner"], streams(), 1.0, trainable=SPEC)
-    state = train.init(plan, model, params, mesh)
+    state = train_state.init(plan, model, params, mesh)
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
     assert needs["params"] == on_a_device(params)
     assert needs["adapters"] == needs["gradients"] == on_a_device(state.params)

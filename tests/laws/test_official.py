@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmu_jax import InputError, methods, rules, saliency, sharding, train, trees
+from mmu_jax import InputError, methods, objectives, rules, saliency, sharding, train, trees
 from mmu_jax.models import llava
 from mmu_jax.plan import Plan
 
@@ -173,7 +173,7 @@ def rule_of(name, mixed=True):
 def both_masks(data, mixed):
     """(our mask, torch's mask)."""
     rule, params = rule_of("mmunlearner_official", mixed), nested(numbers())
-    loss = methods.scored_loss(rule, Network())
+    loss = objectives.of_params(rule.loss, Network())
     options = {"leaves": rule.leaves, "unit": rule.unit}
     found = {name: saliency.scores(loss, params, stream.dealt, **options) for name, stream in data.items()}
     kept = {"text": found["mixed"], "retain_units": 0.0, "text_units": float(RETAIN + TEXT)}
@@ -236,7 +236,7 @@ def test_one_accumulator_makes_the_same_mask(name, mixed):
     data = streams()
     mask, _ = both_masks(data, mixed)
     rule, params = rule_of(name, mixed), nested(numbers())
-    loss, found = methods.scored_loss(rule, Network()), []
+    loss, found = objectives.of_params(rule.loss, Network()), []
     for side, kept in (("vision", ("retain",)), ("language", PRESERVE[mixed])):
         preserve = [batch for stream in kept for batch in data[stream].dealt]
         leaves = rf"(?={llava.SIDES[side]}\Z)(?:{rule.leaves})"
@@ -249,5 +249,5 @@ def test_one_accumulator_makes_the_same_mask(name, mixed):
 @pytest.mark.parametrize("name", ["kl", "npo"])
 def test_a_loss_that_needs_another_model_makes_no_scores(name):
     rule = dataclasses.replace(methods.METHODS["mmunlearner"].mask, loss=name)
-    with pytest.raises(InputError, match=f"scores of a mask, found {name}, which needs"):
-        methods.scored_loss(rule, Network())
+    with pytest.raises(InputError, match=f"for scores and Grams, found {name}, which needs"):
+        objectives.of_params(rule.loss, Network())

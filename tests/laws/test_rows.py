@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmu_jax import InputError, losses, masks, methods, metrics, models, rules, sharding, train, trees
+from mmu_jax import InputError, losses, masks, methods, metrics, models, objectives, rules, sharding, train, trees
 from mmu_jax.data import IMAGE, TEXT, slices
 from toys import make_batch
 
@@ -35,11 +35,11 @@ HAND = {
     "kl": (0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5), 1),
     "npo": (20 * math.log(1 + math.exp(0.1 * (1 - math.log(2)))), 1),
 }
-LOSSES = sorted(methods.LOSSES)
+LOSSES = sorted(objectives.LOSSES)
 
 
 def take(name, params=PARAMS, vanilla=VANILLA, batch=BATCH):
-    return methods.take(name, methods.Seen(MODEL, params, vanilla), batch)
+    return objectives.take(name, objectives.Seen(MODEL, params, vanilla), batch)
 
 
 class Losses(chex.TestCase):
@@ -69,7 +69,7 @@ def test_a_step_moves_the_answer_as_the_sign_of_the_loss_says(name):
         return losses.sequence_logps(params, BATCH["tokens"], BATCH["weights"])[0]
 
     after = PARAMS - 0.1 * jax.grad(lambda params: take(name, params)[0])(PARAMS)
-    change, sign = float(answer(after) - answer(PARAMS)), methods.LOSSES[name].sign
+    change, sign = float(answer(after) - answer(PARAMS)), objectives.LOSSES[name].sign
     assert change * sign > 0 if sign else change != 0
 
 
@@ -85,7 +85,7 @@ def test_rows_that_only_fill_the_batch_count_for_nothing(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_refused_where_what_it_needs_is_not_there(name):
     bare = {key: value for key, value in BATCH.items() if key != "ref_logps"}
-    if methods.LOSSES[name].needs:
+    if objectives.LOSSES[name].needs:
         with pytest.raises(InputError, match=f"for {name}|of {name}"):
             take(name, vanilla=None, batch=bare)
     else:
@@ -117,8 +117,8 @@ def test_a_citation_is_no_part_of_what_a_result_is_known_by(name):
 def test_what_a_loss_and_a_stream_are_by_default_is_part_of_what_a_result_is_known_by(monkeypatch):
     before = methods.METHODS["npo_retain"].arithmetic()
     assert before["phases"][0]["options"] == {"descent": {}, "npo": {"beta": 0.1}}
-    other = dataclasses.replace(methods.LOSSES["npo"], of=lambda seen, batch, beta=5.0: None)
-    monkeypatch.setitem(methods.LOSSES, "npo", other)
+    other = dataclasses.replace(objectives.LOSSES["npo"], of=lambda seen, batch, beta=5.0: None)
+    monkeypatch.setitem(objectives.LOSSES, "npo", other)
     changed = methods.METHODS["npo_retain"].arithmetic()
     assert changed["phases"][0]["options"]["npo"] == {"beta": 5.0} and changed["streams"] == before["streams"]
     monkeypatch.setitem(slices.STREAMS, "forget", slices.Slice(slices.TEXT, "forget"))
@@ -242,14 +242,14 @@ SLIPS = {
         "options of npo among beta, found 'betta'",
     ),
     "a need that is none": (
-        lambda: methods.Loss(lambda seen, batch: None, frozenset({"techer"})),
+        lambda: objectives.Loss(lambda seen, batch: None, frozenset({"techer"})),
         "needs of a loss among reference, teacher, found 'techer'",
     ),
     "an option without a default": (
-        lambda: methods.Loss(lambda seen, batch, beta: None),
+        lambda: objectives.Loss(lambda seen, batch, beta: None),
         "every option of a loss by name with its default, found beta without",
     ),
-    "options without names": (lambda: methods.Loss(lambda seen, batch, **rest: None), "found rest without"),
+    "options without names": (lambda: objectives.Loss(lambda seen, batch, **rest: None), "found rest without"),
     "a scored loss that is none": (
         lambda: methods.Method((methods.Phase({"retain": "descent"}),), rules.Rule(loss="desent")),
         "the loss of a mask rule among .*descent.* found 'desent'",

@@ -12,6 +12,7 @@ from mmu_jax import (
     InputError,
     checkpoint,
     methods,
+    objectives,
     sharding,
     train,
     transforms,
@@ -155,7 +156,7 @@ def test_a_loss_gets_the_vanilla_model_because_it_says_so(monkeypatch):
     def pull(seen, batch):
         return ((seen.params["table"]["weight"] - seen.vanilla["table"]["weight"]) ** 2).sum(), jnp.float32(1.0)
 
-    monkeypatch.setitem(methods.LOSSES, "pull", methods.Loss(pull, frozenset({"teacher"})))
+    monkeypatch.setitem(objectives.LOSSES, "pull", objectives.Loss(pull, frozenset({"teacher"})))
     method = methods.Method((methods.Phase({"retain": "pull"}),))
     _, state = fit(method, {"retain": Rows("retain", 2)})
     assert np.asarray(state.history["retain/pull"]).tolist() == [0.0, 0.0]
@@ -175,5 +176,7 @@ def test_npo_with_a_retain_term_is_the_sum_of_both_in_one_step():
     plan, state = fit(methods.METHODS["npo_retain"], data)
     assert plan.iterations == 2 and set(state.history) == {"forget/npo", "retain/descent"}
     batch = Rows("forget", 1).batch(0)
-    total, values = train.objective(plan.method.phases[0], methods.Seen(Table(), table()), dict.fromkeys(data, batch))
+    total, values = train.objective(
+        plan.method.phases[0], objectives.Seen(Table(), table()), dict.fromkeys(data, batch)
+    )
     np.testing.assert_allclose(total, values["forget/npo"] + values["retain/descent"])

@@ -8,7 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmu_jax import InputError, checkpoint, hf, masks, methods, saliency, sharding, train, trees
+from mmu_jax import (
+    InputError,
+    checkpoint,
+    hf,
+    masks,
+    methods,
+    objectives,
+    saliency,
+    sharding,
+    train,
+    train_state,
+    trees,
+)
 from mmu_jax.plan import Plan
 from mmu_jax.rules import Rule
 from toys import Batches, make_batch, random_mask, run, same, streams
@@ -191,7 +203,7 @@ def test_a_checkpoint_restores_onto_another_mesh(llava, tmp_path):
     first = run(model, hf.load(folder, model), "grad_diff", iterations=5, where=tmp_path / "c", mesh=single)
     params = hf.load(folder, model, wide)
     plan = Plan.of(methods.METHODS["grad_diff"], streams(), 1.0)
-    like = train.init(dataclasses.replace(plan, iterations=5), model, params, wide)
+    like = train_state.init(dataclasses.replace(plan, iterations=5), model, params, wide)
     restored = checkpoint.Checkpoints(tmp_path / "c").restore(5, like)
     same(restored, first)
     assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, restored, like))
@@ -215,7 +227,7 @@ def evidence(llava, mesh):
     batches = [sharding.put(make_batch(seed=s), mesh) for s in range(2)]
 
     def loss(params, batch):
-        return methods.take("descent", methods.Seen(model, params), batch)
+        return objectives.take("descent", objectives.Seen(model, params), batch)
 
     with jax.set_mesh(mesh):
         options = {"leaves": model.family.eligible, "chunk": 4}

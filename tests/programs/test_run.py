@@ -86,7 +86,7 @@ def test_saliency_and_mask_of_the_vanilla_model_equal_torch(whole):
     import transformers
 
     from configs import tiny as config_file
-    from mmu_jax import masks, methods, saliency, trees
+    from mmu_jax import masks, methods, objectives, saliency, trees
     from mmu_jax.study.study import Study
     from twins import torch_gradients
 
@@ -99,7 +99,7 @@ def test_saliency_and_mask_of_the_vanilla_model_equal_torch(whole):
     sets = {"forget": first["forget"][:3], "retain": first["retain"]}
     sets["preserve"] = sets["retain"] + first["text"][:3]
     leaves, ours, theirs = work.model.family.eligible, {}, {}
-    loss = methods.scored_loss(methods.METHODS["mmunlearner"].mask, work.model)
+    loss = objectives.of_params(methods.METHODS["mmunlearner"].mask.loss, work.model)
     for name, batches in sets.items():
         scores = saliency.scores(loss, work.load(work.vanilla), batches, leaves=leaves, unit="batch")
         ours[name] = {leaf: np.asarray(x) for leaf, x in trees.flatten(scores).items()}

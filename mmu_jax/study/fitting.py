@@ -1,0 +1,69 @@
+"""A plan with all that it runs on, trained, and the model that comes out of it written."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmu_jax import checkpoint, hf, train, train_state, trees
+from mmu_jax.data.streams import Stream, padding_line
+from mmu_jax.files import write_json
+from mmu_jax.plan import Plan, describe
+from mmu_jax.study.progress import Progress
+from mmu_jax.study.workspace import Workspace
+from mmu_jax.train_state import TrainState
+from mmu_jax.trainable import Limits
+from mmu_jax.trees import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A plan, its streams, what restricts its steps, and the answers that it watches where it may stop by them."""
+
+    plan: Plan
+    streams: dict[str, Stream]
+    limits: Limits = Limits()
+    watched: Stream | None = None
+
+    def fit(self, work: Workspace, params: Params, mesh: jax.sharding.Mesh, **options: Any) -> TrainState:
+        """``train.fit`` from ``params``."""
+        given = dict(mesh=mesh, mask=self.limits.mask, factors=self.limits.factors, watched=self.watched)
+        return train.fit(self.plan, work.model, params, self.streams, **given, **options)
+
+
+def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.sharding.Mesh) -> dict:
+    """Trains and writes the model, its curves and what the record of the stage keeps."""
+    work.scores.drop()  # room for the moments
+    plan = job.plan
+    print(describe(plan, params, *job.limits), flush=True)
+    print(padding_line(job.streams), flush=True)
+    kept = checkpoint.Checkpoints(work.workdir / "checkpoints" / stage)
+    bar = Progress(stage, plan.iterations)
+    state = job.fit(work, params, mesh, checkpoints=kept, save_every=work.config.save_every, report=bar.to)
+    bar.close()
+    kept.close()
+    name = stage.removeprefix("unlearn/")
+    source = work.base if name in ("vanilla", "gold") else work.vanilla
+    hf.read_config(source)  # it goes into the copy, and is read from nowhere else
+    changed = hf.rewrite(work.model, source, work.folder(name), plan.trainable.change(state.params, job.limits))
+    done = int(state.step)
+    curves = {key: curve[:done] for key, curve in jax.device_get(state.history).items()}
+    history = {key: [None if np.isnan(x) else float(x) for x in curve] for key, curve in curves.items()}
+    write_json(work.workdir / "training" / f"{stage}.json", history)
+    shapes = trees.flatten(work.model.abstract())
+    share = sum(changed.values()) / sum(shapes[leaf].size for leaf in changed)
+    numbers = {"iterations": done, "spacing": plan.spacing, "changed_in_file": share}
+    numbers |= {"stopped": _stopped(plan, state)} if plan.stop else {}
+    return numbers | {"mask_proof": train_state.mask_proof(state, job.limits.mask)}
+
+
+def _stopped(plan: Plan, state: TrainState) -> dict[str, Any]:
+    """The level a run was to end at, what was last seen, and whether it got there; said where it did not."""
+    last = train_state.latest(state).get(train_state.WATCHED)
+    reached = plan.stop.reached(last)
+    if not reached:
+        seen = "nothing was looked at" if last is None else f"the last look saw {last:.3f}"
+        print(f"  ended after {int(state.step)} iterations above the level of people never seen, {plan.stop.level:.3f}: {seen}; "
+              "give it more passes (config.unlearn.epochs) or a higher rate", flush=True)  # fmt: skip
+    return {"level": plan.stop.level, "last": last, "reached": reached}

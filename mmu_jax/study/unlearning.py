@@ -1,0 +1,93 @@
+"""How a method of the table becomes a job: its streams, mask and factors, its rates, and when it is to stop."""
+
+from mmu_jax import InputError, curvature, evaluate, masks
+from mmu_jax.plan import Plan, Stop
+from mmu_jax.study import checks, records
+from mmu_jax.study.fitting import Job, fit
+from mmu_jax.study.workspace import Workspace
+from mmu_jax.trainable import Limits
+from mmu_jax.trees import Mask
+
+
+def prepare(work: Workspace, name: str, **rates: float) -> Job:
+    """The job of a method; ``learning_rate`` and ``retain_rate`` stand for those of the config."""
+    c, method = work.config.unlearn, checks.method(work.config, name)
+    numbers = {key: c[key] for key in ("retain_rate", "schedule", "clip")}
+    numbers |= {
+        "learning_rate": c.learning_rate.get(name),
+        "trainable": checks.trainable(work.config, "unlearn", work.model),
+        "seed": work.config.seed,
+    } | rates
+    if numbers["learning_rate"] is None:
+        raise InputError(f"expected config.unlearn.learning_rate.{name}, found none; set it")
+    streams = {stream: work.stream(stream, c.rows, share=c.replay or 1.0) for stream in sorted(method.streams)}
+    for stream in sorted(method.referenced):
+        logps = evaluate.reference_logps(work.model, work.load(work.vanilla), streams[stream], work.mesh)
+        streams[stream].columns["ref_logps"] = logps
+    limits = Limits(_read_mask(work, name) if method.mask else None, _read_factors(work) if method.projects else None)
+    stop = _stop(work)
+    plan = Plan.of(method, streams, c.epochs, stop=stop, **numbers)
+    limits = limits._replace(mask=_reached(plan, limits.mask, name))
+    return Job(plan, streams, limits, work.watched("forget") if stop else None)
+
+
+def _stop(work: Workspace) -> Stop | None:
+    """Where the people to forget are to be: at the level that is given, or at that of people whom vanilla never saw."""
+    c = work.config.unlearn.stop
+    if not c.every:
+        return None
+    if not c.level and not work.benchmark.unseen:
+        print("  this data set has no people whom nobody was trained on, whose level would be where to stop: all passes are "
+              "made (config.unlearn.stop.level gives one)", flush=True)  # fmt: skip
+        return None
+    if not c.level and work.level is None:
+        vanilla = work.load(work.vanilla)
+        work.level = evaluate.recognised(work.model, vanilla, work.watched("unseen"), work.mesh)
+    return Stop(c.level or work.level, c.every)
+
+
+def _read_mask(work: Workspace, name: str) -> Mask:
+    try:
+        return masks.load(work.mask(name), work.load(work.vanilla))
+    except InputError as error:
+        raise InputError(f"{error} (delete it, and the saliency stage makes it again)") from error
+
+
+def _read_factors(work: Workspace) -> curvature.Factors:
+    try:
+        return curvature.load(work.factors, work.load(work.vanilla))
+    except InputError as error:
+        given = work.config.factors.path
+        advice = "correct config.factors.path" if given else "delete it, and the factors stage makes it again"
+        raise InputError(f"{error} ({advice})") from error
+
+
+def _reached(plan: Plan, mask: Mask | None, name: str) -> Mask | None:
+    """The part of a mask that what trains can reach."""
+    if mask is None or plan.trainable.consumes:
+        return mask
+    mask = masks.restrict(mask, plan.trainable.reach)
+    if not masks.count(mask):
+        raise InputError(
+            f"expected a mask of {name} that selects some of what LoRA adapts, found it empty on {plan.trainable.reach!r}; widen "
+            "config.unlearn.lora.targets or set config.unlearn.lora.rank=0"
+        )
+    print("  of the mask, LoRA reaches what the plan shows; the rest of it stays frozen", flush=True)
+    return mask
+
+
+def unlearn(work: Workspace, name: str) -> dict:
+    """Runs a method from the vanilla model.
+
+    Raises:
+      InputError: the vanilla model was found not to know what is to be forgotten.
+    """
+    known = records.read(work.workdir, "evaluate/vanilla")
+    if known and known["status"] != "done" and work.result("vanilla").exists():
+        raise InputError(
+            "expected a vanilla model that knows the people to forget, found one whose evaluation ended otherwise; run "
+            "--stages=evaluate/vanilla, which says what to do"
+        )
+    job = prepare(work, name)
+    params = work.load(work.vanilla, consumed=job.plan.trainable.consumes)
+    return fit(work, f"unlearn/{name}", job, params, work.mesh)
