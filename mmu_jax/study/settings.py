@@ -86,7 +86,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"data\.(forget|retain)|evaluate\.prompts\.blank", NAME),
     (r"data\.name", _one_of(tuple(sorted(builders.DATASETS)))),
     (r"data\.(tokens|patches)", LENGTHS),
-    (r"vanilla\.rows\..*", COUNT_OR_NONE),
+    (r"vanilla\.rows\..*|data\.group", COUNT_OR_NONE),
     (r"data\.max_pixels", (lambda v: _whole(v, 0, 2**40), "a whole number from 0 to 2**40")),
     (r".*lora\.rank", RANK),
     (r"model\.(dtype|param_dtype)", _one_of(DTYPES)),
