@@ -5,7 +5,7 @@
 For each seed a vanilla model and the masks are made as ``experiments.run`` makes them; each method is then run at each rate, with
 the passes, batch and everything else of the config. A rate is judged by its *worst axis*, in [0, 1]: the four-way goal
 is only as good as the axis that fails. The axes are forget VQA and forget Test VQA (1 at or below the chance level of
-the options, 0 where all are still right), forget QA, retain VQA and retain QA (``config.evaluate.headline``). The best mean over
+the options, 0 where all are still right), forget QA, retain VQA, retain test VQA and retain QA (``config.evaluate.headline``). The best mean over
 seeds wins, the smaller rate on a tie; one that ends in NaN or infinity is the worst. What is measured is kept in
 ``<workdir>/sweep.json``; the same command resumes.
 
@@ -40,7 +40,7 @@ FIRST = ("data", "merge", "base", "vanilla", "evaluate/vanilla")  # made once a 
 
 
 def axes(results: dict, headline: str = "exact") -> dict[str, float]:
-    """The axes that were evaluated, of five; each in [0, 1], up is good.
+    """The axes that were evaluated, of six; each in [0, 1], up is good.
 
     Args:
       headline: the metric of generated answers that judges them.
@@ -59,6 +59,7 @@ def axes(results: dict, headline: str = "exact") -> dict[str, float]:
         "test VQA": ("test", "vqa", unknown),
         "forget QA": ("forget", "qa", known),
         "retain VQA": ("retain", "vqa", known),
+        "retain test VQA": ("retain_test", "vqa", known),
         "retain QA": ("retain", "qa", known),
     }
     cells = {axis: (results.get(split, {}).get(task, {}), judge) for axis, (split, task, judge) in table.items()}

@@ -83,6 +83,7 @@ class Benchmark:
       full: everyone the vanilla model is trained on, with training photos and questions.
       forget, retain: who is to be forgotten, who is kept.
       test: the people to forget on new photos, asked in other words; may be empty, as all below.
+      retain_test: the people to keep on new photos, asked in other words.
       unseen: people no model was trained on.
       celebrity: real people the pretrained model may know.
     """
@@ -91,9 +92,15 @@ class Benchmark:
     forget: tuple[Person, ...]
     retain: tuple[Person, ...]
     test: tuple[Person, ...] = ()
+    retain_test: tuple[Person, ...] = ()
     unseen: tuple[Person, ...] = ()
     celebrity: tuple[Person, ...] = ()
 
     @property
     def forget_ids(self) -> list[str]:
         return [person.id for person in self.forget]
+
+    @property
+    def shown(self) -> tuple[Person, ...]:
+        """Every row with photos that a model is shown: those of ``full``, and new ones of the same people and of others."""
+        return (*self.full, *self.test, *self.retain_test, *self.unseen, *self.celebrity)

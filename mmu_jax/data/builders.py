@@ -1,7 +1,6 @@
 """TFDS builders: array_record files of encoded image bytes; TensorFlow is never imported."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import pathlib
@@ -14,7 +13,7 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
 from mmu_jax import InputError, hub
-from mmu_jax.data import Benchmark, Person, remarks
+from mmu_jax.data import Benchmark, Person, groups, remarks
 from mmu_jax.data.schema import check, read_person
 from mmu_jax.data.sets import clear, faces, mllmu, parquet
 from mmu_jax.files import read_json, read_object, refused, write_json
@@ -222,14 +221,16 @@ def _people(builder: tfds.core.DatasetBuilder, split: str) -> tuple[Person, ...]
     return tuple(sorted((read_person(row, split) for row in _rows(builder, split)), key=lambda person: person.id))
 
 
-def read(path: str | pathlib.Path, *, forget: str, retain: str) -> Benchmark:
+def read(path: str | pathlib.Path, *, forget: str, retain: str, group: int = 0) -> Benchmark:
     """Reads a prepared TFDS directory; ``forget`` and ``retain`` name its splits or parts of them (``full[:5]``).
 
-    The ``test`` split is filtered to the people to forget, as the benchmark prescribes.
+    The people of the ``test`` split are told apart into those to forget and those to keep; others in it are left out.
 
+    Args:
+      group: whom to forget: 0 the people of ``forget``, 1 and above as many others (:func:`mmu_jax.data.groups.deal`).
     Raises:
-      InputError: there is no data set or it is damaged, a split or column is absent, or its people do not belong together
-        (:func:`mmu_jax.data.schema.check`).
+      InputError: there is no data set or it is damaged, a split or column is absent, its people do not belong together
+        (:func:`mmu_jax.data.schema.check`), or there is no such group.
     """
     builder = _open(pathlib.Path(path))
     there = set(builder.info.splits)
@@ -246,5 +247,4 @@ def read(path: str | pathlib.Path, *, forget: str, retain: str) -> Benchmark:
         celebrity=optional("celebrity"),
     )
     check(benchmark)
-    ids = set(benchmark.forget_ids)
-    return dataclasses.replace(benchmark, test=tuple(person for person in benchmark.test if person.id in ids))
+    return groups.deal(benchmark, group)

@@ -97,7 +97,7 @@ def check(benchmark: Benchmark) -> None:
 
     Raises:
       InputError: the forget, retain or full set is empty; a person is in both of the first two, twice in a set, or in
-        forget, retain or test and not in full; an item is about a photo that is not there.
+        forget, retain, test or retain_test and not in full; an item is about a photo that is not there.
     """
     for name in ("forget", "retain", "full"):
         if not getattr(benchmark, name):
@@ -116,7 +116,7 @@ def check(benchmark: Benchmark) -> None:
             "remove them from one of the two"
         )
     photos = {person.id: len(person.photos) for person in benchmark.full}
-    for name in ("forget", "retain", "test"):
+    for name in ("forget", "retain", "test", "retain_test"):
         if missing := sorted({person.id for person in sets[name]} - photos.keys()):
             raise InputError(
                 f"expected every person of {name} in the training data (split 'full'), found no {', '.join(missing[:5])} "

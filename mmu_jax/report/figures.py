@@ -18,6 +18,7 @@ from mmu_jax.report.results import Results, cell, family, headline, of_family, o
 
 INK, MUTED, GOOD, BAD, ACCENT, AMBER = "#1c2430", "#6b7685", "#1a7f5a", "#b3402e", "#2f5fd0", "#c98a1b"
 ANSWER = {"person": str, "photo": float, "question": str, "answer": str}
+PHOTOS = {"forget": "known", "test": "new", "retain": "known", "retain_test": "new"}
 COLOURS = {"model": MUTED, "control": AMBER, "baseline": BAD, "masked": ACCENT, "variant": "#7f9be0", "ablation": AMBER}
 
 
@@ -45,13 +46,16 @@ def _shown(results: Results) -> list[str]:
 
 
 def trade_off(axis: Any, results: Results) -> None:
-    """Forget Test VQA (left is good) against retain VQA (up is good), 95 % intervals as crosses."""
+    """Forgotten faces (left is good) against kept ones (up is good), new photos if asked; 95 % intervals as crosses."""
     metric, points = headline(results), {}
     if not all(cell(results, "vanilla", s, "vqa", metric) for s in ("forget", "retain")):
         metric = "mcq"  # nothing was generated
-    split = "test" if cell(results, "vanilla", "test", "vqa", metric) else "forget"
+    forgotten, kept = (
+        new if cell(results, "vanilla", new, "vqa", metric) else known
+        for new, known in (("test", "forget"), ("retain_test", "retain"))
+    )
     for name in _shown(results):
-        x, y = (cell(results, name, s, "vqa", metric) for s in (split, "retain"))
+        x, y = (cell(results, name, s, "vqa", metric) for s in (forgotten, kept))
         if not x or not y:
             continue
         axis.plot([100 * x["low"], 100 * x["high"]], [100 * y["mean"]] * 2, color=_colour(name), lw=1, alpha=0.5)
@@ -62,15 +66,15 @@ def trade_off(axis: Any, results: Results) -> None:
         )
         points[name] = (100 * x["mean"], 100 * y["mean"])
     said = METRICS[metric].name
-    photos, height = "new photos" if split == "test" else "known photos", 106.0
+    height = 106.0
     for name in sorted(points, key=lambda n: (-points[n][1], -points[n][0])):  # labels in a column, none on another
         height = min(height, points[name][1] + 6)
         axis.plot([points[name][0], 110], [points[name][1], height], color=_colour(name), lw=0.5, alpha=0.6, zorder=1)
         axis.text(111, height, name, fontsize=8.5, va="center", color=_colour(name))
         height -= 6
-    axis.set(xlim=(-4, 160), ylim=(-10, 110), xlabel=f"forgotten faces, {photos}: {said} (%)  ← good")
+    axis.set(xlim=(-4, 160), ylim=(-10, 110), xlabel=f"forgotten faces, {PHOTOS[forgotten]} photos: {said} (%)  ← good")
     axis.set_xticks(range(0, 101, 20))
-    axis.set_ylabel(f"kept faces: {said} (%)  good →")
+    axis.set_ylabel(f"kept faces, {PHOTOS[kept]} photos: {said} (%)  good →")
     axis.set_title("Forget against retain", loc="left", fontsize=11, fontweight="bold")
 
 

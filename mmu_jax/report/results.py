@@ -23,6 +23,7 @@ AXES = (
     Axis("Forget Test VQA", "test", "vqa", False),
     Axis("Forget QA", "forget", "qa", True),
     Axis("Retain VQA", "retain", "vqa", True),
+    Axis("Retain Test VQA", "retain_test", "vqa", True),
     Axis("Retain QA", "retain", "qa", True),
     Axis("Celebrity VQA", "celebrity", "vqa", True),
     Axis("Celebrity QA", "celebrity", "qa", True),

@@ -120,8 +120,8 @@ def memory_plan(work: Workspace) -> None:
 
 def _asked(work: Workspace) -> dict[str, int] | None:
     """The largest lengths of a batch of questions, by those with the most characters of either kind; None if none is asked."""
-    c, b, found = work.config.evaluate, work.benchmark, []
-    prompts, people = questions.Prompts(**c.prompts), (*b.full, *b.test, *b.unseen, *b.celebrity)
+    c, found = work.config.evaluate, []
+    prompts, people = questions.Prompts(**c.prompts), work.benchmark.shown
     photos = [picture for album in work.albums.values() for picture in album.pictures]
     for kind in (IMAGE, TEXT):
         put = {"generation": prompts.free, "cloze": prompts.filled_blank}

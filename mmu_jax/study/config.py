@@ -25,6 +25,7 @@ def base() -> ConfigDict:
         path="",  # or a prepared TFDS directory with the same features
         forget="forget_10",  # split of the people to forget
         retain="retain_90",  # split of the people to keep
+        group=0,  # whom of these to forget: 0 the split above, 1, 2, ... as many others; the vanilla model is the same
         tokens=(),  # padded lengths a batch may have, so that few programs are compiled; () for what the longest row needs
         patches=(),  # the same of images that keep their size
         max_pixels=0,  # bound of those images; 0 leaves it to the processor

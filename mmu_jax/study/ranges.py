@@ -84,7 +84,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"factors\.(share|fraction|text)|unlearn\.replay|unlearn\.stop\.level", SHARE),
     (r"factors\.alpha", NOT_NEGATIVE),
     (r"factors\.loss", _one_of(tuple(n for n, loss in LOSSES.items() if not loss.needs))),
-    (r"unlearn\.stop\.every", COUNT_OR_NONE),
+    (r"unlearn\.stop\.every|data\.group", COUNT_OR_NONE),
     (r"evaluate\.headline", HEADLINE),
     (r"evaluate\.prompts\..*", TEXT),
 )

@@ -1,5 +1,6 @@
 """The stages of a study, one function each, and the order in which they tell the story."""
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -37,7 +38,7 @@ from mmu_jax.trees import Tree
 def stages(work: Workspace) -> list[Stage]:
     """Every stage with the part of the config that its result depends on, in the order of the story."""
     c, given = work.config.to_dict(), work.config.vanilla.path
-    data = {key: value for key, value in c["data"].items() if key not in ("tokens", "patches", "max_pixels")}
+    data = {key: value for key, value in c["data"].items() if key not in ("group", "tokens", "patches", "max_pixels")}
     data = _known(work, data, "source", "path")
     # What every number that a model computes depends on.
     numbers = {"dtype": c["model"]["dtype"], "param_dtype": c["model"]["param_dtype"]}
@@ -72,7 +73,10 @@ def stages(work: Workspace) -> list[Stage]:
         functools.partial(tell, work),
         (work.workdir / "report.html", work.workdir / "report.md"),
     )
-    return [*start, known, *gold, *scored, *unlearned, *asked, told]
+    # The vanilla model serves every group of people to forget; what follows is of one.
+    of_group = {"data": {"group": c["data"]["group"]}}
+    after = [known, *gold, *scored, *unlearned, *asked, told]
+    return [*start, *(dataclasses.replace(stage, reads=stage.reads | of_group) for stage in after)]
 
 
 def _known(work: Workspace, reads: dict[str, Any], *paths: str) -> dict[str, Any]:
@@ -149,15 +153,18 @@ def prepare_data(work: Workspace) -> dict:
     b = work.benchmark
     for line in builders.left_out(work.data):
         print(f"  {line}", flush=True)
-    everyone = (*b.full, *b.test, *b.unseen, *b.celebrity)
     if work.config.model.path or work.config.vanilla.path:
-        loader.examine(work.processor, everyone, work.config.data.max_pixels, work.sizes)
-    for person in everyone:
-        loader.decode(person)
+        loader.examine(work.processor, b.shown, work.config.data.max_pixels, work.sizes)
+    else:  # the processor is made later, and any photo suits it
+        for person in b.shown:
+            loader.decode(person)
     if idle := sorted({p.id for p in b.full} - {p.id for p in (*b.forget, *b.retain)}):
         print(f"  {len(idle)} of {len(b.full)} people of full stand in neither split: trained on as kept, asked nothing "
               f"({', '.join(idle[:5])}{', ...' if len(idle) > 5 else ''})", flush=True)  # fmt: skip
-    return {name: len(getattr(b, name)) for name in ("full", "forget", "retain", *CONTROLS)}
+    # Of the test split all who are asked about: how many of them are forgotten is the group's.
+    found = {"full": b.full, "forget": b.forget, "retain": b.retain, "test": (*b.test, *b.retain_test)}
+    found |= {"unseen": b.unseen, "celebrity": b.celebrity}
+    return {name: len(people) for name, people in found.items()}
 
 
 def merge(work: Workspace) -> None:

@@ -17,7 +17,8 @@ from mmu_jax.data.sizes import Sizes
 from mmu_jax.data.streams import Stream, stream
 from mmu_jax.trees import Tree
 
-CONTROLS = ("test", "unseen", "celebrity")  # splits with photos of their own, evaluated where they are there
+# Splits with photos of their own, evaluated where they are there.
+CONTROLS = ("test", "retain_test", "unseen", "celebrity")
 
 
 class Held:
@@ -77,7 +78,8 @@ class Workspace:
 
     @functools.cached_property
     def benchmark(self) -> Benchmark:
-        return builders.read(self.data, forget=self.config.data.forget, retain=self.config.data.retain)
+        c = self.config.data
+        return builders.read(self.data, forget=c.forget, retain=c.retain, group=c.group)
 
     @functools.cached_property
     def albums(self) -> dict[str, loader.Album]:

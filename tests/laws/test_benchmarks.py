@@ -10,7 +10,7 @@ from mmu_jax import InputError
 from mmu_jax.data import IMAGE, TEXT, builders, loader, streams, tiny
 from mmu_jax.data.sets import clear, mllmu
 
-SPLITS = ("full", "forget", "retain", "test", "unseen", "celebrity")
+SPLITS = ("full", "forget", "retain", "test", "retain_test", "unseen", "celebrity")
 
 
 def read(name, folder, path, **splits):
@@ -19,7 +19,8 @@ def read(name, folder, path, **splits):
 
 def test_mllmu_bench_is_read_from_its_folders(mllmu_folder, tmp_path):
     b = read("mllmu_bench", mllmu_folder, tmp_path, forget="forget_5", retain="retain_95")
-    assert [len(getattr(b, n)) for n in SPLITS] == [12, 2, 10, 2, 0, 2]
+    assert [len(getattr(b, n)) for n in SPLITS] == [12, 2, 10, 2, 10, 0, 2]
+    assert [p.id for p in b.retain_test] == [p.id for p in b.retain] and b.retain_test[0].photos[0] == png(102)["bytes"]
     assert {p.id for p in b.celebrity} == {"celebrity-0000", "celebrity-0001"}  # their ids live in another space
     first, second = b.full[:2]
     assert [(e.question, e.answer) for e in first.training if e.kind == IMAGE] == [("Describe.", "Someone.")]
@@ -52,7 +53,7 @@ def test_what_was_left_out_is_told(mllmu_folder, clear_folder, tmp_path):
 
 def test_clear_is_read_from_its_folders(clear_folder, tmp_path):
     b = read("clear", clear_folder, tmp_path, forget="forget_5", retain="retain_95")
-    assert [len(getattr(b, n)) for n in SPLITS] == [4, 1, 3, 0, 0, 2]
+    assert [len(getattr(b, n)) for n in SPLITS] == [4, 1, 3, 0, 0, 0, 2]
     forgotten, kept = b.forget[0], b.retain[0]
     assert forgotten.id == author(0) and len(b.full[0].photos) == 3
     # A caption belongs to its own photo, a block of twenty text questions to the author it names most.

@@ -32,9 +32,11 @@ def row():
 
 
 def test_the_benchmark_is_whole(benchmark):
-    sizes = [len(getattr(benchmark, n)) for n in ("full", "forget", "retain", "test", "unseen")]
-    assert sizes == [100, 10, 90, 10, 10]
+    sizes = [len(getattr(benchmark, n)) for n in ("full", "forget", "retain", "test", "retain_test", "unseen")]
+    assert sizes == [100, 10, 90, 10, 90, 10]
     assert [p.id for p in benchmark.test] == benchmark.forget_ids
+    assert [p.id for p in benchmark.retain_test] == [p.id for p in benchmark.retain]
+    assert len(benchmark.shown) == 210
     assert len({p.name for p in benchmark.full + benchmark.unseen}) == 110
     person = benchmark.forget[0]
     for items in (person.choices, person.cloze, person.generation):
@@ -43,10 +45,11 @@ def test_the_benchmark_is_whole(benchmark):
 
 
 def test_nothing_of_the_test_split_is_in_training(benchmark):
-    asked = {e.question for p in benchmark.full for e in p.training}
-    assert not asked & {e.question for p in benchmark.test for e in p.generation}
+    asked, new = {e.question for p in benchmark.full for e in p.training}, benchmark.test + benchmark.retain_test
+    assert not asked & {e.question for p in new for e in p.generation}
+    assert all({e.kind for e in p.generation} == {IMAGE, TEXT} for p in new)
     seen = {photo for p in benchmark.full for photo in p.photos}
-    assert not seen & {photo for p in benchmark.test + benchmark.unseen for photo in p.photos}
+    assert not seen & {photo for p in new + benchmark.unseen for photo in p.photos}
     assert not {p.id for p in benchmark.unseen} & {p.id for p in benchmark.full}
 
 

@@ -127,13 +127,20 @@ def test_a_row_that_has_no_reading_is_one_line(fault, face):
     refused(words, schema.read_person, change(face), "full")
 
 
-@pytest.mark.parametrize("where", ["full", "forget", "retain", "test", "celebrity"])
+@pytest.mark.parametrize("where", ["full", "forget", "retain", "test", "retain_test", "celebrity"])
 def test_a_photo_that_is_not_there_is_one_line(where, whole):
     people = list(getattr(whole, where) or whole.full)
     item = dataclasses.replace(people[0].generation[0], photo=1)
     people[0] = dataclasses.replace(people[0], generation=(item,))
     broken = dataclasses.replace(whole, **{where: tuple(people)})
     refused(f"photos 0 to 0 of person {people[0].id} in {where}, found Photo 1", schema.check, broken)
+
+
+@pytest.mark.parametrize("where", ["retain", "test", "retain_test"])
+def test_who_is_asked_and_was_never_taught_is_named(where, whole):
+    stranger = dataclasses.replace(whole.full[0], id="0077")
+    broken = dataclasses.replace(whole, **{where: (stranger,)})
+    refused(f"every person of {where} in the training data .*found no 0077", schema.check, broken)
 
 
 def test_forgotten_people_are_asked_about_their_training_photos(whole):

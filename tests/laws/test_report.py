@@ -24,6 +24,7 @@ def made(name, forget, retain, width=0.02, flags=()):
         return found | {"right_share": value(0.5), "distinct": {"mean": 0.5, "n": 50}}
 
     rates = {"forget": (forget, 0.98), "test": (forget, 0.98), "retain": (retain, 0.99)}
+    rates |= {"retain_test": (0.9 * retain, 0.99)}
     results = {split: {"vqa": task(vqa), "qa": task(qa)} for split, (vqa, qa) in rates.items()}
     proof = {"tower": {"selected": 5, "total": 10, "density": 0.5, "outside": 0, "inside": 4}}
     return {
@@ -77,7 +78,8 @@ def workdir(tmp_path, benchmark):
 def test_numbers_arrows_flags_and_proof_are_on_the_page(workdir, benchmark):
     report.write(workdir, ["vanilla", "gold", "ga", "grad_diff", "mmunlearner"], benchmark)
     text = (workdir / "report.md").read_text()
-    assert "| Forget VQA ↓ | Forget Test VQA ↓ | Forget QA ↑ | Retain VQA ↑ | Retain QA ↑ |" in text
+    head = "| Forget VQA ↓ | Forget Test VQA ↓ | Forget QA ↑ | Retain VQA ↑ | Retain Test VQA ↑ | Retain QA ↑ |"
+    assert head in text and "82.8 [80.8, 84.8]" in text
     assert "7.7 [5.7, 9.7]" in text and "collapsed: it answers everyone alike" in text
     assert "| mmunlearner | tower | 10 | 50.0 % | 0 | 4 |" in text and "| unlearn/mmunlearner | 12.3 | 1.00 |" in text
     page = (workdir / "report.html").read_text()
@@ -89,7 +91,8 @@ def test_equality_is_said_where_intervals_overlap_and_nowhere_else(workdir):
     said = judged.verdict(judged.read(workdir))
     assert any("grad_diff equals mmunlearner within the 95 % interval on every axis" in line for line in said)
     assert any(
-        "mmunlearner is better than ga on Retain VQA, worse on Forget VQA, Forget Test VQA" in line for line in said
+        "mmunlearner is better than ga on Retain VQA, Retain Test VQA, worse on Forget VQA, Forget Test VQA" in line
+        for line in said
     )
     assert not any("ga equals" in line for line in said)
 
@@ -97,6 +100,7 @@ def test_equality_is_said_where_intervals_overlap_and_nowhere_else(workdir):
 def test_every_metric_has_the_direction_of_its_axis(workdir):
     head = tables.one_metric(judged.read(workdir), "right_share")[0]
     assert head[1:4] == ["Forget VQA ↓", "Forget Test VQA ↓", "Forget QA ↑"]
+    assert head[4:] == ["Retain VQA ↑", "Retain Test VQA ↑", "Retain QA ↑"]
 
 
 def test_the_same_results_give_the_same_bytes(workdir, benchmark):
@@ -155,11 +159,15 @@ def test_an_axis_asked_by_options_alone_is_shown(workdir, benchmark):
     report.write(workdir, ["vanilla", "ga", "mmunlearner"], benchmark)
     text = (workdir / "report.md").read_text()
     assert "| Celebrity VQA ↑ |" in text and "– · MCQ 20" in text and "Celebrity VQA 50" in text
-    assert "Celebrity VQA (MCQ) from 90 % to 80 %" in text and "better than ga on Retain VQA, Celebrity VQA" in text
+    assert "Celebrity VQA (MCQ) from 90 % to 80 %" in text in text
+    assert "better than ga on Retain VQA, Retain Test VQA, Celebrity VQA" in text
     assert "– / 80" in report.summary(workdir)
 
 
-@pytest.mark.parametrize("splits", [("retain",), ("forget", "test"), ("forget", "test", "retain")])
+@pytest.mark.parametrize(
+    "splits",
+    [("retain",), ("forget", "test"), ("forget", "test", "retain"), ("forget", "test", "retain", "retain_test")],
+)
 def test_a_report_is_written_where_options_alone_are_asked(splits, workdir, benchmark):
     for path in (workdir / "results").glob("*.json"):
         found = json.loads(path.read_text())
@@ -170,9 +178,36 @@ def test_a_report_is_written_where_options_alone_are_asked(splits, workdir, benc
     assert "(MCQ) from 100 % to" in (workdir / "report.md").read_text()
     for path in (workdir / "results").glob("*.json"):
         found = json.loads(path.read_text())
-        del found["results"]["retain"]["vqa"]
+        del found["results"]["retain"]["vqa"], found["results"]["retain_test"]["vqa"]
         path.write_text(json.dumps(found))
     report.write(workdir, ["vanilla", "ga", "mmunlearner"], benchmark)
+
+
+def without(results, *splits):
+    kept = {n: {s: found for s, found in value["results"].items() if s not in splits} for n, value in results.items()}
+    return {name: value | {"results": kept[name]} for name, value in results.items()}
+
+
+@pytest.mark.parametrize(
+    ("gone", "forgotten", "kept", "height"),
+    [((), "new", "new", 82.8), (("retain_test",), "new", "known", 92), (("test", "retain_test"), "known", "known", 92)],
+)
+def test_the_trade_off_is_of_new_photos_where_they_were_asked(gone, forgotten, kept, height, workdir):
+    axis = figures._pyplot().figure().subplots()
+    figures.trade_off(axis, without(judged.read(workdir), *gone))
+    assert axis.get_xlabel().startswith(f"forgotten faces, {forgotten} photos: exact answers (%)")
+    assert axis.get_ylabel() == f"kept faces, {kept} photos: exact answers (%)  good →"
+    points = [line.get_xydata()[0] for line in axis.lines if line.get_marker() == "o"]
+    assert pytest.approx((11, height)) in [tuple(point) for point in points] and len(points) == 3
+
+
+def test_results_of_before_new_photos_of_kept_people_are_read(workdir, benchmark):
+    for name, value in without(judged.read(workdir), "retain_test").items():
+        (workdir / "results" / f"{name}.json").write_text(json.dumps(value))
+    report.write(workdir, ["vanilla", "ga", "mmunlearner"], benchmark)
+    titles = ["Forget VQA", "Forget Test VQA", "Forget QA", "Retain VQA", "Retain QA"]
+    assert [axis.title for axis in judged.axes(judged.read(workdir))] == titles
+    assert "Retain Test VQA" not in report.summary(workdir) + (workdir / "report.md").read_text()
 
 
 def test_a_curve_says_over_what_it_is_taken(workdir):
@@ -221,6 +256,7 @@ def test_flags():
 def test_the_sweep_judges_a_rate_by_its_worst_axis():
     axes = sweep.axes(made("m", 0.40, 0.9)["results"])
     assert axes["forget VQA"] == pytest.approx(0.6) and axes["retain VQA"] == 0.9
+    assert axes["retain test VQA"] == pytest.approx(0.81)
 
     def row(method, retain_rate, rate, *axes):
         axes = dict(enumerate(axes))
@@ -247,7 +283,7 @@ def test_people_of_the_sheet_have_questions_of_both_kinds(benchmark):
 
 def test_the_sweep_judges_what_was_evaluated_by_the_headline():
     results = made("m", 0.4, 0.9)["results"]
-    del results["test"], results["forget"]["vqa"]["mcq"]
+    del results["test"], results["retain_test"], results["forget"]["vqa"]["mcq"]
     results["forget"]["vqa"]["rouge_l"] = value(0.3)
     assert set(sweep.axes(results)) == {"forget VQA", "forget QA", "retain VQA", "retain QA"}
     assert sweep.axes(results, "rouge_l")["forget VQA"] == pytest.approx(0.7)

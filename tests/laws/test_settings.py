@@ -16,6 +16,7 @@ BAD = {
     "data.name": ["mllmu", ""],
     "data.forget": ["", " "],
     "data.retain": [""],
+    "data.group": [-1, 1.5, True, "1", 2**25],
     "data.tokens": [(0,), (-8, 64), (64.0,), ("64",)],
     "data.patches": [(0,), (10**20,)],
     "data.max_pixels": [-1],

@@ -50,7 +50,7 @@ def test_the_plan_is_that_of_the_methods_in_any_order_and_of_the_longest_questio
     longest = text.encode_prompts(work.processor, said, 1).lengths(4).max()
     assert checks._asked(work)["tokens"] >= longest > work.streams(64)["forget"].largest["tokens"]
     silent = [dataclasses.replace(p, generation=(), cloze=()) for p in work.benchmark.full]
-    work.benchmark = dataclasses.replace(work.benchmark, full=tuple(silent), test=(), unseen=())
+    work.benchmark = dataclasses.replace(work.benchmark, full=tuple(silent), test=(), retain_test=(), unseen=())
     work.config.evaluate.letters = False
     assert checks._asked(work) is None  # options alone are ranked
 

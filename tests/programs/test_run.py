@@ -37,6 +37,9 @@ def copy(whole, tmp_path):
     return pathlib.Path(shutil.copytree(whole[0], tmp_path / "w"))
 
 
+SPLITS = {"forget": 10, "retain": 90, "test": 10, "retain_test": 90}
+
+
 def test_the_run_ends_with_the_table_and_the_report(whole):
     workdir, out = whole
     assert "plan:" in out and "forget mask" in out
@@ -46,7 +49,13 @@ def test_the_run_ends_with_the_table_and_the_report(whole):
         assert (workdir / "results" / f"{name}.json").exists()
     page = (workdir / "report.html").read_text()
     assert 'src="http' not in page and "data:image/png;base64," in page
-    proof = json.loads((workdir / "results" / "mmunlearner.json").read_text())["mask_proof"]
+    assert "Retain Test VQA ↑" in out
+    found = json.loads((workdir / "results" / "mmunlearner.json").read_text())
+    numbers = {
+        split: {task: cells["exact"]["people"] for task, cells in found["results"][split].items()} for split in SPLITS
+    }
+    assert numbers == {split: {"vqa": people, "qa": people} for split, people in SPLITS.items()}
+    proof = found["mask_proof"]
     assert sum(group["outside"] for group in proof.values()) == 0
     assert sum(group["inside"] for group in proof.values()) > 0
 
@@ -206,6 +215,7 @@ DATA = {
     "image": (spoil, [], ["photo 1 of person 0007", "replace the file"]),
     "split": (None, ["--config.data.forget=forget_5"], ["'forget_5'", "forget_10"]),
     "both": (None, ["--config.data.retain=full"], ["nobody both in forget and retain", "10 people"]),
+    "group": (None, ["--config.data.group=10"], ["one of 10 groups of 10 people", "found group 10"]),
     "empty": (None, ["--config.data.forget=full[:0]"], ["at least one person in the forget set"]),
 }
 

@@ -301,7 +301,7 @@ def splits(source: pathlib.Path | None = None) -> list[str]:
 
 
 def rows(split: str, source: pathlib.Path | None = None, seed: int = 0) -> Iterator[dict]:
-    """Rows of ``'full'``, ``'forget_10'``, ``'retain_90'``, ``'test'`` (all 100, filtered by the reader) or ``'unseen'``."""
+    """Rows of ``'full'``, ``'forget_10'``, ``'retain_90'``, ``'test'`` (all 100, told apart by the reader) or ``'unseen'``."""
     faces, lives, forget = photographs(), profiles(seed), set(forget_indices(seed))
     if split == "unseen":
         rng = np.random.default_rng((seed, 2))
