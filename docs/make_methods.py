@@ -14,7 +14,7 @@ from mmu_jax.objectives import LOSSES
 HEAD = """\
 # Methods
 
-<!-- Made by `python docs/make_methods.py > docs/methods.md`; edit mmu_jax/methods.py, not this page. -->
+<!-- Made by `python docs/make_methods.py > docs/methods.md`; edit mmu_jax/methods.py and objectives.py, not this page. -->
 
 A method is a row of `mmu_jax.methods.METHODS`: the optimizer steps of one iteration, each a sum of losses on streams of
 batches, and what may move in them. The loop that runs a row is the same for all. You choose rows with
@@ -24,7 +24,8 @@ How to read the tables:
 
 - **Steps** are numbered in the order in which one iteration takes them; `loss(stream)`, joined by + where one step takes
   several. *Spread*: taken only every `len(retain) // len(forget)` iterations, once for each forget batch. *Masked*: only
-  entries in the mask move. *Not clipped*: the norm of its gradient is not bounded.
+  entries in the mask move. *Projected*: nothing moves along the directions that carry what is kept, nor any leaf that is no
+  linear weight (`mmu_jax.curvature`). *With look-ahead*: a second gradient is taken beside the path. *Not clipped*: the norm of its gradient is not bounded.
 - **Mask** is the [rule](api/masks.md#mmu_jax.rules.Rule) by which scores become a mask; what it does not state has the default. The default
   is `1[(F_f + eps) / (F_p + eps) >= tau]`, F the mean of squared per-example gradients: on forget VQA, and on retain VQA
   for the vision side, retain VQA and the text QA of everyone for the language side.
@@ -34,6 +35,7 @@ How to read the tables:
 TITLES = {
     "control": "Controls",
     "baseline": "Baselines",
+    "projected": "Projected methods",
     "masked": "Masked methods",
     "variant": "Variants",
     "ablation": "Ablations of the mask",
@@ -82,8 +84,9 @@ def step(phase: Phase) -> str:
     """One kind of step: losses on streams, and how it is taken."""
     options = {name: ", ".join(f"{k}={v!r}" for k, v in given.items()) for name, given in phase.options.items()}
     taken = [f"`{n}({s}{', ' + options[n] if options.get(n) else ''})`" for s, n in phase.losses.items()]
-    how = [word for word, yes in (("spread", phase.spread), ("masked", phase.masked)) if yes]
-    how += [] if phase.clip else ["not clipped"]
+    marks = (("spread", phase.spread), ("masked", phase.masked), ("projected", phase.projected))
+    how = [word for word, yes in marks if yes]
+    how += [f"with look-ahead {phase.lookahead:g}"] * bool(phase.lookahead) + ["not clipped"] * (not phase.clip)
     return " + ".join(taken) + (f" {', '.join(how)}" if how else "")
 
 

@@ -162,7 +162,7 @@ def projected(
     >>> params = {'w': jnp.zeros((1, 2))}
     >>> updates, _ = tx.update({'w': jnp.array([[3.0, 4.0]])}, tx.init(params), params)
     >>> updates['w'].tolist()
-    [[-0.0, -5.0]]
+    [[0.0, -5.0]]
 
     Args:
       inner: any optax transformation whose updates have the shapes of the params, chains included.

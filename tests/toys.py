@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import checkpoint, lora, methods, sharding, train, trees
+from mmu_jax import checkpoint, curvature, lora, methods, sharding, train, trees
 from mmu_jax.data import IMAGE
 from mmu_jax.data.slices import STREAMS
 from mmu_jax.plan import Plan
@@ -72,6 +72,18 @@ def random_mask(model, params, seed=0):
         return jax.device_put(chosen, p.sharding)
 
     return trees.map_named(leaf, params)
+
+
+def random_factors(params, leaves, seed=0):
+    """A factor of a few directions, some of them taken out in part, for every leaf that the pattern matches."""
+
+    def leaf(name, p):
+        rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
+        basis, _ = np.linalg.qr(rng.normal(size=(*p.shape[:-2], p.shape[-1], 5)))
+        strength = np.broadcast_to(np.float32([1, 1, 0.5, 1, 0]), (*p.shape[:-2], 5))
+        return curvature.Factor(jnp.asarray(basis, jnp.float32), jnp.asarray(strength))
+
+    return trees.map_named(leaf, trees.split(params, leaves)[0])
 
 
 def run(model, params, name, *, iterations=8, where=None, mask=None, mesh=None, data=None, **numbers):
