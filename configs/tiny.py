@@ -69,4 +69,7 @@ def get_config():
     config.evaluate.letters = False
     config.evaluate.prompts.cloze = "{question}"
     config.evaluate.prompts.blank = "__"
+    # Chosen on the vanilla model, which knows all it knew after 32 steps, and on gold, which has learnt nothing of others.
+    config.attack.names = ("relearn_own", "relearn_benign", "int4")
+    config.attack.learning_rate = 2e-4
     return config
