@@ -131,7 +131,9 @@ def round_trip(weight: jax.Array, *, bits: int, group: int = 0) -> jax.Array:
     x = x.reshape(*weight.shape[:-1], -1, size)
     largest = jnp.abs(x).max(axis=-1, keepdims=True)
     k = jnp.round(x / jnp.where(largest > 0, largest, 1.0) * levels)
-    back = largest * (k / levels)  # not k * (largest / levels), which would move the largest itself by its rounding
+    # The shares k / K as numpy rounds them: XLA would multiply by 1 / K, and the largest itself would move.
+    shares = jnp.asarray(np.arange(-levels, levels + 1, dtype=np.float32) / np.float32(levels))
+    back = largest * shares[k.astype(jnp.int32) + levels]
     return back.reshape(*weight.shape[:-1], -1)[..., :width].astype(weight.dtype)
 
 
