@@ -137,14 +137,6 @@ def round_trip(weight: jax.Array, *, bits: int, group: int = 0) -> jax.Array:
     return back.reshape(*weight.shape[:-1], -1)[..., :width].astype(weight.dtype)
 
 
-@partial(jax.jit, static_argnames=("leaves", "bits", "group", "out"), donate_argnums=0)
-def _quantised(params, leaves, bits, group, out):
-    part, rest = trees.split(params, leaves)
-    made = trees.merge(jax.tree.map(partial(round_trip, bits=bits, group=group), part), rest)
-    where = jax.tree.unflatten(jax.tree.structure(made), out)
-    return jax.tree.map(jax.lax.with_sharding_constraint, made, where)
-
-
 def quantised(params: Params, leaves: str, *, bits: int, group: int = 0) -> Params:
     """``params``, consumed, whose leaves that match ``leaves`` made a :func:`round_trip`; placed as they were.
 
@@ -155,8 +147,13 @@ def quantised(params: Params, leaves: str, *, bits: int, group: int = 0) -> Para
     Raises:
       InputError: no leaf matches.
     """
-    out = tuple(leaf.sharding for leaf in jax.tree.leaves(params))
-    return _quantised(params, leaves, bits, group, out)
+
+    def trip(params):
+        part, rest = trees.split(params, leaves)
+        return trees.merge(jax.tree.map(partial(round_trip, bits=bits, group=group), part), rest)
+
+    where = jax.tree.map(lambda leaf: leaf.sharding, params)
+    return jax.jit(trip, donate_argnums=0, out_shardings=where)(params)
 
 
 def quantise(params: Params, scene: Scene, *, bits: int, group: int = 0) -> Iterator[tuple[int, Params]]:

@@ -58,7 +58,8 @@ def notes(attacked: Attacked, sources: dict[str, str]) -> list[str]:
     said = [
         f"Returned knowledge: mean p(right answer)^(1/length), per cent, over {first['n']:.0f} questions by face about facts of "
         f"the forgotten that no attack teaches, on {photos}, with a 95 % interval from a bootstrap over people. Lower is "
-        "better; gold's level after the same attack is what someone never seen gives, and vanilla's what there is to bring back."
+        "better, down to gold's level after the same attack: that is what someone never seen gives. Vanilla's is what there is "
+        "to bring back."
     ]
     said += [f"Attacks. {'; '.join(f'{name}: {sources[name]}' for name in attacked)}."]
     return said + [line for attack, by_model in attacked.items() if (line := _above(attack, by_model))]
@@ -71,4 +72,4 @@ def _above(attack: str, by_model: dict[str, dict[str, Any]]) -> str:
         return ""
     above = [m for m, end in ends.items() if m not in ("gold", "vanilla") and end["low"] > ends["gold"]["high"]]
     whose = ", ".join(above) or "no unlearned model"
-    return f"After {attack}, above gold beyond both intervals: {whose}."
+    return f"Above gold after {attack}, by intervals that do not meet: {whose}."
