@@ -62,14 +62,13 @@ def notes(attacked: Attacked, sources: dict[str, str]) -> list[str]:
         "to bring back."
     ]
     said += [f"Attacks. {'; '.join(f'{name}: {sources[name]}' for name in attacked)}."]
-    return said + [line for attack, by_model in attacked.items() if (line := _above(attack, by_model))]
+    moments = {"before any attack": ({m: v["points"][0] for by in attacked.values() for m, v in by.items()})}
+    moments |= {f"after {name}": {m: v["points"][-1] for m, v in by.items()} for name, by in attacked.items()}
+    above = [f"{moment} {_above(points)}" for moment, points in moments.items() if "gold" in points]
+    return said + ([f"Above gold, by intervals that do not meet: {'; '.join(above)}."] if above else [])
 
 
-def _above(attack: str, by_model: dict[str, dict[str, Any]]) -> str:
-    """Which models lie above gold after an attack, by intervals that do not meet; empty without gold."""
-    ends = {model: value["points"][-1] for model, value in by_model.items()}
-    if "gold" not in ends:
-        return ""
-    above = [m for m, end in ends.items() if m not in ("gold", "vanilla") and end["low"] > ends["gold"]["high"]]
-    whose = ", ".join(above) or "no unlearned model"
-    return f"Above gold after {attack}, by intervals that do not meet: {whose}."
+def _above(points: dict[str, dict[str, float]]) -> str:
+    """Which unlearned models lie above gold."""
+    others = [model for model in points if model not in ("gold", "vanilla")]
+    return ", ".join(m for m in others if points[m]["low"] > points["gold"]["high"]) or "none"

@@ -38,7 +38,7 @@ def test_the_section_has_a_table_a_figure_and_sentences(workdir):
     assert "| gold | 16.0 [11.0, 21.0] | 17.0 [12.0, 22.0] · +1.0 | 16.0 [11.0, 21.0] · +0.0 |" in text
     assert "| ga | 35.0 [30.0, 40.0] | 64.0 [59.0, 69.0] · +29.0 |" in text
     assert "Lower is better, down to gold's level" in text and "over 40 questions" in text and "on new photos" in text
-    assert "Above gold after relearn_own, by intervals that do not meet: ga." in text
+    assert "that do not meet: before any attack ga; after relearn_own ga; after int4 ga." in text
     assert "![attacks](figures/attacks.png)" in text and "int4: 4 bits" in text
 
 
@@ -56,6 +56,10 @@ def test_the_figure_has_the_curves_of_what_trains_and_gold_is_dashed(workdir):
 def test_where_no_attack_was_made_nothing_is_told(workdir, tmp_path):
     assert page._attacks(workdir, RESULTS, {}) == []
     assert page._attacks(tmp_path / "none", RESULTS, SOURCES) == []
+    ours = attacked.read(workdir, ["vanilla", "gold", "grad_diff"], list(SOURCES))
+    assert attacked.notes(ours, SOURCES)[-1].endswith("any attack none; after relearn_own none; after int4 none.")
+    without = attacked.read(workdir, ["vanilla", "ga"], list(SOURCES))
+    assert not any("Above gold" in line for line in attacked.notes(without, SOURCES))
     (workdir / "attacks" / "ga" / "int4.json").unlink()
     shown = attacked.table(attacked.read(workdir, MODELS, list(SOURCES)), MODELS)
     assert shown[3][0] == "ga" and shown[3][-1] == "–" and "ga" in tables.markdown(shown)
