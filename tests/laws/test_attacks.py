@@ -57,8 +57,9 @@ def test_values_on_the_grid_come_back_exactly():
         np.testing.assert_array_equal(attacks.round_trip(grid, bits=bits), grid)
 
 
-def test_linear_weights_alone_are_quantised_where_they_lie(llava, mesh):
-    folder, _, model = llava
+@pytest.mark.parametrize("shape", [(1, 1), (4, 2)])
+def test_linear_weights_alone_are_quantised_where_they_lie(llava, shape):
+    (folder, _, model), mesh = llava, sharding.make_mesh(*shape)
     params = hf.load(folder, model, mesh)
     before, places = jax.device_get(params), jax.tree.map(lambda x: x.sharding, params)
     made = attacks.quantised(params, model.family.eligible, bits=4, group=64)
@@ -296,6 +297,7 @@ def test_what_is_gone_or_was_only_begun_is_made_again_and_ends_in_the_same_numbe
         files[name] = tmp_path / "w" / "attacks" / "vanilla" / f"{name}.json"
     study = Study(config, tmp_path / "w")
     assert "attack" in checks.needs(study.work, {"tokens": 32, "patches": 0})[0]
+    study.work.planned = True  # which takes its time, and is made above
     study.run(wanted)
     before = {name: json.loads(path.read_text()) for name, path in files.items()}
     assert [p["step"] for p in before["relearn_own"]["points"]] == [0, 1, 2, 4] and before["int4"]["split"] == "test"
