@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mmu_jax import (
         adapters,
+        attacks,
         checkpoint,
         curvature,
         data,
@@ -55,6 +56,7 @@ __all__ = [
     "NotFiniteError",
     "__version__",
     "adapters",
+    "attacks",
     "checkpoint",
     "curvature",
     "data",

@@ -43,12 +43,11 @@ def _finite(tree: Tree) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
 
 
-def _gradient(model: Model, phase: Phase, part: Tree, whole: Any, batches: dict, vanilla: Any) -> tuple:
+def _gradient(model: Model, phase: Phase, part: Tree, whole: Any, batches: dict, beside: dict, vanilla: Any) -> tuple:
     """``(value, values), gradient`` of a phase at ``part``; with a look-ahead, the mean of it and of one beside the path."""
-    here, beside = batches["here"], batches["beside"]
 
     def loss(part):
-        return objective(phase, Seen(model, whole(part), vanilla), here)
+        return objective(phase, Seen(model, whole(part), vanilla), batches)
 
     told, grads = jax.value_and_grad(loss, has_aux=True)(part)
     if not phase.lookahead:
@@ -62,18 +61,18 @@ def _gradient(model: Model, phase: Phase, part: Tree, whole: Any, batches: dict,
 
 
 def make_step(p: Plan, model: Model, index: int, like: TrainState) -> Callable[..., TrainState]:
-    """The jitted step of phase ``index``: ``state, batches, limits, vanilla -> state``, donated and sharded as ``like``.
+    """The jitted step of phase ``index``: ``state, batches, limits, vanilla, beside -> state``, donated and sharded as ``like``.
 
-    ``batches`` are those of the phase's streams, ``here``, and for a look-ahead others of them, ``beside``. A step whose loss or
+    ``batches`` are those of the phase's streams, ``beside`` others of them for a look-ahead. A step whose loss or
     gradient is not finite changes nothing but ``state.failed``; so does every step after one that left params or moments
     that are not.
     """
     phase, key = p.method.phases[index], p.moments(index)
     tx, in_params = p.optimizer(index), p.trainable.limits_in_params
 
-    def step(state, batches, limits, vanilla):
+    def step(state, batches, limits, vanilla, beside=None):
         view, extra = p.trainable.view(state.params, vanilla, limits, phase), {}
-        (value, values), grads = _gradient(model, phase, view.part, view.whole, batches, vanilla)
+        (value, values), grads = _gradient(model, phase, view.part, view.whole, batches, beside, vanilla)
         good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads)) & (state.failed < 0)
         if phase.masked and not in_params:
             extra["mask"] = trees.part(limits.mask, view.part)
@@ -161,7 +160,9 @@ def fit(
                 break
             for phase, step in zip(p.method.phases, steps, strict=True):
                 if (at := p.turn(phase, i)) is not None:
-                    state = step(state, _batches(p, phase, streams, at, mesh), limits, vanilla)
+                    state = step(
+                        state, _batches(phase, streams, at, mesh), limits, vanilla, _beside(phase, streams, at, mesh)
+                    )
             state = state.replace(step=count(state.step))
             if p.stop and p.stop.due(i + 1, seen):
                 state, seen = look(state, i)
@@ -175,14 +176,17 @@ def fit(
     return state
 
 
-def _batches(p: Plan, phase: Phase, streams: dict[str, Stream], at: int, mesh: jax.sharding.Mesh) -> dict[str, dict]:
-    """What a phase takes on its turn ``at``: its batches ``here``, and those of half a pass later for a look-ahead, ``beside``."""
+def _batches(phase: Phase, streams: dict[str, Stream], at: int, mesh: jax.sharding.Mesh) -> dict[str, Batch]:
+    return {name: sharding.put(streams[name].batch(at), mesh) for name in phase.losses}
 
-    def of(turn):
-        return {name: sharding.put(streams[name].batch(turn(streams[name])), mesh) for name in phase.losses}
 
-    beside = of(lambda stream: at + max(stream.steps // 2, 1)) if phase.lookahead else {}
-    return {"here": of(lambda stream: at), "beside": beside}
+def _beside(phase: Phase, streams: dict[str, Stream], at: int, mesh: jax.sharding.Mesh) -> dict[str, Batch] | None:
+    """Where a phase looks ahead, the batches of half a pass later: other questions than those that it takes now."""
+    if not phase.lookahead:
+        return None
+    return {
+        name: sharding.put(streams[name].batch(at + max(streams[name].steps // 2, 1)), mesh) for name in phase.losses
+    }
 
 
 def _look(

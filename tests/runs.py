@@ -30,6 +30,7 @@ SMALL = [
     "--config.evaluate.samples=50",
     "--config.evaluate.rows=256",
     "--config.evaluate.new_tokens=3",
+    "--config.attack.steps=4",
     "--config.save_every=5",
 ]
 

@@ -14,6 +14,7 @@ from mmu_jax.data.slices import STREAMS
 from mmu_jax.files import read_object
 from mmu_jax.metrics import METRICS, exact
 from mmu_jax.objectives import LOSSES
+from mmu_jax.report.attacked import Attacked
 from mmu_jax.report.results import Results, cell, family, headline, of_family, ours
 
 INK, MUTED, GOOD, BAD, ACCENT, AMBER = "#1c2430", "#6b7685", "#1a7f5a", "#b3402e", "#2f5fd0", "#c98a1b"
@@ -209,6 +210,32 @@ def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
         axis.set_ylim(bottom=0)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7.5, frameon=False)
+    return figure
+
+
+def attacks_figure(attacked: Attacked, results: Results) -> Any | None:
+    """Returned knowledge over the steps of every attack that trains, gold dashed, intervals shaded; None without one."""
+    trained = {attack: models for attack, models in attacked.items() if any(v["trains"] for v in models.values())}
+    if not trained:
+        return None
+    plt = _pyplot()
+    figure, axes = plt.subplots(
+        1, len(trained), figsize=(5.5 * len(trained), 3.6), layout="constrained", sharey=True, squeeze=False
+    )
+    for axis, (attack, models) in zip(axes[0], trained.items(), strict=True):
+        for name in (name for name in _shown(results) if name in models):
+            value = models[name]
+            x = [point["step"] for point in value["points"]]
+            mean, low, high = ([100 * point[key] for point in value["points"]] for key in ("mean", "low", "high"))
+            style = {"lw": 1.8, "ms": 3.5, "marker": "o"}
+            if family(name) == "model":
+                style |= {"color": _colour(name), "ls": "--" if name == "gold" else "-"}
+            (line,) = axis.plot(x, mean, label=name, **style)
+            axis.fill_between(x, low, high, color=line.get_color(), alpha=0.1, lw=0)
+        axis.set_title(f"{attack}: lower is better", loc="left", fontsize=10.5, fontweight="bold")
+        axis.set(xlabel="steps of relearning", ylim=(0, 105), xticks=x)
+    axes[0][0].set_ylabel("facts of the forgotten it was not\ntaught again: p(right answer) (%)")
+    axes[0][-1].legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

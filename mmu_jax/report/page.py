@@ -9,7 +9,7 @@ from typing import Any
 from mmu_jax.data import Benchmark
 from mmu_jax.methods import METHODS
 from mmu_jax.metrics import METRICS
-from mmu_jax.report import figures, tables
+from mmu_jax.report import attacked, figures, tables
 from mmu_jax.report.results import FLAGS, Results, axes, cell, headline, judged_by, read, verdict
 
 PROOF = (
@@ -90,7 +90,20 @@ def _more(results: Results, headlined: str) -> list[Block]:
     ]
 
 
-def sections(workdir: pathlib.Path, results: Results, benchmark: Benchmark) -> list[Section]:
+def _attacks(workdir: pathlib.Path, results: Results, sources: dict[str, str]) -> list[Section]:
+    """What came back, where attacks were made."""
+    models = list(results)
+    found = attacked.read(workdir, models, list(sources))
+    if not found:
+        return []
+    lead, *others = attacked.notes(found, sources)
+    blocks = [*_notes(lead), Block("table", attacked.table(found, models)), *_notes(*others)]
+    if (figure := figures.attacks_figure(found, results)) is not None:
+        blocks.append(Block("figure", figure, "attacks"))
+    return [Section("Does it come back?", blocks)]
+
+
+def sections(workdir: pathlib.Path, results: Results, benchmark: Benchmark, attacks: dict[str, str]) -> list[Section]:
     """The report, in the order in which it is read."""
     metric, vanilla = headline(results), results["vanilla"]
     about = "; ".join(f"{name}: {METHODS[name].source}" for name in results if name in METHODS)
@@ -107,6 +120,7 @@ def sections(workdir: pathlib.Path, results: Results, benchmark: Benchmark) -> l
             Block("table", tables.four_way(results)),
             *_notes(_flags(results), f"Methods. {about}."),
         ]),
+        *_attacks(workdir, results, attacks),
         Section("How it went", [Block("figure", figure, name) for name, figure in drawn.items() if figure is not None]),
         Section("Proof that the masks act", [*_notes(PROOF), Block("table", tables.mask_table(results))]),
         Section("More metrics", _more(results, metric)),
@@ -132,16 +146,21 @@ def _html(block: Block) -> dict[str, Any]:
     return {"kind": block.kind, "name": block.name, "content": shown}
 
 
-def write(workdir: str | pathlib.Path, names: list[str], benchmark: Benchmark) -> None:
+def write(
+    workdir: str | pathlib.Path, names: list[str], benchmark: Benchmark, attacks: dict[str, str] | None = None
+) -> None:
     """Writes ``report.md``, a self-contained ``report.html`` and ``figures/*.png`` into the workdir.
 
+    Args:
+      names: the models, in the order in which they are told of.
+      attacks: name -> what it does, of the attacks that are told of.
     Raises:
       InputError: the vanilla model was not evaluated, or a file of the workdir is damaged.
     """
     import jinja2
 
     workdir = pathlib.Path(workdir)
-    found = sections(workdir, read(workdir, names), benchmark)
+    found = sections(workdir, read(workdir, names), benchmark, attacks or {})
     md = ["# Unlearning report"]
     for section in found:
         md += [f"## {section.title}"] if section.title else []

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mmu_jax import InputError, hf, hub, lora, memory, methods, models, questions, trees
+from mmu_jax import InputError, attacks, hf, hub, lora, memory, methods, models, questions, trees
 from mmu_jax.data import IMAGE, TEXT, builders, text, vision
 from mmu_jax.data.streams import longest
 from mmu_jax.study.workspace import Workspace
@@ -105,7 +105,8 @@ def memory_plan(work: Workspace) -> None:
         work, {what: max(s.largest[what] for s in streams.values()) for what in ("tokens", "patches")}, _asked(work)
     )
     print(memory.table(stages, limit), flush=True)
-    kept = max(memory.checkpoint(needs) for needs in stages.values()) * work.mesh.size
+    # An attack keeps no checkpoint.
+    kept = max(memory.checkpoint(needs) for name, needs in stages.items() if name != "attack") * work.mesh.size
     model = trees.size(work.model.abstract()) * jnp.dtype(c.model.param_dtype).itemsize
     print(f"  disk: about {memory.size(model)} a model; a checkpoint of one in training, {memory.size(kept)}, every "
           f"{c.save_every} iterations and for a moment twice", flush=True)  # fmt: skip
@@ -187,6 +188,8 @@ def needs(
         stages["factors"] = ledger.factors(shape(c.factors.rows), c.factors.blocks)
     for name, row in table.items():
         stages[f"unlearn/{name}"] = ledger.training(row, shape(c.unlearn.rows), spec, c.factors.fraction or None)
+    if any(attacks.ATTACKS[name].trains for name in c.attack.names):
+        stages["attack"] = ledger.training(attacks.LESSON, shape(c.attack.rows))
     stages["evaluate"] = ledger.generation(shape(c.evaluate.rows, asked or largest), c.evaluate.new_tokens)
     limit = int(c.memory.limit_gib * 2**30) or memory.capacity(work.mesh)
     return stages, limit

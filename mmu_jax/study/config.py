@@ -55,6 +55,12 @@ def base() -> ConfigDict:
     config.factors = _factors()
     config.unlearn = _unlearn()
     config.evaluate = _evaluate()
+    config.attack = dict(  # does it come back?
+        names=(),  # of attacks.ATTACKS, each made on every model
+        steps=32,  # of relearning, in full precision, the params themselves
+        rows=8,  # of a batch
+        learning_rate=1e-4,  # constant, by Adam
+    )
     return config
 
 

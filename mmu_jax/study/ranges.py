@@ -78,7 +78,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r".*\.schedule", _one_of(SCHEDULES)),
     (r"vanilla\.warmup|evaluate\.memorised", SHARE),
     (r".*lora\.targets", PATTERN),
-    (r".*\.rows|saliency\.chunk|evaluate\.new_tokens|save_every", COUNT),
+    (r".*\.rows|saliency\.chunk|evaluate\.new_tokens|save_every|attack\.steps", COUNT),
     (r"evaluate\.samples", SAMPLES),
     (r"factors\.batches|factors\.blocks", COUNT),
     (r"factors\.(share|fraction|text)|unlearn\.replay|unlearn\.stop\.level", SHARE),

@@ -10,25 +10,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mmu_jax import InputError, adapters, hub, lora, methods, questions
+from mmu_jax import InputError, adapters, attacks, hub, lora, methods, questions
 from mmu_jax.data import builders
 from mmu_jax.metrics import METRICS
+from mmu_jax.study import networks
 from mmu_jax.study.config import base
-from mmu_jax.study.ranges import RULES, whole
+from mmu_jax.study.ranges import RULES
 
-WIDEST, DEEPEST = 2**16, 2**10  # of a model made from nothing
-SIZES = {
-    "vision": (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "image_size",
-        "patch_size",
-    ),
-    "text": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-}
-OTHER_SIZES = {"vision": ("projection_dim",), "text": ("num_key_value_heads",)}
 OPEN = (r"model\.(vision|text)\..*", r"unlearn\.learning_rate\..*")  # keys whose names a config chooses
 
 
@@ -50,7 +38,8 @@ def judge(config: ConfigDict, given: dict[str, Any]) -> None:
     values = flat(config.to_dict())
     problems = [*_keys(values), *_values(values)]
     if not problems:  # what is below reads several keys
-        problems = [*_methods(config), *_networks(config), *_unread(config, given)]
+        problems = [*_methods(config), *_named(config.attack.names, "attack.names", attacks.ATTACKS)]
+        problems += [*networks.problems(config), *_unread(config, given)]
     problems = problems or _together(config)
     if problems:
         raise InputError(
@@ -82,68 +71,28 @@ def _values(values: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _methods(c: ConfigDict) -> list[str]:
-    names, problems = c.unlearn.methods, []
-    if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
-        return [
-            f"expected names of methods in config.unlearn.methods, as in ('ga',), found {names!r}; name at least one"
-        ]
-    if unknown := [name for name in names if name not in methods.METHODS]:
-        problems.append(
-            f"expected config.unlearn.methods among {', '.join(methods.METHODS)}, found {', '.join(unknown)}; correct it"
-        )
+def _named(names: Any, key: str, table: dict[str, Any]) -> list[str]:
+    """Whether names are those of rows of a table, each once."""
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        return [f"expected names in config.{key}, as in ('{next(iter(table))}',), found {names!r}; correct it"]
+    problems = []
+    if unknown := [name for name in names if name not in table]:
+        problems.append(f"expected config.{key} among {', '.join(table)}, found {', '.join(unknown)}; correct it")
     if twice := sorted({name for name in names if list(names).count(name) > 1}):
-        problems.append(
-            f"expected every method once in config.unlearn.methods, found {', '.join(twice)} twice; remove one"
-        )
-    for name in names:
-        if name in methods.METHODS and c.unlearn.learning_rate.get(name) is None:
-            problems.append(f"expected config.unlearn.learning_rate.{name}, found none; set it")
-    strangers = [name for name in c.unlearn.learning_rate if name not in methods.METHODS]
-    problems += [f"expected methods in config.unlearn.learning_rate, found {name!r}; remove it" for name in strangers]
+        problems.append(f"expected every name once in config.{key}, found {', '.join(twice)} twice; remove one")
     return problems
 
 
-def _networks(c: ConfigDict) -> list[str]:
-    """Sizes of a model made from nothing, which must fit one another."""
-    if c.model.path or c.vanilla.path:
-        return []
-    vision, text = c.model.vision.to_dict(), c.model.text.to_dict()
-    if not vision or not text:
-        return [
-            "expected a model to start from, found config.model.path empty and no sizes in config.model.vision and "
-            "config.model.text; give a directory or hub id in config.model.path, or run configs/tiny.py"
-        ]
-    problems = []
-    for part, sizes in (("vision", vision), ("text", text)):
-        for name, value in (dict.fromkeys(SIZES[part]) | sizes).items():
-            if name not in SIZES[part] + OTHER_SIZES[part]:
-                problems.append(
-                    f"expected sizes among {', '.join(SIZES[part] + OTHER_SIZES[part])} in config.model.{part}, found "
-                    f"config.model.{part}.{name}; correct it"
-                )
-            elif not whole(value, 1, most := DEEPEST if name == "num_hidden_layers" else WIDEST):
-                problems.append(
-                    f"expected a whole number from 1 to {most} in config.model.{part}.{name}, found {value!r}; correct it"
-                )
-    if problems:
-        return problems
-    heads, groups = text["num_attention_heads"], text.get("num_key_value_heads", text["num_attention_heads"])
-    divisions = (
-        ("vision.hidden_size", vision["hidden_size"], "vision.num_attention_heads", vision["num_attention_heads"]),
-        ("text.hidden_size", text["hidden_size"], "text.num_attention_heads (twice)", 2 * heads),
-        ("text.num_attention_heads", heads, "text.num_key_value_heads", groups),
-        ("vision.image_size", vision["image_size"], "vision.patch_size", vision["patch_size"]),
-    )
-    problems = [
-        f"expected config.model.{a} to divide by config.model.{b}, found {x} and {y}; change one"
-        for a, x, b, y in divisions
-        if x % y
-    ]
-    if vision["num_hidden_layers"] < 2:
-        problems.append(
-            "expected at least 2 in config.model.vision.num_hidden_layers (the last is never read), found 1; raise it"
-        )
+def _methods(c: ConfigDict) -> list[str]:
+    names = c.unlearn.methods
+    problems = _named(names, "unlearn.methods", methods.METHODS)
+    if not names:
+        problems.append("expected a method in config.unlearn.methods, found none; name at least one")
+    for name in methods.METHODS:
+        if isinstance(names, tuple | list) and name in names and c.unlearn.learning_rate.get(name) is None:
+            problems.append(f"expected config.unlearn.learning_rate.{name}, found none; set it")
+    strangers = [name for name in c.unlearn.learning_rate if name not in methods.METHODS]
+    problems += [f"expected methods in config.unlearn.learning_rate, found {name!r}; remove it" for name in strangers]
     return problems
 
 
@@ -194,6 +143,11 @@ def _together(c: ConfigDict) -> list[str]:
         )
     if not c.factors.path and not (c.factors.share or c.factors.fraction or c.factors.alpha):
         problems.append("expected a number above 0 in config.factors.share, .fraction or .alpha, found none; set one")
+    if coarse and (taught := [name for name in c.attack.names if attacks.ATTACKS[name].trains]):
+        problems.append(
+            f"expected config.model.param_dtype=float32 to relearn in, found {c.model.param_dtype}; set it, or leave "
+            f"{', '.join(taught)} out of config.attack.names"
+        )
     for name in c.unlearn.methods:
         method = methods.METHODS[name]
         if not c.unlearn.replay:
@@ -268,6 +222,7 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
         (r"unlearn\.stop\.level", not c.unlearn.stop.every, "config.unlearn.stop.every is 0"),
         (r"unlearn\.retain_rate", not any(map(_has_own_rate, rows)), "no step of these methods only descends at it"),
         (r"evaluate\.prompts\.letter", not c.evaluate.letters, "letters are not asked for"),
+        (r"attack\.(?!names).*", not any(attacks.ATTACKS[n].trains for n in c.attack.names), "no attack trains"),
         (r"unlearn\.lora\.(alpha|targets)", not c.unlearn.lora.rank, "config.unlearn.lora.rank is 0"),
         (r"vanilla\.lora\.(alpha|targets)", not c.vanilla.lora.rank, "config.vanilla.lora.rank is 0"),
     ]

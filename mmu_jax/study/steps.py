@@ -25,7 +25,7 @@ from mmu_jax.files import stamp, write_json
 from mmu_jax.methods import METHODS, PROSE
 from mmu_jax.plan import Plan
 from mmu_jax.report import results
-from mmu_jax.study import checks, gate, records, scoring, unlearning
+from mmu_jax.study import attacking, checks, gate, records, scoring, unlearning
 from mmu_jax.study.fitting import Job, fit
 from mmu_jax.study.progress import Progress
 from mmu_jax.study.stages import Stage
@@ -65,17 +65,18 @@ def stages(work: Workspace) -> list[Stage]:
     unlearned = [_unlearned(work, name, first, numbers) for name in work.config.unlearn.methods]
     others = [name for name in work.names() if name != "vanilla"]
     asked = [_evaluated(work, name, "gold" if name == "gold" else f"unlearn/{name}", numbers) for name in others]
+    attacked = [stage for name in work.names() for stage in _attacked(work, name, first, numbers)]
     prose = {n: {field: getattr(METHODS[n], field) for field in PROSE} for n in work.config.unlearn.methods}
     told = Stage(
         "report",
-        {"methods": prose},
-        tuple(f"evaluate/{name}" for name in work.names()),
+        {"methods": prose, "attacks": attacking.sources(work)},
+        (*(f"evaluate/{name}" for name in work.names()), *(stage.name for stage in attacked)),
         functools.partial(tell, work),
         (work.workdir / "report.html", work.workdir / "report.md"),
     )
     # The vanilla model serves every group of people to forget; what follows is of one.
     of_group = {"data": {"group": c["data"]["group"]}}
-    after = [known, *gold, *scored, *unlearned, *asked, told]
+    after = [known, *gold, *scored, *unlearned, *asked, *attacked, told]
     return [*start, *(dataclasses.replace(stage, reads=stage.reads | of_group) for stage in after)]
 
 
@@ -142,6 +143,18 @@ def _evaluated(work: Workspace, name: str, upstream: str, numbers: dict) -> Stag
     return Stage(f"evaluate/{name}", reads, (upstream,), _fitting(work, examine, name), made)
 
 
+def _attacked(work: Workspace, name: str, first: str, numbers: dict) -> list[Stage]:
+    """A stage for every attack on a model."""
+    upstream = first if name == "vanilla" else "gold" if name == "gold" else f"unlearn/{name}"
+
+    def stage(attack):
+        make, made = _fitting(work, attacking.attack, name, attack), (work.attacked(name, attack),)
+        reads = attacking.reads(work, attack) | {"numbers": numbers}
+        return Stage(f"attack/{name}/{attack}", reads, (upstream,), make, made)
+
+    return [stage(attack) for attack in work.config.attack.names]
+
+
 # ---- what is there before anything is unlearned
 
 
@@ -153,6 +166,7 @@ def prepare_data(work: Workspace) -> dict:
     b = work.benchmark
     for line in builders.left_out(work.data):
         print(f"  {line}", flush=True)
+    attacking.check(work)
     if work.config.model.path or work.config.vanilla.path:
         loader.examine(work.processor, b.shown, work.config.data.max_pixels, work.sizes)
     else:  # the processor is made later, and any photo suits it
@@ -205,15 +219,11 @@ def fine_tune(work: Workspace, name: str) -> dict:
 
 def question(work: Workspace, label: str, params: Tree) -> tuple[dict, dict]:
     """Results and answers of a model on every split."""
-    c = work.config.evaluate
-    numbers = {key: c[key] for key in ("rows", "new_tokens", "samples", "letters")}
-    numbers |= {"seed": work.config.seed, "sizes": work.sizes, "stop": hf.stop_tokens(work.card, work.processor)}
-    examiner = evaluate.Examiner(work.model, work.processor, work.mesh, questions.Prompts(**c.prompts), **numbers)
     b, full = work.benchmark, work.albums["full"]
     splits = {"forget": (b.forget, full), "retain": (b.retain, full)}
     splits |= {name: (getattr(b, name), work.albums[name]) for name in CONTROLS if name in work.albums}
     bar = Progress(f"evaluate/{label}", len(evaluate.TASKS) * len(splits))
-    found = evaluate.evaluate(examiner, params, splits, bar.add)
+    found = evaluate.evaluate(work.examiner, params, splits, bar.add)
     bar.close()
     return found
 
@@ -246,4 +256,4 @@ def examine(work: Workspace, name: str) -> None:
 
 def tell(work: Workspace) -> None:
     """The report."""
-    report.write(work.workdir, work.names(), work.benchmark)
+    report.write(work.workdir, work.names(), work.benchmark, attacking.sources(work))

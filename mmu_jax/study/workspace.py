@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmu_jax import adapters, hf, hub, models, sharding
+from mmu_jax import adapters, evaluate, hf, hub, models, questions, sharding
 from mmu_jax.data import Benchmark, Processor, builders, loader, slices
 from mmu_jax.data.sizes import Sizes
 from mmu_jax.data.streams import Stream, stream
@@ -175,6 +175,14 @@ class Workspace:
     def model(self) -> models.Model:
         return models.Model(hf.read_config(self.card), jnp.dtype(self.config.model.dtype))
 
+    @functools.cached_property
+    def examiner(self) -> evaluate.Examiner:
+        """Who questions every model, as the config says."""
+        c = self.config.evaluate
+        numbers = {key: c[key] for key in ("rows", "new_tokens", "samples", "letters")}
+        numbers |= {"seed": self.config.seed, "sizes": self.sizes, "stop": hf.stop_tokens(self.card, self.processor)}
+        return evaluate.Examiner(self.model, self.processor, self.mesh, questions.Prompts(**c.prompts), **numbers)
+
     def names(self) -> list[str]:
         """The models that are evaluated, in the order in which they are told of."""
         gold = ["gold"] if self.config.gold and not self.config.vanilla.path else []
@@ -198,6 +206,10 @@ class Workspace:
     def result(self, name: str) -> pathlib.Path:
         """Where the results of a model are, or will be."""
         return self.workdir / "results" / f"{name}.json"
+
+    def attacked(self, name: str, attack: str) -> pathlib.Path:
+        """Where what an attack brought back from a model is, or will be."""
+        return self.workdir / "attacks" / name / f"{attack}.json"
 
     def load(self, path: pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, consumed: bool = False) -> Tree:
         """The params of a directory; one model is held at a time, and none that a caller consumes."""

@@ -23,6 +23,7 @@ FLOORS = (
     ("generate", "hf", "memory", "plan"),
     ("train_state",),
     ("adapters", "evaluate", "report", "train"),
+    ("attacks",),
     ("study",),
 )
 PLACE = {name: floor for floor, names in enumerate(FLOORS) for name in names}
@@ -123,7 +124,7 @@ def test_rooms_and_functions_are_small(path):
 
 
 def test_only_the_study_knows_what_a_config_holds():
-    key = r"config\.(data|model\.(path|dtype|param_dtype)|unlearn|vanilla|evaluate|saliency|memory\.|mesh|save_every)\b"
+    key = r"config\.(data|model\.(path|dtype|param_dtype)|unlearn|vanilla|evaluate|saliency|attack|memory\.|mesh|save_every)\b"
     knows = [name for name, path in ROOMS.items() if re.search(key, path.read_text())]
     assert knows and {name.split(".")[0] for name in knows} == {"study"}
 

@@ -63,6 +63,10 @@ BAD = {
     "evaluate.prompts.letter": ["{options}"],
     "evaluate.prompts.blank": [""],
     "save_every": [0, -1],
+    "attack.names": [("nonsense",), ("int4", "int4"), "int4", (4,), "", 4],
+    "attack.steps": [0, 2.5],
+    "attack.rows": [0],
+    "attack.learning_rate": [0.0, NAN],
 }
 
 
@@ -107,6 +111,16 @@ def test_a_key_too_many_or_too_few_is_named():
         del config.saliency.tau
     with pytest.raises(InputError, match=r"config\.saliency\.tau, found none.*found config\.unlearn\.epoch"):
         settings.judge(config, {})
+
+
+def test_relearning_trains_in_full_precision():
+    coarse = changed("model.param_dtype", "bfloat16", changed("unlearn.lora.rank", 4, changed("vanilla.lora.rank", 4)))
+    coarse.unlearn.methods = ("ga",)
+    with pytest.raises(
+        InputError, match="to relearn in, found bfloat16.*relearn_own, relearn_benign out of config.att"
+    ):
+        settings.judge(coarse, {})
+    settings.judge(changed("attack.names", ("int4",), coarse), {})
 
 
 def test_every_method_needs_a_rate():
@@ -157,6 +171,12 @@ def test_numbers_of_steps_that_are_not_taken_are_said():
     assert settings.unused(changed("unlearn.methods", ("npo",)), {"saliency.tau": 2.0}) == [
         "config.saliency.tau is not read: no method has a mask"
     ]
+
+
+def test_numbers_of_steps_that_no_attack_takes_are_said():
+    (line,) = settings.unused(changed("attack.names", ("int8",)), {"attack.steps": 8, "attack.names": ("int8",)})
+    assert line == "config.attack.steps is not read: no attack trains"
+    assert settings.unused(tiny.get_config(), {"attack.steps": 8}) == []
 
 
 def test_arguments_after_the_colon():

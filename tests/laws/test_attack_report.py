@@ -1,0 +1,80 @@
+"""What came back stands in the report where attacks were made, with its interval, its direction and gold beside it."""
+
+import json
+
+import pytest
+
+from mmu_jax import InputError
+from mmu_jax.report import attacked, figures, page, tables
+
+SOURCES = {"relearn_own": "one fact of each", "int4": "4 bits"}
+MODELS = ["vanilla", "gold", "ga", "grad_diff"]
+POINTS = {"vanilla": (0.95, 0.94), "gold": (0.16, 0.17), "ga": (0.35, 0.64), "grad_diff": (0.13, 0.15)}
+RESULTS = {name: {} for name in MODELS}
+
+
+def point(step, mean):
+    return {"step": step, "mean": mean, "low": mean - 0.05, "high": mean + 0.05, "n": 40, "people": 10}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    for model, (before, after) in POINTS.items():
+        (tmp_path / "attacks" / model).mkdir(parents=True)
+        for attack in SOURCES:
+            trains = attack != "int4"
+            steps = (0, 16, 32) if trains else (0, 1)
+            points = [point(step, before if step == 0 or not trains else after) for step in steps]
+            value = {"points": points, "trains": trains, "split": "test"}
+            (tmp_path / "attacks" / model / f"{attack}.json").write_text(json.dumps(value))
+    return tmp_path
+
+
+def test_the_section_has_a_table_a_figure_and_sentences(workdir):
+    (section,) = page._attacks(workdir, RESULTS, SOURCES)
+    text = "\n".join(page._markdown(block) for block in section.blocks)
+    assert section.title == "Does it come back?"
+    assert "| Model | Before any ↓ | After relearn_own ↓ | After int4 ↓ |" in text
+    assert "| gold | 16.0 [11.0, 21.0] | 17.0 [12.0, 22.0] · +1.0 | 16.0 [11.0, 21.0] · +0.0 |" in text
+    assert "| ga | 35.0 [30.0, 40.0] | 64.0 [59.0, 69.0] · +29.0 |" in text
+    assert "Lower is better, down to gold's level" in text and "over 40 questions" in text and "on new photos" in text
+    assert "that do not meet: before any attack ga; after relearn_own ga; after int4 ga." in text
+    assert "![attacks](figures/attacks.png)" in text and "int4: 4 bits" in text
+
+
+def test_the_figure_has_the_curves_of_what_trains_and_gold_is_dashed(workdir):
+    figure = figures.attacks_figure(attacked.read(workdir, MODELS, list(SOURCES)), RESULTS)
+    (axis,) = figure.axes
+    lines = {line.get_label(): line for line in axis.lines}
+    assert set(lines) == set(MODELS) and "relearn_own" in axis.get_title(loc="left")
+    assert {name for name, line in lines.items() if line.get_linestyle() == "--"} == {"gold"}
+    assert lines["ga"].get_xdata().tolist() == [0, 16, 32]
+    assert lines["ga"].get_ydata().tolist() == pytest.approx([35, 64, 64])
+    assert figures.attacks_figure(attacked.read(workdir, MODELS, ["int4"]), RESULTS) is None
+
+
+def test_where_no_attack_was_made_nothing_is_told(workdir, tmp_path):
+    assert page._attacks(workdir, RESULTS, {}) == []
+    assert page._attacks(tmp_path / "none", RESULTS, SOURCES) == []
+    ours = attacked.read(workdir, ["vanilla", "gold", "grad_diff"], list(SOURCES))
+    assert attacked.notes(ours, SOURCES)[-1].endswith("any attack none; after relearn_own none; after int4 none.")
+    without = attacked.read(workdir, ["vanilla", "ga"], list(SOURCES))
+    assert not any("Above gold" in line for line in attacked.notes(without, SOURCES))
+    (workdir / "attacks" / "ga" / "int4.json").unlink()
+    shown = attacked.table(attacked.read(workdir, MODELS, list(SOURCES)), MODELS)
+    assert shown[3][0] == "ga" and shown[3][-1] == "–" and "ga" in tables.markdown(shown)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ('{"points": [], "trains": true, "split": "test"}', "fewer than two points"),
+        ('{"points": [{"step": 0}], "trains": true, "split": "test"}', "points/0 without mean"),
+    ],
+)
+def test_a_damaged_file_is_named(workdir, text, message):
+    path = workdir / "attacks" / "ga" / "int4.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"expected what .*{path}.*{message}|expected what .*{message}.*{path}"):
+        attacked.read(workdir, MODELS, list(SOURCES))
