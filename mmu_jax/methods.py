@@ -164,6 +164,7 @@ _RETAIN = Phase({"retain": "descent"})
 _FORGET = Phase({"forget": "ascent"}, spread=True)
 _MASKED = dataclasses.replace(_FORGET, masked=True)
 _PROJECTED = dataclasses.replace(_FORGET, projected=True)
+_TEXT = Rule(side="language", fraction=0.2)
 _MMU = "MMUnlearner, arXiv 2502.11051"
 _OWN = "ascent projected off the directions that carry what is kept (mmu_jax.curvature)"
 
@@ -247,6 +248,17 @@ METHODS: dict[str, Method] = {
     "mmunlearner_official_clear": _official("the public code's arithmetic, its CLEAR script", clip_retain=False),
     "mask_random": _ablation(Rule(by="random"), "ablation: as dense, random positions"),
     "linear_only": _ablation(Rule(by="all"), "ablation: every linear weight, no scores"),
+    "mask_fisher": _ablation(Rule(loss="sketch"), "ablation: scores by the true Fisher, labels drawn from the model"),
+    "text_pooled": _ablation(_TEXT, "ablation: a fifth of the language side, against retain and text pooled"),
+    "text_own": _ablation(
+        dataclasses.replace(_TEXT, preserve="text"), "a fifth of the language side, against text on a scale of its own"
+    ),
+    "text_ranks": _ablation(
+        dataclasses.replace(_TEXT, preserve="ranks"), "a fifth of the language side, against the mean of both ranks"
+    ),
+    "text_random": _ablation(
+        dataclasses.replace(_TEXT, by="random"), "ablation: a fifth of the language side, random positions"
+    ),
     "mask_top_k": _ablation(Rule(by="top_k"), "ablation: as dense, largest forget scores"),
     "mask_salun": _ablation(Rule(by="salun"), "SalUn's mask, arXiv 2310.12508"),
 }

@@ -42,6 +42,7 @@ CHOICES: dict[str, Callable[[Mask, Evidence, jax.Array], Mask]] = {
 
 
 CLOSED = {
+    "preserve": ("pooled", "retain", "text", "ranks"),
     "side": ("vision", "language", "both"),
     "unit": ("example", "batch"),
     "unlisted": ("freeze", "pass"),
@@ -61,6 +62,11 @@ class Rule:
         layer, the latter by forget scores) and ``'salun'`` (global, of the summed forget gradient); or ``'all'``, whatever
         the scores.
       side: ``'vision'``, ``'language'`` or ``'both'``; the other side is frozen in masked steps.
+      preserve: what the forget scores of the language side are weighed against: retain VQA and the text QA of everyone
+        ``'pooled'`` by the number of their examples (the paper; where the model is sure of text, text then weighs next to
+        nothing), either alone (``'retain'``, ``'text'``), or the mean of their ``'ranks'``, each set on a scale of its own.
+      fraction: select this share of every layer of every leaf, the largest ratios, instead of those of at least tau; None
+        for tau.
       unit: of the scores, ``'example'`` or ``'batch'``.
       unlisted: leaves that are not scored, ``'freeze'`` or ``'pass'`` (the public code: norms, embeddings and head
         get the whole ascent).
@@ -76,6 +82,8 @@ class Rule:
 
     by: str = "ratio"
     side: str = "both"
+    preserve: str = "pooled"
+    fraction: float | None = None
     unit: str = "example"
     unlisted: str = "freeze"
     clip: str = "after"
@@ -95,6 +103,9 @@ class Rule:
                     f"expected {field} of a mask rule among {', '.join(values)}, found {getattr(self, field)!r}; correct it"
                 )
 
+        if self.fraction is not None and not 0 < self.fraction < 1:
+            raise InputError(f"expected fraction of a mask rule between 0 and 1, found {self.fraction!r}; correct it")
+
     @property
     def reads(self) -> tuple[str, str, str | None, bool]:
         """What tells its scores from others': rules that agree in it share them."""
@@ -108,7 +119,7 @@ class Rule:
     @property
     def needs_scores(self) -> bool:
         """Whether it needs the scores themselves: one signed accumulator decides the ratio alone."""
-        return self.by not in ("ratio", "all")
+        return self.by not in ("ratio", "all") or self.fraction is not None or self.preserve != "pooled"
 
     @property
     def needs_sum(self) -> bool:
@@ -153,14 +164,55 @@ def make(
         )
     total = evidence.retain_units + evidence.text_units
 
+    pool = {
+        "pooled": lambda retain, text: (evidence.retain_units * retain + evidence.text_units * text) / total,
+        "retain": lambda retain, text: retain,
+        "text": lambda retain, text: text,
+        "ranks": lambda retain, text: (_ranks(retain) + _ranks(text)) / 2,
+    }[rule.preserve]
+
     def preserve(name, retain, text):
-        if re.fullmatch(sides["vision"], name):
-            return retain
-        return (evidence.retain_units * retain + evidence.text_units * text) / total
+        return retain if re.fullmatch(sides["vision"], name) else pool(retain, text)
 
     preserved = trees.map_named(preserve, evidence.retain, evidence.text)
-    weighed = masks.ratio(evidence.forget, preserved, tau=tau, **rule.numbers(eps, noise))
+    numbers = rule.numbers(eps, noise)
+    if rule.fraction is None:
+        weighed = masks.ratio(evidence.forget, preserved, tau=tau, **numbers)
+    else:
+        weighed = _most(rule.fraction, evidence.forget, preserved, numbers["eps"])
     return _unlisted(rule, CHOICES[rule.by](_one_side(rule, weighed, sides), evidence, key), params)
+
+
+@jax.jit
+def _ranks(scores: jax.Array) -> jax.Array:
+    """The place of every entry among those of its leaf, from 0 for the smallest to 1."""
+    order = jnp.argsort(scores.reshape(-1), stable=True)
+    places = jnp.zeros(scores.size, jnp.float32).at[order].set(jnp.arange(scores.size, dtype=jnp.float32))
+    return (places / max(scores.size - 1, 1)).reshape(scores.shape)
+
+
+def _most(fraction: float, forget: Scores, preserved: Scores, eps: float) -> Mask:
+    """The largest ratios of every layer, so many of them."""
+    ratios = jax.tree.map(lambda f, p: (f + eps) / (p + eps), forget, preserved)
+    counts = {}
+    for name, leaf in trees.flatten(ratios).items():
+        layers = leaf.shape[0] if trees.stacked(name) else 1
+        counts[name] = max(int(fraction * leaf.size / layers), 1)
+    return masks.top_k(ratios, counts, scope="layer")
+
+
+def text_share(evidence: Evidence, sides: dict[str, str]) -> float:
+    """Share of the pooled preserve score of the language side that is text's: near 0, text restricts nothing.
+
+    >>> one, sides = {'w': jnp.ones(2)}, {'language': 'w'}
+    >>> text_share(Evidence(one, one, one, 3.0, 1.0, None), sides)
+    0.25
+    """
+    sums = {}
+    for kind, units in (("retain", evidence.retain_units), ("text", evidence.text_units)):
+        part = trees.split(getattr(evidence, kind), sides["language"])[0]
+        sums[kind] = units * float(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(part)))
+    return sums["text"] / max(sums["retain"] + sums["text"], 1e-30)
 
 
 def make_signed(
@@ -185,7 +237,8 @@ def make_signed(
     """
     if rule.needs_scores:
         raise InputError(
-            f"expected a mask rule that one signed accumulator decides (ratio), found {rule.by!r}; keep the scores (keep_scores)"
+            "expected a mask rule that one signed accumulator decides (by ratio, pooled, at tau), found by="
+            f"{rule.by!r}, preserve={rule.preserve!r}, fraction={rule.fraction!r}; keep the scores (keep_scores)"
         )
     weighed = masks.sign(difference, tau=tau, **rule.numbers(eps, noise))
     return _unlisted(rule, _one_side(rule, weighed, sides), params)

@@ -144,26 +144,22 @@ def fit(
     """
     limits = Limits(mask, factors)
     _check(p, params, limits, watched)
-    teaches, consumes = "teacher" in p.method.needs, p.trainable.consumes
-    vanilla = params if not consumes else jax.tree.map(jnp.copy, params) if teaches else None
     for name in p.method.streams:
         check_batch(streams[name].batch(0), name)
+    teaches, consumes = "teacher" in p.method.needs, p.trainable.consumes
+    vanilla = params if not consumes else jax.tree.map(jnp.copy, params) if teaches else None
     state = _begin(p, model, params, mesh, checkpoints)
-    steps = [make_step(p, model, index, state) for index in range(len(p.method.phases))]
-    count = jax.jit(lambda step: step + 1, out_shardings=state.step.sharding)
-    look = _look(p, model, watched, limits, vanilla, mesh)
+    iterate, look = (
+        _iteration(p, model, state, streams, limits, vanilla, mesh),
+        _look(p, model, watched, limits, vanilla, mesh),
+    )
     seen = latest(state).get(WATCHED)
 
     with jax.set_mesh(mesh):
         for i in range(int(state.step), p.iterations):
             if p.stop and p.stop.reached(seen):
                 break
-            for phase, step in zip(p.method.phases, steps, strict=True):
-                if (at := p.turn(phase, i)) is not None:
-                    state = step(
-                        state, _batches(phase, streams, at, mesh), limits, vanilla, _beside(phase, streams, at, mesh)
-                    )
-            state = state.replace(step=count(state.step))
+            state = iterate(state, i)
             if p.stop and p.stop.due(i + 1, seen):
                 state, seen = look(state, i)
             last = i + 1 == p.iterations or (p.stop is not None and p.stop.reached(seen))
@@ -174,6 +170,23 @@ def fit(
             if saving:
                 checkpoints.save(i + 1, state)
     return state
+
+
+def _iteration(
+    p: Plan, model: Model, like: TrainState, streams: dict[str, Stream], limits: Limits, vanilla: Any, mesh: Any
+) -> Callable[[TrainState, int], TrainState]:
+    """``state, i -> state``: the phases of a method, in order."""
+    steps = [make_step(p, model, index, like) for index in range(len(p.method.phases))]
+    count = jax.jit(lambda step: step + 1, out_shardings=like.step.sharding)
+
+    def iterate(state, i):
+        for phase, step in zip(p.method.phases, steps, strict=True):
+            if (at := p.turn(phase, i)) is not None:
+                beside = _beside(phase, streams, at, mesh)
+                state = step(state, _batches(phase, streams, at, mesh), limits, vanilla, beside)
+        return state.replace(step=count(state.step))
+
+    return iterate
 
 
 def _batches(phase: Phase, streams: dict[str, Stream], at: int, mesh: jax.sharding.Mesh) -> dict[str, Batch]:

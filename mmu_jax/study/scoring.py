@@ -16,6 +16,7 @@ from mmu_jax.study.workspace import Workspace
 from mmu_jax.trees import Tree
 
 SETS = ("forget", "retain", "text")
+NEGLIGIBLE = 0.1  # of a pooled score: a set that is less of it decides nearly nothing
 
 
 def mask(work: Workspace, name: str) -> dict:
@@ -85,7 +86,14 @@ def _evidence(work: Workspace, rule: Rule) -> Evidence:
     bar.close()
     count = {f"{name}_units": passes[name].units(rule.unit) for name in ("retain", "text")}
     count |= {"retain_units": 0.0} if rule.mixed else {}
-    return Evidence(**trio, **count, summed=summed)
+    found = Evidence(**trio, **count, summed=summed)
+    share = rules.text_share(found, work.model.family.sides)
+    if share < NEGLIGIBLE and not rule.mixed:
+        ratio = (1 - share) / max(share, 1e-12) * count["text_units"] / count["retain_units"]
+        print(f"  text is {100 * share:.1f} % of the pooled score that the language side is weighed against (an example of retain VQA "
+              f"scores {ratio:.0f} times one of text, of which the model is sure): pooled, it restricts next to nothing; a rule with "
+              "preserve='text' or 'ranks', or loss='sketch', weighs it on a scale of its own", flush=True)  # fmt: skip
+    return found
 
 
 def _difference(work: Workspace, rule: Rule) -> Tree:
