@@ -19,7 +19,7 @@ import numpy as np
 from mmu_jax import InputError, NotFiniteError, metrics, sharding, train, trees
 from mmu_jax.data import IMAGE, Benchmark, Choice, Example, loader, slices
 from mmu_jax.data.streams import Stream
-from mmu_jax.evaluate import Examiner
+from mmu_jax.evaluate import Examiner, Items
 from mmu_jax.methods import Method, Phase
 from mmu_jax.models import Model
 from mmu_jax.plan import Plan
@@ -77,13 +77,11 @@ def other_facts(benchmark: Benchmark) -> tuple[list[Example], str]:
     )
 
 
-def returned(examiner: Examiner, params: Params, items: Sequence[Example], album: loader.Album) -> dict[str, float]:
-    """Returned knowledge: the mean over items of ``p(right answer)^(1 / length)`` (TOFU, arXiv 2401.06121, section 2.2).
+def knowledge(examiner: Examiner, params: Params, items: Sequence[Example], album: loader.Album) -> Items:
+    """``p(right answer)^(1 / length)`` (TOFU, arXiv 2401.06121, section 2.2) of questions with a photo, item by item.
 
     Args:
-      items: questions with a photo, as generation asks them; each is shown with the first photo in ``album`` it may have.
-    Returns:
-      ``{'mean', 'low', 'high', 'n', 'people'}``, fractions of 1 with a 95 % interval over people (``metrics.summary``).
+      items: as generation asks them; each is shown with the first photo in ``album`` it may have.
     Raises:
       InputError: logits that are not finite; person and question are named.
     """
@@ -92,8 +90,17 @@ def returned(examiner: Examiner, params: Params, items: Sequence[Example], album
     photos = np.array([album.of(item)[0] for item in items])
     logps, lengths = examiner.option_logps(params, alone, photos, album)
     values = metrics.METRICS["probability"].of(logps, lengths, np.zeros(len(items), int))
-    owners = np.array([item.person for item in items])
-    return metrics.summary(values, owners, samples=examiner.samples, seed=examiner.seed)
+    return Items(values, np.array([item.person for item in items]))
+
+
+def returned(examiner: Examiner, params: Params, items: Sequence[Example], album: loader.Album) -> dict[str, float]:
+    """Returned knowledge: the mean of :func:`knowledge` of facts that were not taught again.
+
+    Returns:
+      ``{'mean', 'low', 'high', 'n', 'people'}``, fractions of 1 with a 95 % interval over people (``metrics.summary``).
+    """
+    found = knowledge(examiner, params, items, album)
+    return metrics.summary(*found, samples=examiner.samples, seed=examiner.seed)
 
 
 # ---- a model from a model

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -66,6 +67,13 @@ def reference_logps(model: models.Model, params: Params, stream: streams.Stream,
                 )
                 column[part, photo] = values[: len(part)]
     return column
+
+
+class Items(NamedTuple):
+    """A metric item by item: ``values [N]``, and ``people [N]``, whose each is."""
+
+    values: np.ndarray
+    people: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,10 +174,10 @@ class Examiner:
         logps[there], lengths[there] = scored, [row.sum() for row in texts.weights]
         return logps, lengths
 
-    def examine(
+    def measure(
         self, params: Params, people: Sequence[Person], kind: str, album: loader.Album, split: str = ""
-    ) -> tuple[dict, list[dict]]:
-        """All metrics of one split and kind: ``metric -> summary``, and the answers one by one.
+    ) -> tuple[dict[str, Items], list[dict]]:
+        """All metrics of one split and kind, item by item, and the answers one by one.
 
         Choices of which only one option is there are no choices, and are left out.
 
@@ -185,18 +193,14 @@ class Examiner:
         def ask(items, put):
             return self.answers(params, list(map(put, items)), rows(items), album, [_whose(i, split) for i in items])
 
-        free, blanks, choices = (
-            [item for person in people for item in getattr(person, task) if item.kind == kind]
-            for task in ("generation", "cloze", "choices")
-        )
-        choices = [choice for choice in choices if len(choice.options) > 1]
+        free, blanks, choices = (_items(people, task, kind) for task in ("generation", "cloze", "choices"))
         right = np.array([_right(choice, split) for choice in choices], int)
         free_said, blank_said = ask(free, self.prompts.free), ask(blanks, self.prompts.filled_blank)
-        values, owners = {}, {}
+        found = {}
 
         def judge(asks, items, score):
             for name, metric in metrics.asked(asks).items() if items else ():
-                values[name], owners[name] = score(metric.of), [item.person for item in items]
+                found[name] = Items(np.asarray(score(metric.of), float), np.array([item.person for item in items]))
 
         def against_truth(items, said):
             return lambda of: [of(answer, item.answer) for answer, item in zip(said, items, strict=True)]
@@ -209,20 +213,30 @@ class Examiner:
         if choices and self.letters:
             pairs = list(zip(ask(choices, self.prompts.asked_letter), choices, strict=True))
             judge("letter", choices, lambda of: [float(of(s, list(c.options)) == c.letter) for s, c in pairs])
-        results = {
-            name: metrics.summary(np.asarray(v), np.asarray(owners[name]), samples=self.samples, seed=self.seed)
-            for name, v in values.items()
-        }
-        if choices:
-            results["mcq"]["chance"] = float(np.mean([1 / len(choice.options) for choice in choices]))
         answers = [
             _answer(task, item, said)
             for task, items, every in (("generation", free, free_said), ("cloze", blanks, blank_said))
             for item, said in zip(items, every, strict=True)
         ]
+        return found, answers
+
+    def examine(
+        self, params: Params, people: Sequence[Person], kind: str, album: loader.Album, split: str = ""
+    ) -> tuple[dict, list[dict]]:
+        """The same as ``metric -> summary``, with the chance level of choices and the share of distinct answers."""
+        found, answers = self.measure(params, people, kind, album, split)
+        results = {name: metrics.summary(*items, samples=self.samples, seed=self.seed) for name, items in found.items()}
+        if choices := _items(people, "choices", kind):
+            results["mcq"]["chance"] = float(np.mean([1 / len(choice.options) for choice in choices]))
         if answers:
             results["distinct"] = {"mean": metrics.distinct([a["answer"] for a in answers]), "n": len(answers)}
         return results, answers
+
+
+def _items(people: Sequence[Person], task: str, kind: str) -> list[Any]:
+    """What is asked of people in a task, of one kind; of choices those that have more than one option."""
+    found = [item for person in people for item in getattr(person, task) if item.kind == kind]
+    return [item for item in found if task != "choices" or len(item.options) > 1]
 
 
 def _whose(item: Example | Choice, split: str) -> str:

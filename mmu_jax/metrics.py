@@ -265,3 +265,59 @@ def distinct(texts: Sequence[str]) -> float:
     0.75
     """
     return len(set(map(normalise, texts))) / max(len(texts), 1)
+
+
+def ks(first: np.ndarray, second: np.ndarray) -> float:
+    """Kolmogorov-Smirnov distance of two samples: the largest gap between their distribution functions, from 0 to 1.
+
+    >>> ks(np.array([0.1, 0.2]), np.array([0.15, 0.9]))
+    0.5
+    """
+    at = np.sort(np.concatenate([first, second]))
+    gaps = [np.searchsorted(np.sort(x), at, side="right") / len(x) for x in (first, second)]
+    return float(np.abs(gaps[0] - gaps[1]).max())
+
+
+def js(first: np.ndarray, second: np.ndarray, bins: int = 10) -> float:
+    """Jensen-Shannon distance of two samples of probabilities, in ``bins`` equal bins of [0, 1]; from 0 to 1 (base 2).
+
+    >>> js(np.array([0.05]), np.array([0.95])), js(np.array([0.5]), np.array([0.5]))
+    (1.0, 0.0)
+    """
+    p, q = (np.histogram(x, bins, (0.0, 1.0))[0] / len(x) for x in (first, second))
+    middle = (p + q) / 2
+
+    def divergence(x):
+        there = x > 0
+        return (x[there] * np.log2(x[there] / middle[there])).sum()
+
+    return float(np.sqrt(max((divergence(p) + divergence(q)) / 2, 0.0)))
+
+
+def nested(pairs: dict[tuple, np.ndarray], *, samples: int = 2000, seed: int = 0) -> dict[str, float]:
+    """Mean of differences with a 95 % interval from a bootstrap over seeds, over groups within them, and over people within those.
+
+    ``pairs`` holds for every ``(seed, group)`` the differences ``[people]`` of two methods on the same people; the mean is that
+    of the pairs' means. ``above`` counts the pairs whose mean is above 0.
+
+    >>> found = nested({(0, 0): np.array([1., 3.]), (0, 1): np.array([-1., -1.])}, samples=50)
+    >>> found['mean'], found['pairs'], found['above']
+    (0.5, 2, 1)
+    """
+    if not pairs:
+        raise InputError("expected at least one pair of seed and group, found none; measure one")
+    rng, of_seed = np.random.default_rng(seed), {}
+    for (s, _), values in pairs.items():
+        of_seed.setdefault(s, []).append(np.asarray(values, float))
+    seeds, draws = list(of_seed.values()), []
+    for _ in range(samples):
+        means = []
+        for i in rng.integers(0, len(seeds), len(seeds)):
+            groups = seeds[i]
+            for j in rng.integers(0, len(groups), len(groups)):
+                means.append(rng.choice(groups[j], len(groups[j])).mean())
+        draws.append(np.mean(means))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    own = [float(np.mean(values)) for values in pairs.values()]
+    table = {"mean": float(np.mean(own)), "low": float(low), "high": float(high)}
+    return table | {"pairs": len(own), "above": sum(value > 0 for value in own)}

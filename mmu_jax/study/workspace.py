@@ -95,6 +95,16 @@ class Workspace:
     def people(self) -> dict[str, int]:
         return {person.id: index for index, person in enumerate(self.benchmark.full)}
 
+    def of_group(self, group: int, workdir: pathlib.Path) -> "Workspace":
+        """Another group of people to forget, in a workdir of its own; data, vanilla model and what is loaded are shared."""
+        config = self.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.data.group = group
+        other = Workspace(config, workdir, self.given)
+        shared = ("data", "base", "vanilla", "adapter", "card", "processor", "model", "sizes")
+        other.__dict__ |= {name: getattr(self, name) for name in shared} | {"params": self.params, "level": self.level}
+        return other
+
     def forget_data(self) -> None:
         """Whatever was read of the data set is read again when it is next needed."""
         for name in ("data", "benchmark", "albums", "people"):

@@ -1,0 +1,322 @@
+"""Compares methods at matched forgetting, by the protocol of docs/protocol.md.
+
+    python -m experiments.protocol --config=configs/tiny.py --workdir=runs/protocol
+
+Every part is resumable: vanilla models, gold models, factors and masks (``prepare``); every method at every rate on the
+pairs of seed and group that only choose (``choose``); every method at its own best rate on the pairs that are reported
+(``measure``); tables (``tell``), which go to ``<workdir>/results.md`` and ``results.json``. ``--seeds``, ``--groups``,
+``--settings`` and ``--methods`` do a part of a part, so that several processes may share the work.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from experiments import command, told
+from mmu_jax import InputError, NotFiniteError, attacks, evaluate, files, train_state
+from mmu_jax.data import IMAGE, TEXT
+from mmu_jax.methods import METHODS
+from mmu_jax.study import attacking, scoring, settings, steps, unlearning
+from mmu_jax.study.study import Study
+from mmu_jax.study.workspace import Workspace
+from mmu_jax.trees import Params
+
+PARTS = ("prepare", "choose", "measure", "tell")
+PART = flags.DEFINE_list("part", list(PARTS), "Parts, in order.")
+SEEDS = flags.DEFINE_list("seeds", [], "Only these seeds.")
+GROUPS = flags.DEFINE_list("groups", [], "Only these groups.")
+SETTINGS = flags.DEFINE_list("settings", [], "Only these settings.")
+NAMES = flags.DEFINE_list("methods", [], "Only these methods.")
+
+CHOOSING = [(3, 0), (3, 1)]  # pairs of seed and group on which rates are chosen, and which are not reported
+REPORTED = [(seed, group) for seed in (0, 1, 2) for group in (2, 3, 4, 5, 6)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is replayed of the people to keep, and which methods are compared at which rates.
+
+    Attributes:
+      replay: share of the questions about the people to keep.
+      primary: ``(axis, metric)`` by which the rate of each method is chosen.
+      iterations: the most; a run ends before where its stop rule says.
+    """
+
+    replay: float
+    methods: tuple[str, ...]
+    rates: tuple[float, ...]
+    iterations: int
+    primary: tuple[str, str] = ("retain_test", "probability")
+
+
+COMPARED = {
+    "none": Setting(
+        0.0,
+        ("ga", "npo", "linear_only", "mmunlearner", "mask_fisher", "mask_random", "projected"),
+        (1e-5, 3e-5, 1e-4, 3e-4),
+        600,
+    ),
+    "little": Setting(
+        0.01,
+        ("grad_diff_alternate", "linear_only", "mmunlearner", "mask_random", "projected_retain"),
+        (1e-5, 3e-5, 1e-4, 3e-4),
+        600,
+    ),
+    "all": Setting(
+        1.0,
+        (
+            "grad_diff",
+            "grad_diff_alternate",
+            "npo_retain",
+            "linear_only",
+            "mmunlearner",
+            "mask_random",
+            "projected_retain",
+            "projected_deep",
+        ),
+        (5e-5, 1e-4, 2e-4, 4e-4),
+        1350,
+    ),
+    "text": Setting(
+        0.0,
+        ("text_random", "text_pooled", "text_ranks", "text_own"),
+        (3e-5, 1e-4, 3e-4),
+        600,
+        ("forget_qa", "exact"),
+    ),
+}
+DEEP = ("none", "all")  # settings whose models are relearned too
+# Axis -> split, kind of question.
+AXES = {
+    "forget": ("forget", IMAGE),
+    "forget_test": ("test", IMAGE),
+    "forget_qa": ("forget", TEXT),
+    "retain": ("retain", IMAGE),
+    "retain_test": ("retain_test", IMAGE),
+    "retain_qa": ("retain", TEXT),
+}
+ROW = {"setting": str, "method": str, "rate": float, "axes": dict, "made": str}
+
+
+@functools.cache
+def study_of(seed: int) -> Study:
+    """The study that makes the vanilla model of a seed."""
+    config = command.CONFIG.value.copy_and_resolve_references()
+    with config.unlocked():
+        config.seed, config.gold, config.attack.names = seed, False, ()
+    return Study(config, pathlib.Path(command.WORKDIR.value) / f"seed{seed}", command.given())
+
+
+@functools.cache
+def of_pair(seed: int, group: int) -> Workspace:
+    """What a pair of seed and group runs in."""
+    work = study_of(seed).work
+    return work.of_group(group, work.workdir / f"group{group}")
+
+
+def configured(work: Workspace, setting: Setting) -> Workspace:
+    """The workspace as a setting runs it."""
+    with work.config.unlocked():
+        work.config.unlearn.replay, work.config.unlearn.methods = setting.replay, setting.methods
+    return work
+
+
+def prepare(pairs: list[tuple[int, int]]) -> None:
+    """Vanilla and gold models, factors and masks, each made once."""
+    for seed in dict.fromkeys(seed for seed, _ in pairs):
+        study_of(seed).run(["data", "base", "vanilla"])
+    for seed, group in pairs:
+        work = of_pair(seed, group)
+        print(f"seed {seed}, group {group}", flush=True)
+        if not (work.folder("gold") / "config.json").exists():
+            steps.fine_tune(work, "gold")
+        names = {name for setting in COMPARED.values() for name in setting.methods}
+        with work.config.unlocked():
+            work.config.unlearn.methods = tuple(sorted(names))
+        if not work.factors.exists():
+            scoring.factors(work)
+        masked = [name for name in names if METHODS[name].mask and not work.mask(name).exists()]
+        for name in sorted(masked, key=lambda name: str(METHODS[name].mask.reads)):
+            scoring.mask(work, name)
+        baselines((seed, group))
+
+
+# ---- a run
+
+
+def asked(work: Workspace, params: Params) -> dict[str, dict[str, dict[str, float]]]:
+    """Axis -> metric -> person -> mean, of a model."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for axis, (split, kind) in AXES.items():
+        people = [dataclasses.replace(person, cloze=()) for person in getattr(work.benchmark, split)]
+        album = work.albums[split if split in work.albums else "full"]
+        items, _ = work.examiner.measure(params, people, kind, album, split)
+        found[axis] = {name: by_person(items[name]) for name in ("probability", "exact")}
+        if axis == "forget_test":
+            found[axis]["items"] = [round(float(p), 5) for p in items["probability"].values]
+    return found
+
+
+def by_person(items: evaluate.Items) -> dict[str, float]:
+    return {str(p): round(float(items.values[items.people == p].mean()), 5) for p in np.unique(items.people)}
+
+
+def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
+    """Attack -> person -> what is known of the other facts after relearning; ``params`` are consumed."""
+    items, split = attacks.other_facts(work.benchmark)
+    c, found = work.config.attack, {}
+    for name in ("relearn_own", "relearn_benign"):
+        own = jax.tree.map(lambda x: x.copy(), params)
+        scene = attacks.Scene(work.model, work.mesh, attacking.lesson(work, name), c.steps, c.learning_rate)
+        for _, now in attacks.ATTACKS[name].of(own, scene):
+            last = now
+        found[name] = by_person(attacks.knowledge(work.examiner, last, items, work.albums[split]))
+    return found
+
+
+def measure(work: Workspace, setting: Setting, name: str, rate: float, deep: bool) -> dict[str, Any]:
+    """A method at a rate, run to its stop: how long, where it ended, and what is known then."""
+    job = unlearning.prepare(work, name, learning_rate=rate)
+    job = dataclasses.replace(job, plan=dataclasses.replace(job.plan, iterations=setting.iterations))
+    params = work.load(work.vanilla, consumed=True)
+    try:
+        state = job.fit(work, params, work.mesh)
+        found = {"axes": asked(work, state.params)}
+    except NotFiniteError as error:
+        return {"axes": {}, "diverged": str(error)}
+    last = train_state.latest(state).get(train_state.WATCHED)
+    found |= {"iterations": int(state.step), "level": job.plan.stop.level, "last": last}
+    found |= {"reached": bool(job.plan.stop.reached(last))}
+    return found | ({"attacks": attacked(work, state.params)} if deep else {})
+
+
+def rows_of(work: Workspace, setting: str, name: str) -> tuple[pathlib.Path, list[dict]]:
+    """Where the measurements of a method on a pair in a setting are kept, and those that are there."""
+    path = work.workdir / "measured" / f"{setting}-{name}.json"
+    rows = files.read_json(path, "what the protocol has measured") if path.exists() else []
+    if odd := files.unlike(rows, [ROW]):
+        raise InputError(f"expected what the protocol has measured in {path}, found {odd}; move it away")
+    return path, rows
+
+
+def measured(pair: tuple[int, int], key: str, name: str, rate: float, deep: bool = False) -> dict:
+    """The row of a method at a rate, measured if it is not there."""
+    work, setting = configured(of_pair(*pair), COMPARED[key]), COMPARED[key]
+    path, rows = rows_of(work, key, name)
+    made = settings_of(work, setting, name)
+    sought = {"setting": key, "method": name, "rate": rate, "made": made}
+    for row in rows:
+        if sought.items() <= row.items() and (not deep or "attacks" in row or not row["axes"]):
+            return row
+    row = sought | {"seed": pair[0], "group": pair[1]} | measure(work, setting, name, rate, deep)
+    files.write_json(path, [*rows, row])
+    told.line(row)
+    return row
+
+
+def settings_of(work: Workspace, setting: Setting, name: str) -> str:
+    """What a row depends on beside its rate, in words: another config does not reuse it."""
+    c = work.config.unlearn
+    how = {"method": METHODS[name].arithmetic(), "iterations": setting.iterations, "retain_rate": c.retain_rate}
+    how |= {"rows": c.rows, "stop": c.stop.to_dict(), "factors": work.config.factors.to_dict()}
+    return json.dumps(how, sort_keys=True)
+
+
+# ---- rates, tables
+
+
+def wanted(key: str) -> list[str]:
+    """The methods of a setting that the flags ask for."""
+    return [name for name in COMPARED[key].methods if not NAMES.value or name in NAMES.value]
+
+
+def choose(keys: list[str], pairs: list[tuple[int, int]]) -> None:
+    for key in keys:
+        for pair in pairs:
+            for name in wanted(key):
+                for rate in COMPARED[key].rates:
+                    measured(pair, key, name, rate)
+
+
+def chosen(key: str) -> dict[str, float]:
+    """Method -> the rate at which it keeps most on the choosing pairs, of those at which it reached the level on all."""
+    setting, best = COMPARED[key], {}
+    axis, metric = setting.primary
+    for name in setting.methods:
+        worth = {}
+        for rate in setting.rates:
+            rows = [measured(pair, key, name, rate) for pair in CHOOSING]
+            if all(row["axes"] and row["reached"] for row in rows):
+                worth[rate] = np.mean([np.mean(list(row["axes"][axis][metric].values())) for row in rows])
+        best[name] = max(worth, key=worth.get) if worth else max(setting.rates)
+    return best
+
+
+def baselines(pair: tuple[int, int]) -> dict[str, dict]:
+    """Vanilla and gold of a pair, asked and attacked as the methods are."""
+    work, found = of_pair(*pair), {}
+    path = work.workdir / "baselines.json"
+    if path.exists():
+        return files.read_json(path, "what vanilla and gold know")
+    for name in ("vanilla", "gold"):
+        params = work.load(work.folder(name), consumed=True)
+        found[name] = {"axes": asked(work, params), "attacks": attacked(work, params)}
+    files.write_json(path, found)
+    return found
+
+
+def numbers(values: list[str], flag: str) -> list[int]:
+    try:
+        return [int(value) for value in values]
+    except ValueError as error:
+        raise InputError(f"expected whole numbers in --{flag}, found {','.join(values)!r}; correct it") from error
+
+
+def only(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those pairs that the flags ask for."""
+    seeds, groups = numbers(SEEDS.value, "seeds"), numbers(GROUPS.value, "groups")
+    return [(s, g) for s, g in pairs if (not seeds or s in seeds) and (not groups or g in groups)]
+
+
+def protocol() -> None:
+    command.quiet()
+    if not command.WORKDIR.value:
+        raise InputError("expected --workdir=DIR, found none; name a place for models and measurements")
+    if strange := [name for name in (*PART.value, *SETTINGS.value) if name not in (*PARTS, *COMPARED)]:
+        raise InputError(
+            f"expected parts among {', '.join(PARTS)} and settings among {', '.join(COMPARED)}, found {strange[0]!r}"
+        )
+    if given := settings.matching(
+        command.given(), [(r"seed|gold|data\.group|unlearn\.(methods|replay|learning_rate.*)", True, "")]
+    ):
+        raise InputError(f"expected keys that the protocol does not set itself, found config.{given[0][0]}; remove it")
+    keys = SETTINGS.value or list(COMPARED)
+    if "prepare" in PART.value:
+        prepare(only(CHOOSING + REPORTED))
+    if "choose" in PART.value:
+        choose(keys, only(CHOOSING))
+    if "measure" in PART.value:
+        for pair in only(REPORTED):
+            for key in keys:
+                for name in wanted(key):
+                    measured(pair, key, name, chosen(key)[name], deep=key in DEEP)
+    if "tell" in PART.value:
+        rates = {key: chosen(key) for key in keys}
+        rows = {(key, name, pair): measured(pair, key, name, rate, deep=key in DEEP)
+                for key in keys for name, rate in rates[key].items() for pair in REPORTED}  # fmt: skip
+        told.write(pathlib.Path(command.WORKDIR.value), rates, rows, {pair: baselines(pair) for pair in REPORTED})
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    command.spoken(protocol)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command.parse)
