@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mmu_jax import InputError, hf, lora, methods, models, sharding, trees
+from mmu_jax import InputError, curvature, hf, lora, methods, models, sharding, trees
 from mmu_jax.plan import Plan, describe
 from mmu_jax.rules import Rule
-from toys import SPEC, TARGETS, make_batch, random_mask, run, same, streams
+from toys import SPEC, TARGETS, make_batch, random_factors, random_mask, run, same, streams
 from twins import mean_loss, torch_inputs
 
 
@@ -29,18 +29,23 @@ def trained_adapters(params, kinds=("free", "masked")):
     return {kind: jax.tree.map(leaf, tree, is_leaf=is_factors) for kind, tree in made.items()}
 
 
-def merged(params, adapters, mask):
-    """W + s B A + s mask * (B' A'), by hand in numpy."""
-    out = dict(trees.flatten(params))
+def merged(params, adapters, mask, factors=None):
+    """W + s B A + s mask * (B' A') + s B" A" (I - U diag(strength) U^T), by hand in numpy."""
+    out, kept = dict(trees.flatten(params)), curvature.by_name(factors)
     for kind, tree in adapters.items():
         for name, f in trees.flatten(tree, is_leaf=is_factors).items():
             update = SPEC.alpha / SPEC.rank * np.matmul(np.asarray(f.b), np.asarray(f.a))
-            out[name] = out[name] + (update * np.asarray(trees.flatten(mask)[name]) if kind == "masked" else update)
+            if kind == "masked":
+                update = update * np.asarray(trees.flatten(mask)[name])
+            elif kind == "projected":
+                u, strength = np.asarray(kept[name].basis), np.asarray(kept[name].strength)
+                update = update - np.matmul(np.matmul(update, u) * strength[..., None, :], u.swapaxes(-1, -2))
+            out[name] = out[name] + update
     return jax.tree.structure(params).unflatten(out.values())
 
 
 def check_adapted_is_merged(model, params, batch):
-    mask = random_mask(model, params)
+    mask, factors = random_mask(model, params), random_factors(model, params)
     spec = dataclasses.replace(SPEC, targets=r".*(layers|blocks|vision_tower)/.*(q_proj|o_proj|qkv|up_proj|fc1)/weight")
     adapters = {
         kind: jax.tree.map(
@@ -50,8 +55,8 @@ def check_adapted_is_merged(model, params, batch):
         )
         for i, kind in enumerate(lora.KINDS)
     }
-    expected = np.asarray(jax.jit(model.forward)(merged(params, adapters, mask), batch))
-    found = np.asarray(jax.jit(model.forward)(lora.adapt(spec, params, adapters, mask), batch))
+    expected = np.asarray(jax.jit(model.forward)(merged(params, adapters, mask, factors), batch))
+    found = np.asarray(jax.jit(model.forward)(lora.adapt(spec, params, adapters, mask, factors), batch))
     before = np.asarray(model.forward(params, batch))
     scale = np.abs(expected).max()
     assert np.abs(found - expected)[batch["valid"]].max() < 1e-5 * scale
