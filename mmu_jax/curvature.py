@@ -110,8 +110,9 @@ def grams(loss: Loss, params: Params, batches: Iterable[Batch], *, leaves: str =
       tree like ``params``, float32 ``[..., in, in]``, None where ``leaves`` does not match. Accumulated on device, in a
       donated buffer; nothing per batch goes to the host.
     Raises:
-      InputError: no batch; a leaf that is no matrix; a loss that returns something else; a number that is not finite.
+      InputError: no batch, or one alone; a leaf that is no matrix; a loss that returns something else; a number that is not finite.
     """
+    saliency.check_batches(batches)
     part, rest = trees.split(params, leaves)
     flat = [name for name, leaf in trees.flatten(part).items() if leaf.ndim - trees.stacked(name) < 2]
     if flat:

@@ -84,10 +84,12 @@ def basis(rng, *lead, width, count):
 
 
 def random_factors(model, params, seed=0):
-    """A third of the inputs of every linear weight, and in the first layer one less."""
+    """A third of the inputs of every linear weight, and in the first layer one less; None for a patch embedding."""
     part, _ = trees.split(params, model.family.eligible)
 
     def leaf(name, p):
+        if p.ndim - trees.stacked(name) > 2:
+            return None
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         made = basis(rng, *p.shape[:-2], width=p.shape[-1], count=p.shape[-1] // 3)
         strength = np.ones((*p.shape[:-2], made.shape[-1]), np.float32)
