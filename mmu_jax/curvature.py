@@ -68,20 +68,27 @@ def match(factors: Factors, tree: Tree) -> Tree:
     """A :class:`Factor` for each leaf of ``tree`` that has one, None for every other; the structure is that of ``tree``.
 
     Raises:
-      InputError: factors of a leaf that ``tree`` does not have, or of another size than its input.
+      InputError: factors of a leaf that ``tree`` does not have, or that is no matrix, or of another size than its input.
     """
     found, leaves = by_name(factors), trees.flatten(tree)
-    strangers = sorted(found.keys() - leaves.keys())
-    wrong = [
-        f"{name} has inputs {factor.basis.shape[:-1]}, expected {(*leaves[name].shape[:-2], leaves[name].shape[-1])}"
-        for name, factor in found.items()
-        if name in leaves and factor.basis.shape[:-1] != (*leaves[name].shape[:-2], leaves[name].shape[-1])
-    ]
-    if faults := [f"{name} is not a leaf of the model" for name in strangers] + wrong:
+    faults = [f"{name} is not a leaf of the model" for name in sorted(found.keys() - leaves.keys())]
+    faults += [f"{n} {said}" for n, f in found.items() if n in leaves and (said := _misfit(f, leaves[n].shape))]
+    if faults:
         raise InputError(
             f"the factors do not fit this model, {len(faults)} leaves differ: {'; '.join(faults[:4])}; make them for this model"
         )
     return trees.map_named(lambda name, _: found.get(name), tree)
+
+
+def _misfit(factor: Factor, shape: tuple[int, ...]) -> str:
+    """What keeps a factor from being one of a weight of ``shape``; empty where nothing does."""
+    if not is_factor(factor) or len(shape) < 2:
+        return f"of shape {shape} has {type(factor).__name__}, expected a matrix with a Factor"
+    inputs, found = (*shape[:-2], shape[-1]), (factor.basis.shape[:-1], factor.strength.shape)
+    if found[0] != inputs:
+        return f"has inputs {found[0]}, expected {inputs}"
+    expected = (*inputs[:-1], factor.basis.shape[-1])
+    return "" if found[1] == expected else f"has strengths {found[1]}, expected {expected}"
 
 
 # ---- what is measured
@@ -103,8 +110,9 @@ def grams(loss: Loss, params: Params, batches: Iterable[Batch], *, leaves: str =
       tree like ``params``, float32 ``[..., in, in]``, None where ``leaves`` does not match. Accumulated on device, in a
       donated buffer; nothing per batch goes to the host.
     Raises:
-      InputError: no batch; a leaf that is no matrix; a loss that returns something else; a number that is not finite.
+      InputError: no batch, or one alone; a leaf that is no matrix; a loss that returns something else; a number that is not finite.
     """
+    saliency.check_batches(batches)
     part, rest = trees.split(params, leaves)
     flat = [name for name, leaf in trees.flatten(part).items() if leaf.ndim - trees.stacked(name) < 2]
     if flat:
@@ -112,7 +120,7 @@ def grams(loss: Loss, params: Params, batches: Iterable[Batch], *, leaves: str =
             f"expected weights of linear layers to measure, found {', '.join(flat[:4])} which are no matrices; narrow the "
             "pattern `leaves`"
         )
-    total, step, seen = _zeros(part), _accumulate(loss), False
+    total, step, seen = jax.tree.map(_zeros, part), _accumulate(loss), False
     for batch in batches:
         total, seen = step(total, part, rest, batch), True
     if not seen:
@@ -121,21 +129,17 @@ def grams(loss: Loss, params: Params, batches: Iterable[Batch], *, leaves: str =
     return total
 
 
-def _zeros(part: Tree) -> Grams:
-    def leaf(p):
-        where = getattr(p, "sharding", None)
-        return jnp.zeros((*p.shape[:-2], p.shape[-1], p.shape[-1]), jnp.float32, device=_inputs(where, p.ndim, p.ndim))
-
-    return jax.tree.map(leaf, part)
+def _zeros(p: jax.Array) -> jax.Array:
+    return jnp.zeros((*p.shape[:-2], p.shape[-1], p.shape[-1]), jnp.float32, device=_inputs(p))
 
 
-def _inputs(where: jax.sharding.Sharding | None, ndim: int, axes: int) -> jax.sharding.Sharding | None:
-    """A sharding of an array of ``axes`` axes that lies, on its second last, along the inputs of a weight of ``ndim``."""
+def _inputs(weight: jax.Array) -> jax.sharding.Sharding | None:
+    """A sharding of an array that lies, on its second last axis, along the inputs of a weight of as many axes."""
+    where, ndim = getattr(weight, "sharding", None), weight.ndim
     if not isinstance(where, jax.sharding.NamedSharding):
         return None
     spec = (*where.spec, *(None,) * (ndim - len(where.spec)))
-    lead = (*spec[:-2], spec[-1]) + (None,) * (axes - ndim + 1)
-    return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*lead[:axes]))
+    return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*spec[:-2], spec[-1], None))
 
 
 def _accumulate(loss: Loss):
@@ -207,9 +211,7 @@ def factors(
             f"expected one of share and fraction (between 0 and 1) and alpha (above 0), found share={share}, "
             f"fraction={fraction}, alpha={alpha}; give one"
         )
-    named = trees.map_named(lambda name, c: (name, c), gram)
-    is_pair = lambda x: isinstance(x, tuple)  # noqa: E731
-    return jax.tree.map(lambda pair: _factor(*pair, **given), named, is_leaf=is_pair)
+    return trees.map_named(lambda name, c: _factor(name, c, **given), gram)
 
 
 def _factor(name: str, gram: jax.Array, share=None, fraction=None, alpha=None) -> Factor:
@@ -337,9 +339,7 @@ def load(path: str | pathlib.Path, params: Params) -> Factors:
     def leaf(p, factor):
         if factor is None:
             return None
-        where = getattr(p, "sharding", None)
-        basis = jax.device_put(factor.basis, _inputs(where, p.ndim, p.ndim))
-        return Factor(basis, jnp.asarray(factor.strength))
+        return Factor(jax.device_put(factor.basis, _inputs(p)), jnp.asarray(factor.strength))
 
     return jax.tree.map(leaf, params, match(read, params))
 

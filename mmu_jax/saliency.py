@@ -63,7 +63,8 @@ def units(batches: Iterable[Batch], unit: str = "example") -> float:
     return float(sum(1.0 if unit == "batch" else _weights(batch, _rows(batch)).sum() for batch in batches))
 
 
-def _check_batches(batches: Any, what: str = "batches", again: bool = False) -> None:
+def check_batches(batches: Any, what: str = "batches", again: bool = False) -> None:
+    """Raises InputError unless ``batches`` are several to walk, ``again`` if need be, and not one batch."""
     if isinstance(batches, dict | str) or not isinstance(batches, Iterable) or hasattr(batches, "shape"):
         raise InputError(
             f"expected {what} as a list of batches, found one {type(batches).__name__}; put it into a list"
@@ -252,7 +253,7 @@ def scores(
       InputError: no batch, or no row with a loss; a pattern that matches nothing, or a leaf that has no gradient; a loss
         that returns something else; or a score that is not finite, with the name of its leaf.
     """
-    _check_batches(batches)
+    check_batches(batches)
     part, rest = _part(params, leaves)
     step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), zeros(part)
     for batch in batches:
@@ -300,7 +301,7 @@ def difference(
     [8.0, -4.0]
     """
     for batches, what in ((forget, "forget"), (preserve, "preserve")):
-        _check_batches(batches, what, again=True)
+        check_batches(batches, what, again=True)
     part, rest = _part(params, leaves)
     step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), zeros(part)
     for batches, weight, what in ((forget, 1.0, "forget"), (preserve, -tau, "preserve")):

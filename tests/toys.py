@@ -1,6 +1,7 @@
 """Random batches, masks and small runs."""
 
 import dataclasses
+import types
 import zlib
 
 import jax
@@ -51,6 +52,9 @@ class Batches:
             batch["pixels"] = np.full_like(batch["pixels"], np.nan)
         return batch
 
+    def epoch(self):
+        return map(self.batch, range(self.steps))
+
     def describe(self, batch):
         return f"{self.name} rows {batch['row'].tolist()}"
 
@@ -74,25 +78,36 @@ def random_mask(model, params, seed=0):
     return trees.map_named(leaf, params)
 
 
-def random_factors(params, leaves, seed=0):
-    """A factor of a few directions, some of them taken out in part, for every leaf that the pattern matches."""
+def basis(rng, *lead, width, count):
+    """Orthonormal columns, ``[*lead, width, count]`` float32."""
+    return np.linalg.qr(rng.normal(size=(*lead, width, width)))[0][..., :count].astype(np.float32)
+
+
+def random_factors(model, params, seed=0):
+    """A third of the inputs of every linear weight, and in the first layer one less; None for a patch embedding."""
+    part, _ = trees.split(params, model.family.eligible)
 
     def leaf(name, p):
-        rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
-        basis, _ = np.linalg.qr(rng.normal(size=(*p.shape[:-2], p.shape[-1], 5)))
-        strength = np.broadcast_to(np.float32([1, 1, 0.5, 1, 0]), (*p.shape[:-2], 5))
-        return curvature.Factor(jnp.asarray(basis, jnp.float32), jnp.asarray(strength))
+        if p.ndim - trees.stacked(name) > 2:
+            return None
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        made = basis(rng, *p.shape[:-2], width=p.shape[-1], count=p.shape[-1] // 3)
+        strength = np.ones((*p.shape[:-2], made.shape[-1]), np.float32)
+        if strength.ndim > 1:
+            strength[0, -1] = 0.0
+        return curvature.Factor(jnp.asarray(made), jnp.asarray(strength))
 
-    return trees.map_named(leaf, trees.split(params, leaves)[0])
+    return trees.map_named(leaf, part)
 
 
-def run(model, params, name, *, iterations=8, where=None, mask=None, mesh=None, data=None, **numbers):
+def run(model, params, name, *, iterations=8, where=None, mesh=None, data=None, **numbers):
     data, method = data or streams(), methods.METHODS[name]
+    limits = {key: numbers.pop(key) for key in ("mask", "factors", "watched") if key in numbers}
     plan = dataclasses.replace(Plan.of(method, data, 1.0, learning_rate=1e-3, **numbers), iterations=iterations)
-    mesh = mesh or sharding.make_mesh(1)
     kept = None if where is None else checkpoint.Checkpoints(where)
     params = params if not plan.trainable.consumes else jax.tree.map(jnp.copy, params)  # fit consumes what it trains
-    return train.fit(plan, model, params, data, mesh=mesh, mask=mask, checkpoints=kept, save_every=5, report_every=3)
+    options = {"mesh": mesh or sharding.make_mesh(1), "checkpoints": kept, "save_every": 5, "report_every": 3}
+    return train.fit(plan, model, params, data, **options, **limits)
 
 
 def same(first, second):
@@ -108,3 +123,47 @@ SPEC = lora.LoRA(rank=3, alpha=6.0, targets=TARGETS)
 def scores(seed=0):
     rng = np.random.default_rng(seed)
     return {"a": jnp.asarray(rng.random((8, 16), np.float32)), "b": {"c": jnp.asarray(rng.random(40, np.float32))}}
+
+
+# ---- a model of one table, whose logits are the row of the token
+
+
+class Table:
+    """Next-token logits by token: what ``train.fit`` needs of a model."""
+
+    family = types.SimpleNamespace(rules=[(r".*", ())])
+
+    def forward(self, params, batch):
+        return params["table"]["weight"][batch["tokens"]]
+
+
+class Rows:
+    """A stream of random rows; the batch ``poison`` has a weight that is not finite."""
+
+    def __init__(self, name, steps, poison=-1):
+        self.name, self.steps, self.poison, self.dealt = name, steps, poison, []
+
+    def batch(self, step):
+        rng = np.random.default_rng(step)
+        self.dealt.append(step)
+        weights = np.ones((2, 4), np.float32) * (np.nan if step == self.poison else 1.0)
+        common = {"valid": np.ones((2, 4), bool), "row": np.arange(2, dtype=np.int32), "weights": weights}
+        return common | {"tokens": rng.integers(0, 5, (2, 4)).astype(np.int32), "ref_logps": np.zeros(2, np.float32)}
+
+    def epoch(self):
+        return map(self.batch, range(self.steps))
+
+    def describe(self, batch):
+        return f"{self.name} rows {batch['row'].tolist()}"
+
+
+def table():
+    return {"table": {"weight": jax.random.normal(jax.random.key(0), (5, 5))}}
+
+
+def fit_table(method, data, where=None, epochs=1.0, save_every=1, **numbers):
+    limits = {key: numbers.pop(key) for key in ("mask", "factors", "watched") if key in numbers}
+    plan = Plan.of(method, data, epochs, **({"learning_rate": 0.1} | numbers))
+    kept = None if where is None else checkpoint.Checkpoints(where)
+    options = {"mesh": sharding.make_mesh(1), "checkpoints": kept, "save_every": save_every}
+    return plan, train.fit(plan, Table(), table(), data, **options, **limits)

@@ -51,9 +51,10 @@ def factors(work: Workspace) -> dict:
     streams = {name: work.stream(name, c.rows) for name in ("retain", "text")}
     counts = {name: min(c.batches, stream.steps) for name, stream in streams.items()}
     part = trees.flatten(trees.split(params, model.family.eligible)[0])
-    blocks = curvature.blocks(
-        {name: leaf.size * leaf.shape[-1] // leaf.shape[-2] for name, leaf in part.items()}, c.blocks
-    )
+    part = {
+        name: leaf for name, leaf in part.items() if leaf.ndim - trees.stacked(name) == 2
+    }  # a patch embedding is none
+    blocks = curvature.blocks({n: leaf.size * leaf.shape[-1] // leaf.shape[-2] for n, leaf in part.items()}, c.blocks)
     bar, found = Progress("factors", len(blocks) * sum(counts.values())), {}
 
     def batches(name):

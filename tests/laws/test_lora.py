@@ -30,21 +30,22 @@ def trained_adapters(params, kinds=("free", "masked")):
 
 
 def merged(params, adapters, mask, factors=None):
-    """W + s B A + s mask * (B' A') + s B'' A'' (I - U diag(strength) U^T), by hand in numpy."""
+    """W + s B A + s mask * (B' A') + s B" A" (I - U diag(strength) U^T), by hand in numpy."""
     out, kept = dict(trees.flatten(params)), curvature.by_name(factors)
     for kind, tree in adapters.items():
         for name, f in trees.flatten(tree, is_leaf=is_factors).items():
-            a = np.asarray(f.a)
-            if kind == "projected":
+            update = SPEC.alpha / SPEC.rank * np.matmul(np.asarray(f.b), np.asarray(f.a))
+            if kind == "masked":
+                update = update * np.asarray(trees.flatten(mask)[name])
+            elif kind == "projected":
                 u, strength = np.asarray(kept[name].basis), np.asarray(kept[name].strength)
-                a = a - np.matmul(np.matmul(a, u) * strength[..., None, :], np.swapaxes(u, -1, -2))
-            update = SPEC.alpha / SPEC.rank * np.matmul(np.asarray(f.b), a)
-            out[name] = out[name] + (update * np.asarray(trees.flatten(mask)[name]) if kind == "masked" else update)
+                update = update - np.matmul(np.matmul(update, u) * strength[..., None, :], u.swapaxes(-1, -2))
+            out[name] = out[name] + update
     return jax.tree.structure(params).unflatten(out.values())
 
 
 def check_adapted_is_merged(model, params, batch):
-    mask = random_mask(model, params)
+    mask, factors = random_mask(model, params), random_factors(model, params)
     spec = dataclasses.replace(SPEC, targets=r".*(layers|blocks|vision_tower)/.*(q_proj|o_proj|qkv|up_proj|fc1)/weight")
     adapters = {
         kind: jax.tree.map(
@@ -54,7 +55,6 @@ def check_adapted_is_merged(model, params, batch):
         )
         for i, kind in enumerate(lora.KINDS)
     }
-    factors = random_factors(params, spec.targets)
     expected = np.asarray(jax.jit(model.forward)(merged(params, adapters, mask, factors), batch))
     found = np.asarray(jax.jit(model.forward)(lora.adapt(spec, params, adapters, mask, factors), batch))
     before = np.asarray(model.forward(params, batch))

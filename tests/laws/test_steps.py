@@ -1,8 +1,5 @@
 """How often, how far and with what a step is taken, and what becomes of one that is not finite."""
 
-import types
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,50 +10,11 @@ from mmu_jax import (
     checkpoint,
     methods,
     objectives,
-    sharding,
     train,
     transforms,
 )
 from mmu_jax.plan import Plan
-
-# ---- training: a model of one table, whose logits are the row of the token
-
-
-class Table:
-    """Next-token logits by token: what ``train.fit`` needs of a model."""
-
-    family = types.SimpleNamespace(rules=[(r".*", ())])
-
-    def forward(self, params, batch):
-        return params["table"]["weight"][batch["tokens"]]
-
-
-class Rows:
-    """A stream of random rows; the batch ``poison`` has a weight that is not finite."""
-
-    def __init__(self, name, steps, poison=-1):
-        self.name, self.steps, self.poison, self.dealt = name, steps, poison, []
-
-    def batch(self, step):
-        rng = np.random.default_rng(step)
-        self.dealt.append(step)
-        weights = np.ones((2, 4), np.float32) * (np.nan if step == self.poison else 1.0)
-        common = {"valid": np.ones((2, 4), bool), "row": np.arange(2, dtype=np.int32), "weights": weights}
-        return common | {"tokens": rng.integers(0, 5, (2, 4)).astype(np.int32), "ref_logps": np.zeros(2, np.float32)}
-
-    def describe(self, batch):
-        return f"{self.name} rows {batch['row'].tolist()}"
-
-
-def table():
-    return {"table": {"weight": jax.random.normal(jax.random.key(0), (5, 5))}}
-
-
-def fit(method, data, where=None, epochs=1.0, mask=None, save_every=1, **numbers):
-    plan = Plan.of(method, data, epochs, **({"learning_rate": 0.1} | numbers))
-    kept = None if where is None else checkpoint.Checkpoints(where)
-    options = {"mesh": sharding.make_mesh(1), "mask": mask, "checkpoints": kept, "save_every": save_every}
-    return plan, train.fit(plan, Table(), table(), data, **options)
+from toys import Rows, Table, fit_table, table
 
 
 @pytest.mark.parametrize(
@@ -71,14 +29,14 @@ def fit(method, data, where=None, epochs=1.0, mask=None, save_every=1, **numbers
 def test_no_checkpoint_of_a_state_that_is_not_finite(tmp_path, steps, poison, rate, failed, kept):
     data = {"retain": Rows("retain", steps, poison)}
     with pytest.raises(InputError) as error:
-        fit(methods.METHODS["retain_ft"], data, tmp_path / "c", learning_rate=rate)
+        fit_table(methods.METHODS["retain_ft"], data, tmp_path / "c", learning_rate=rate)
     assert f"found NaN or infinity at step {failed} in retain rows [0, 1]" in str(error.value)
     assert checkpoint.Checkpoints(tmp_path / "c").latest == kept
 
 
 def test_without_checkpoints_the_end_is_looked_at_too():
     with pytest.raises(InputError, match="at step 2"):
-        fit(methods.METHODS["retain_ft"], {"retain": Rows("retain", 3, poison=2)})
+        fit_table(methods.METHODS["retain_ft"], {"retain": Rows("retain", 3, poison=2)})
 
 
 # ---- how often, how far
@@ -117,7 +75,7 @@ def test_a_schedule_ends_with_the_steps_that_are_taken(name, expected, monkeypat
     monkeypatch.setattr(transforms, "learning_rate", lambda peak, n, **kw: lengths.append(n) or real(peak, n, **kw))
     data = {"retain": Rows("retain", 8), "forget": Rows("forget", 3)}
     mask = {"table": {"weight": jnp.eye(5, dtype=bool)}}
-    _, state = fit(methods.METHODS[name], data, mask=mask, schedule="linear")
+    _, state = fit_table(methods.METHODS[name], data, mask=mask, schedule="linear")
     assert {key: counts(value) for key, value in state.opt_state.items()} == {k: [n] for k, n in expected.items()}
     assert set(lengths) == set(expected.values())
 
@@ -126,7 +84,7 @@ def test_the_official_rows_have_one_rate_and_others_two():
     def moved(name):
         data = {"retain": Rows("retain", 1), "forget": Rows("forget", 1)}
         mask = {"table": {"weight": jnp.zeros((5, 5), bool)}}
-        _, state = fit(methods.METHODS[name], data, mask=mask, learning_rate=1e-3, retain_rate=1e-1)
+        _, state = fit_table(methods.METHODS[name], data, mask=mask, learning_rate=1e-3, retain_rate=1e-1)
         return float(jnp.abs(state.params["table"]["weight"] - table()["table"]["weight"]).max())
 
     assert moved("mmunlearner") == pytest.approx(1e-1, rel=1e-3)
@@ -158,7 +116,7 @@ def test_a_loss_gets_the_vanilla_model_because_it_says_so(monkeypatch):
 
     monkeypatch.setitem(objectives.LOSSES, "pull", objectives.Loss(pull, frozenset({"teacher"})))
     method = methods.Method((methods.Phase({"retain": "pull"}),))
-    _, state = fit(method, {"retain": Rows("retain", 2)})
+    _, state = fit_table(method, {"retain": Rows("retain", 2)})
     assert np.asarray(state.history["retain/pull"]).tolist() == [0.0, 0.0]
     np.testing.assert_array_equal(state.params["table"]["weight"], table()["table"]["weight"])
 
@@ -168,12 +126,12 @@ def test_npo_without_its_reference_is_refused():
     deal = data["forget"].batch
     data["forget"].batch = lambda step: {k: v for k, v in deal(step).items() if k != "ref_logps"}
     with pytest.raises(InputError, match="expected ref_logps in the batches of npo"):
-        fit(methods.METHODS["npo"], data)
+        fit_table(methods.METHODS["npo"], data)
 
 
 def test_npo_with_a_retain_term_is_the_sum_of_both_in_one_step():
     data = {"retain": Rows("retain", 4), "forget": Rows("forget", 2)}
-    plan, state = fit(methods.METHODS["npo_retain"], data)
+    plan, state = fit_table(methods.METHODS["npo_retain"], data)
     assert plan.iterations == 2 and set(state.history) == {"forget/npo", "retain/descent"}
     batch = Rows("forget", 1).batch(0)
     total, values = train.objective(

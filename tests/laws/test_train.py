@@ -23,7 +23,7 @@ from mmu_jax import (
 )
 from mmu_jax.plan import Plan
 from mmu_jax.rules import Rule
-from toys import Batches, make_batch, random_mask, run, same, streams
+from toys import Batches, make_batch, random_factors, random_mask, run, same, streams
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -31,10 +31,11 @@ def test_every_method_runs_and_its_forget_loss_goes_the_right_way(llava, name, m
     folder, _, model = llava
     params = hf.load(folder, model)
     mask = random_mask(model, params) if methods.METHODS[name].mask else None
+    factors = random_factors(model, params) if methods.METHODS[name].projects else None
     repeated = streams(forget=Batches("forget", 2, 1), refusal=Batches("refusal", 2, 4))
     for one in ("forget", "refusal"):
         repeated[one].batch = lambda step, one=one: Batches(one, 2, 1).batch(0)
-    state = run(model, params, name, mask=mask, data=repeated)
+    state = run(model, params, name, mask=mask, factors=factors, data=repeated)
     about = [curve for curve in state.history if curve.startswith(("forget/", "refusal/"))]
     assert about or methods.METHODS[name].family == "control"
 
