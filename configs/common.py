@@ -13,9 +13,10 @@ ALL = (
     "grad_diff",
     "grad_diff_alternate",
     "mmunlearner",
+    "projected",
+    "projected_retain",
 )
-OTHERS = ("mmunlearner_official", "mmunlearner_official_clear")
-ABLATIONS = ("mmunlearner_vision", "mmunlearner_language", "mask_random", "mask_top_k", "mask_salun")
+SHOWN = ("ga", "npo_retain", "grad_diff", "mmunlearner", "mask_random", "projected", "projected_retain")
 
 
 def parse(argument: str | None, **defaults: str | int) -> ConfigDict:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from mmu_jax import InputError, curvature, methods, models, sharding, trees
+from mmu_jax import InputError, methods, models, sharding, trees
 from mmu_jax.models import decoder
 from mmu_jax.rules import Rule
 from mmu_jax.trainable import Trainable, Whole
@@ -129,7 +129,7 @@ class Ledger:
         """
         part, _ = trees.split(self.model.abstract(), self.model.family.eligible)
         grams, leaves = self._grams(), trees.flatten(part)
-        worst = max(curvature.blocks(grams, blocks), key=lambda names: sum(grams[name] for name in names))
+        worst = max(blocks(grams, blocks), key=lambda names: sum(grams[name] for name in names))
         return {
             "params": self.params(),
             "Grams": 3 * sum(grams[name] for name in worst),
@@ -152,6 +152,18 @@ class Ledger:
             "cache being written": held,
             "activations (estimate)": self.activations(shape, backward=False),
         }
+
+
+def blocks(sizes: dict[str, int], number: int) -> list[list[str]]:
+    """Leaf names dealt into at most ``number`` blocks, the largest first and each to the smallest block so far.
+
+    >>> blocks({'a': 3, 'b': 2, 'c': 1}, 2)
+    [['a'], ['b', 'c']]
+    """
+    dealt: list[list[str]] = [[] for _ in range(max(number, 1))]
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        min(dealt, key=lambda block: sum(sizes[other] for other in block)).append(name)
+    return [block for block in dealt if block]
 
 
 def checkpoint(needs: Needs) -> int:

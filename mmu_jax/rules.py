@@ -64,7 +64,8 @@ class Rule:
       side: ``'vision'``, ``'language'`` or ``'both'``; the other side is frozen in masked steps.
       preserve: what the forget scores of the language side are weighed against: retain VQA and the text QA of everyone
         ``'pooled'`` by the number of their examples (the paper; where the model is sure of text, text then weighs next to
-        nothing), either alone (``'retain'``, ``'text'``), or the mean of their ``'ranks'``, each set on a scale of its own.
+        nothing), either alone (``'retain'``, ``'text'``), or ``'ranks'``: the rank of the forget score in its leaf against
+        the mean of both ranks.
       fraction: select this share of every layer of every leaf, the largest ratios, instead of those of at least tau; None
         for tau.
       unit: of the scores, ``'example'`` or ``'batch'``.
@@ -165,21 +166,22 @@ def make(
     total = evidence.retain_units + evidence.text_units
 
     pool = {
-        "pooled": lambda retain, text: (evidence.retain_units * retain + evidence.text_units * text) / total,
-        "retain": lambda retain, text: retain,
-        "text": lambda retain, text: text,
-        "ranks": lambda retain, text: (_ranks(retain) + _ranks(text)) / 2,
+        "pooled": lambda f, retain, text: (f, (evidence.retain_units * retain + evidence.text_units * text) / total),
+        "retain": lambda f, retain, text: (f, retain),
+        "text": lambda f, retain, text: (f, text),
+        "ranks": lambda f, retain, text: (_ranks(f), (_ranks(retain) + _ranks(text)) / 2),
     }[rule.preserve]
 
-    def preserve(name, retain, text):
-        return retain if re.fullmatch(sides["vision"], name) else pool(retain, text)
+    def weigh(name, f, retain, text):
+        return (f, retain) if re.fullmatch(sides["vision"], name) else pool(f, retain, text)
 
-    preserved = trees.map_named(preserve, evidence.retain, evidence.text)
+    pairs = trees.map_named(weigh, evidence.forget, evidence.retain, evidence.text)
+    forget, preserved = (jax.tree.map(lambda _, pair, i=i: pair[i], evidence.forget, pairs) for i in (0, 1))
     numbers = rule.numbers(eps, noise)
     if rule.fraction is None:
-        weighed = masks.ratio(evidence.forget, preserved, tau=tau, **numbers)
+        weighed = masks.ratio(forget, preserved, tau=tau, **numbers)
     else:
-        weighed = _most(rule.fraction, evidence.forget, preserved, numbers["eps"])
+        weighed = _most(rule.fraction, forget, preserved, numbers["eps"])
     return _unlisted(rule, CHOICES[rule.by](_one_side(rule, weighed, sides), evidence, key), params)
 
 

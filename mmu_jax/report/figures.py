@@ -20,7 +20,8 @@ from mmu_jax.report.results import Results, cell, family, headline, of_family, o
 INK, MUTED, GOOD, BAD, ACCENT, AMBER = "#1c2430", "#6b7685", "#1a7f5a", "#b3402e", "#2f5fd0", "#c98a1b"
 ANSWER = {"person": str, "photo": float, "question": str, "answer": str}
 PHOTOS = {"forget": "known", "test": "new", "retain": "known", "retain_test": "new"}
-COLOURS = {"model": MUTED, "control": AMBER, "baseline": BAD, "masked": ACCENT, "variant": "#7f9be0", "ablation": AMBER}
+COLOURS = {"model": MUTED, "control": AMBER, "baseline": BAD, "projected": ACCENT, "masked": "#7a4fb5"}
+COLOURS |= {"variant": "#b39bd6", "ablation": AMBER}
 
 
 def _pyplot():
@@ -42,7 +43,7 @@ def _colour(name: str) -> str:
 
 def _shown(results: Results) -> list[str]:
     """What is drawn: of the variants and ablations only the method itself."""
-    kept = of_family(results, "model", "control", "baseline", "masked")
+    kept = of_family(results, "model", "control", "baseline", "projected", "masked")
     return [name for name in results if name in kept or name == ours(results)]
 
 
@@ -155,7 +156,8 @@ def main_figure(workdir: pathlib.Path, results: Results, benchmark: Benchmark) -
 
 def density_figure(workdir: pathlib.Path, results: Results) -> Any | None:
     """Mask density per layer (columns) and kind of weight (rows) of the method's own mask."""
-    path = workdir / "masks" / f"{ours(results)}.json"
+    name = ours(results, "masked", "variant")
+    path = workdir / "masks" / f"{name}.json"
     leaves = read_object(path, "densities of a mask", {"layers": {"*": [float]}})["layers"] if path.exists() else {}
     if not leaves:
         return None
@@ -173,7 +175,7 @@ def density_figure(workdir: pathlib.Path, results: Results) -> Any | None:
     names = [n.removesuffix("/weight").replace("/encoder/layers", "").replace("/layers", "") for n in leaves]
     axis.set_yticks(range(len(leaves)), names, fontsize=8)
     axis.set_xticks(range(wide), [f"layer {i}" for i in range(wide)], fontsize=8)
-    axis.set_title(f"Entries the forget step may move, % ({ours(results)})", loc="left", fontsize=11, fontweight="bold")
+    axis.set_title(f"Entries the forget step may move, % ({name})", loc="left", fontsize=11, fontweight="bold")
     figure.colorbar(image, shrink=0.6)
     return figure
 

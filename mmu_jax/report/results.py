@@ -31,6 +31,7 @@ AXES = (
 FLAGS = {
     "collapsed": "it answers everyone alike, or knows almost nothing of the people to keep",
     "over-unlearned": "the right option is chosen far less often than by chance: it is avoided, and so still known",
+    "level not reached": "its passes were over before as little was known of the people to forget as of people never seen",
     "inert mask": "masked steps moved nothing inside the mask",
     "lost in rounding": "under 1 % of the trained entries changed in the files, whose dtype swallows smaller steps",
     "leaking mask": "masked steps moved entries outside the mask (the public code's shared momentum does)",
@@ -112,13 +113,14 @@ def of_family(results: Results, *families: str) -> list[str]:
     return [name for wanted in families for name in results if family(name) == wanted]
 
 
-def ours(results: Results) -> str | None:
-    """The row that is the method itself: masked, or else a variant of it; of several the first of ``METHODS``."""
-    return min(of_family(results, "masked", "variant"), key=_rank, default=None)
+OURS = ("projected", "masked", "variant")
 
 
-def _rank(name: str) -> tuple[int, int]:
-    return METHODS[name].family != "masked", list(METHODS).index(name)
+def ours(results: Results, *families: str) -> str | None:
+    """The row that a report speaks of: of the first of ``families`` (:data:`OURS`) that is there, the first of ``METHODS``."""
+    wanted = families or OURS
+    found = [name for name in results if family(name) in wanted]
+    return min(found, key=lambda name: (wanted.index(family(name)), list(METHODS).index(name)), default=None)
 
 
 def _apart(a: dict[str, float], b: dict[str, float]) -> bool:
@@ -129,7 +131,7 @@ def verdict(results: Results) -> list[str]:
     """What happened, in sentences that claim nothing the 95 % intervals do not support."""
     mine, metric = ours(results), headline(results)
     if mine is None:
-        return [f"{len(results)} models were evaluated; no masked method is among them."]
+        return [f"{len(results)} models were evaluated; no projected or masked method is among them."]
 
     def score(model, axis):
         return f"{100 * cell(results, model, axis.split, axis.task, judged_by(results, axis))['mean']:.0f} %"
@@ -139,7 +141,11 @@ def verdict(results: Results) -> list[str]:
 
     told = "; ".join(f"{titled(axis)} from {score('vanilla', axis)} to {score(mine, axis)}" for axis in axes(results))
     lines = [f"{mine} took {METRICS[metric].name} on {told}."]
-    return lines + [_against(results, mine, rival) for rival in of_family(results, "baseline")]
+    rivals = [name for name in of_family(results, "baseline", "projected", "masked") if name != mine]
+    lines += [_against(results, mine, rival) for rival in rivals]
+    if "mask_random" in results and (masked := ours(results, "masked")) is not None:
+        lines += [_against(results, masked, "mask_random")]
+    return lines
 
 
 def _against(results: Results, mine: str, rival: str) -> str:
@@ -166,6 +172,7 @@ def flags(
     saved: float | None = None,
     *,
     headline: str = "exact",
+    reached: bool = True,
 ) -> list[str]:
     """What a reader must be told about a model.
 
@@ -173,7 +180,8 @@ def flags(
     people to keep. ``over-unlearned``: on the forgotten faces the right option is chosen less than half as often as by
     chance, interval included: the model avoids the answer, and so still knows it. ``inert mask``: masked steps moved
     nothing inside the mask. ``leaking mask``: they moved something outside it. ``lost in rounding``: of the trained
-    entries the share ``saved``, under one in a hundred, changed in the dtype of the files.
+    entries the share ``saved``, under one in a hundred, changed in the dtype of the files. ``level not reached``: it had a
+    level to stop at and ended above it (not ``reached``).
     """
     found, retain, mcq = [], results["retain"], results["forget"]["vqa"].get("mcq")
     known = [cell[headline]["mean"] for cell in retain.values() if headline in cell]
@@ -182,6 +190,8 @@ def flags(
         found.append("collapsed")
     if mcq and mcq["high"] < mcq["chance"] / 2:
         found.append("over-unlearned")
+    if not reached:
+        found.append("level not reached")
     if moved and sum(group["inside"] for group in moved.values()) == 0:
         found.append("inert mask")
     if moved and sum(group["outside"] for group in moved.values()) > 0:

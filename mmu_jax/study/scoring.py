@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mmu_jax import curvature, masks, methods, objectives, rules, saliency, sharding, trees
+from mmu_jax import curvature, masks, memory, methods, objectives, rules, saliency, sharding, trees
 from mmu_jax.data.streams import Pass, mixed
 from mmu_jax.files import write_json
 from mmu_jax.rules import Evidence, Rule
@@ -54,7 +54,7 @@ def factors(work: Workspace) -> dict:
     part = {
         name: leaf for name, leaf in part.items() if leaf.ndim - trees.stacked(name) == 2
     }  # a patch embedding is none
-    blocks = curvature.blocks({n: leaf.size * leaf.shape[-1] // leaf.shape[-2] for n, leaf in part.items()}, c.blocks)
+    blocks = memory.blocks({n: leaf.size * leaf.shape[-1] // leaf.shape[-2] for n, leaf in part.items()}, c.blocks)
     bar, found = Progress("factors", len(blocks) * sum(counts.values())), {}
 
     def batches(name):
@@ -71,6 +71,7 @@ def factors(work: Workspace) -> dict:
     bar.close()
     made = curvature.match(found, params)
     partial = work.factors.with_suffix(".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
     curvature.save(partial, made, params)
     os.replace(partial, work.factors)
     return curvature.shares(made)

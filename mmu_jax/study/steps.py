@@ -245,7 +245,9 @@ def examine(work: Workspace, name: str) -> None:
     proof = made.get("mask_proof", {})
     write_json(work.workdir / "answers" / f"{name}.json", answers)
     value: dict[str, Any] = {"model": name, "results": found, "mask_proof": proof}
-    value |= {"flags": results.flags(found, proof, made.get("changed_in_file"), headline=c.headline)}
+    stopped = made.get("stopped", {})
+    told = {"headline": c.headline, "reached": stopped.get("reached", True)}
+    value |= {"flags": results.flags(found, proof, made.get("changed_in_file"), **told), "stopped": stopped}
     value |= {"config": work.config.to_dict(), "provenance": records.provenance()}
     write_json(work.result(name), value)
     if name == "vanilla":  # what it said is on disk: a refusal can be looked into

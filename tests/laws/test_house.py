@@ -12,7 +12,7 @@ PACKAGE = ROOT / "mmu_jax"
 FLOORS = (
     ("mmu_jax",),
     ("letters", "losses", "files", "hub", "selection", "trees"),
-    ("directory", "metrics", "packing", "saliency", "separable", "sharding", "checkpoint"),
+    ("directory", "factor", "metrics", "packing", "saliency", "separable", "sharding", "checkpoint"),
     ("curvature", "masks"),
     ("trainable", "transforms"),
     ("lora",),

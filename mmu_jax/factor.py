@@ -1,0 +1,180 @@
+"""The directions of a weight that are to be left alone, how an update is kept out of them, and their file.
+
+They are made by ``curvature``, which has all that is here by the same names.
+"""
+
+import json
+import pathlib
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmu_jax import InputError, trees
+from mmu_jax.trees import Params, Tree
+
+Factors = Tree  # Factor where a weight is protected, None elsewhere
+EXACT = jax.lax.Precision.HIGHEST  # a direction left out to three digits is a direction that leaks
+
+
+class Factor(flax.struct.PyTreeNode):
+    """Directions of a weight's input, and how much of each an update loses.
+
+    Attributes:
+      basis: ``[..., in, k]`` float32, orthonormal columns; leading axes are those of the weight.
+      strength: ``[..., k]`` float32 from 0 to 1: 1 takes the whole of a direction out; 0 fills up layers that have fewer.
+      inputs: which axis of the weight is its input: -1 for ``[..., out, in]``, -2 for kernels ``[..., in, out]``.
+    """
+
+    basis: jax.Array
+    strength: jax.Array
+    inputs: int = flax.struct.field(pytree_node=False, default=-1)
+
+
+def is_factor(x: object) -> bool:
+    return isinstance(x, Factor)
+
+
+def keep_out(factor: Factor, x: jax.Array) -> jax.Array:
+    """``x [..., out, in]`` without what lies along the factor: ``x - ((x U) * strength) U^T``, in float32.
+
+    >>> u = Factor(jnp.array([[1.0], [0.0]]), jnp.ones(1))
+    >>> keep_out(u, jnp.array([[3.0, 4.0]])).tolist()
+    [[0.0, 4.0]]
+    """
+    rows = "...oi" if factor.inputs == -1 else "...io"
+    along = jnp.einsum(f"{rows},...ik->...ok", x, factor.basis, precision=EXACT) * factor.strength[..., None, :]
+    return x - jnp.einsum(f"...ok,...ik->{rows}", along, factor.basis, precision=EXACT)
+
+
+def untouched(weight: jax.Array) -> Factor:
+    """The factor that takes nothing out of a weight ``[..., out, in]``.
+
+    >>> keep_out(untouched(jnp.ones((1, 2))), jnp.array([[3.0, 4.0]])).tolist()
+    [[3.0, 4.0]]
+    """
+    return Factor(jnp.zeros((*weight.shape[:-2], weight.shape[-1], 1)), jnp.zeros((*weight.shape[:-2], 1)))
+
+
+def by_name(factors: Factors) -> dict[str, Factor]:
+    """Leaf name -> its factor."""
+    return trees.flatten(factors, is_leaf=is_factor)
+
+
+def match(factors: Factors, tree: Tree) -> Tree:
+    """A :class:`Factor` for each leaf of ``tree`` that has one, None for every other; the structure is that of ``tree``.
+
+    Raises:
+      InputError: factors of a leaf that ``tree`` does not have, or that is no matrix, or of another size than its input.
+    """
+    found, leaves = by_name(factors), trees.flatten(tree)
+    faults = [f"{name} is not a leaf of the model" for name in sorted(found.keys() - leaves.keys())]
+    faults += [f"{n} {said}" for n, f in found.items() if n in leaves and (said := _misfit(f, leaves[n].shape))]
+    if faults:
+        raise InputError(
+            f"the factors do not fit this model, {len(faults)} leaves differ: {'; '.join(faults[:4])}; make them for this model"
+        )
+    return trees.map_named(lambda name, _: found.get(name), tree)
+
+
+def _misfit(factor: Factor, shape: tuple[int, ...]) -> str:
+    """What keeps a factor from being one of a weight of ``shape``; empty where nothing does."""
+    if not is_factor(factor) or len(shape) < 2:
+        return f"of shape {shape} has {type(factor).__name__}, expected a matrix with a Factor"
+    inputs, found = (*shape[:-2], shape[factor.inputs]), (factor.basis.shape[:-1], factor.strength.shape)
+    if found[0] != inputs:
+        return f"has inputs {found[0]}, expected {inputs}"
+    expected = (*inputs[:-1], factor.basis.shape[-1])
+    return "" if found[1] == expected else f"has strengths {found[1]}, expected {expected}"
+
+
+def along_inputs(weight: jax.Array, inputs: int) -> jax.sharding.Sharding | None:
+    """Where an array of as many axes as a weight is to lie: on its second last axis, as the weight does along its inputs."""
+    where, ndim = getattr(weight, "sharding", None), weight.ndim
+    if not isinstance(where, jax.sharding.NamedSharding):
+        return None
+    spec = (*where.spec, *(None,) * (ndim - len(where.spec)))
+    return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*spec[:-2], spec[inputs], None))
+
+
+# ---- the file of a model
+
+
+def save(path: str | pathlib.Path, made: Factors, params: Params) -> None:
+    """Writes factors as one safetensors file, with the print of the model they were made for (``trees.fingerprint``).
+
+    Raises:
+      InputError: factors do not fit ``params``, or there is no place to write the file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    match(made, params)
+    arrays = {}
+    for name, factor in by_name(made).items():
+        arrays |= {f"{name}/basis": np.asarray(factor.basis), f"{name}/strength": np.asarray(factor.strength)}
+    try:
+        # One key of metadata: safetensors writes several in no fixed order.
+        told = {
+            "model": trees.fingerprint(params),
+            "inputs": {name: factor.inputs for name, factor in by_name(made).items()},
+        }
+        save_file(arrays, str(path), metadata={"mmu_jax.factors": json.dumps(told)})
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"expected a place to write the factors to, found that {path} is none ({error}); make its folder or free it"
+        ) from error
+
+
+def load(path: str | pathlib.Path, params: Params) -> Factors:
+    """Reads factors written by :func:`save` for ``params``, in their structure, sharded along the inputs of each weight.
+
+    >>> import tempfile
+    >>> path, params = pathlib.Path(tempfile.mkdtemp()) / 'f.safetensors', {'w': jnp.ones((1, 2)), 'b': jnp.ones(1)}
+    >>> save(path, {'w': Factor(jnp.array([[1.0], [0.0]]), jnp.ones(1)), 'b': None}, params)
+    >>> load(path, params)['w'].basis.tolist(), load(path, params)['b']
+    ([[1.0], [0.0]], None)
+
+    Raises:
+      InputError: the file is damaged or holds no factors, or they are those of another model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np") as file:
+            meta, arrays = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}
+        head = json.loads(meta["mmu_jax.factors"])
+        told, axes = head["model"], head["inputs"]
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"expected a file written by curvature.save, found {path} which is damaged, not there or another "
+            f"({type(error).__name__}: {error}); make the factors again"
+        ) from error
+    if told != (own := trees.fingerprint(params)):
+        raise InputError(
+            f"expected factors of this model ({own}), found those of another ({told}) in {path}; give the file that was made "
+            "with this model, or make one"
+        )
+    names = sorted({key.rpartition("/")[0] for key in arrays})
+    odd = [n for n in names if {f"{n}/basis", f"{n}/strength"} - arrays.keys()]
+    odd += [n for n in names if n not in odd and not _whole(arrays[f"{n}/basis"], arrays[f"{n}/strength"])]
+    if odd or not names:
+        raise InputError(
+            f"expected a basis and strengths of every weight in {path}, found {odd}; make the factors again"
+        )
+    read = {n: Factor(arrays[f"{n}/basis"], arrays[f"{n}/strength"], axes.get(n, -1)) for n in names}
+
+    def leaf(p, factor):
+        if factor is None:
+            return None
+        basis = jax.device_put(factor.basis, along_inputs(p, factor.inputs))
+        return Factor(basis, jnp.asarray(factor.strength), factor.inputs)
+
+    return jax.tree.map(leaf, params, match(read, params))
+
+
+def _whole(basis: np.ndarray, strength: np.ndarray) -> bool:
+    fits = basis.ndim >= 2 and strength.shape == (*basis.shape[:-2], basis.shape[-1])
+    sound = all(x.dtype == np.float32 and np.isfinite(x).all() for x in (basis, strength))
+    return fits and sound and bool((strength >= 0).all() and (strength <= 1).all())
