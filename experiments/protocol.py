@@ -44,6 +44,7 @@ class Setting:
 
     Attributes:
       replay: share of the questions about the people to keep.
+      retained: rates of the steps that only descend, of methods that have such steps.
       primary: ``(axis, metric)`` by which the rate of each method is chosen.
       iterations: the most; a run ends before where its stop rule says.
     """
@@ -52,6 +53,7 @@ class Setting:
     methods: tuple[str, ...]
     rates: tuple[float, ...]
     iterations: int
+    retained: tuple[float, ...] = (2e-4,)
     primary: tuple[str, str] = ("retain_test", "probability")
 
 
@@ -82,15 +84,17 @@ COMPARED = {
         ),
         (5e-5, 1e-4, 2e-4, 4e-4),
         1350,
+        (5e-5, 2e-4),
     ),
     "text": Setting(
         0.0,
         ("text_random", "text_pooled", "text_ranks", "text_own"),
-        (3e-5, 1e-4, 3e-4),
+        (8e-4,),
         600,
-        ("forget_qa", "exact"),
+        primary=("forget_qa", "exact"),
     ),
 }
+GUARDS = (("forget_qa", "exact"), ("retain_qa", "exact"))
 DEEP = ("none", "all")  # settings whose models are relearned too
 # Axis -> split, kind of question.
 AXES = {
@@ -101,7 +105,8 @@ AXES = {
     "retain_test": ("retain_test", IMAGE),
     "retain_qa": ("retain", TEXT),
 }
-ROW = {"setting": str, "method": str, "rate": float, "axes": dict, "made": str}
+ROW = {"setting": str, "method": str, "rate": float, "retain_rate": float, "axes": dict, "made": str}
+Rates = tuple[float, float]  # of a method, and of its steps that only descend
 
 
 @functools.cache
@@ -180,9 +185,9 @@ def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure(work: Workspace, setting: Setting, name: str, rate: float, deep: bool) -> dict[str, Any]:
-    """A method at a rate, run to its stop: how long, where it ended, and what is known then."""
-    job = unlearning.prepare(work, name, learning_rate=rate)
+def measure(work: Workspace, setting: Setting, name: str, rates: Rates, deep: bool) -> dict[str, Any]:
+    """A method at its rates, run to its stop: how long, where it ended, and what is known then."""
+    job = unlearning.prepare(work, name, learning_rate=rates[0], retain_rate=rates[1])
     job = dataclasses.replace(job, plan=dataclasses.replace(job.plan, iterations=setting.iterations))
     params = work.load(work.vanilla, consumed=True)
     try:
@@ -205,16 +210,16 @@ def rows_of(work: Workspace, setting: str, name: str) -> tuple[pathlib.Path, lis
     return path, rows
 
 
-def measured(pair: tuple[int, int], key: str, name: str, rate: float, deep: bool = False) -> dict:
-    """The row of a method at a rate, measured if it is not there."""
+def measured(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: bool = False) -> dict:
+    """The row of a method at its rates, measured if it is not there."""
     work, setting = configured(of_pair(*pair), COMPARED[key]), COMPARED[key]
     path, rows = rows_of(work, key, name)
     made = settings_of(work, setting, name)
-    sought = {"setting": key, "method": name, "rate": rate, "made": made}
+    sought = {"setting": key, "method": name, "rate": rates[0], "retain_rate": rates[1], "made": made}
     for row in rows:
         if sought.items() <= row.items() and (not deep or "attacks" in row or not row["axes"]):
             return row
-    row = sought | {"seed": pair[0], "group": pair[1]} | measure(work, setting, name, rate, deep)
+    row = sought | {"seed": pair[0], "group": pair[1]} | measure(work, setting, name, rates, deep)
     files.write_json(path, [*rows, row])
     told.line(row)
     return row
@@ -223,7 +228,7 @@ def measured(pair: tuple[int, int], key: str, name: str, rate: float, deep: bool
 def settings_of(work: Workspace, setting: Setting, name: str) -> str:
     """What a row depends on beside its rate, in words: another config does not reuse it."""
     c = work.config.unlearn
-    how = {"method": METHODS[name].arithmetic(), "iterations": setting.iterations, "retain_rate": c.retain_rate}
+    how = {"method": METHODS[name].arithmetic(), "iterations": setting.iterations}
     how |= {"rows": c.rows, "stop": c.stop.to_dict(), "factors": work.config.factors.to_dict()}
     return json.dumps(how, sort_keys=True)
 
@@ -240,21 +245,39 @@ def choose(keys: list[str], pairs: list[tuple[int, int]]) -> None:
     for key in keys:
         for pair in pairs:
             for name in wanted(key):
-                for rate in COMPARED[key].rates:
-                    measured(pair, key, name, rate)
+                for rates in grid(key, name):
+                    measured(pair, key, name, rates)
 
 
-def chosen(key: str) -> dict[str, float]:
-    """Method -> the rate at which it keeps most on the choosing pairs, of those at which it reached the level on all."""
+def grid(key: str, name: str) -> list[Rates]:
+    """The rates at which a method is tried in a setting."""
+    setting, row = COMPARED[key], METHODS[name]
+    own = any(phase.descends for phase in row.phases) and setting.replay > 0
+    return [(rate, retain) for retain in (setting.retained if own else setting.retained[:1]) for rate in setting.rates]
+
+
+def mean(row: dict, axis: str, metric: str) -> float:
+    return float(np.mean(list(row["axes"][axis][metric].values())))
+
+
+def chosen(key: str) -> dict[str, Rates]:
+    """Method -> the rates at which it keeps most on the choosing pairs, of those at which it reached the level on all.
+
+    Rates at which the guards hold go before others.
+    """
     setting, best = COMPARED[key], {}
     axis, metric = setting.primary
+
+    def guarded(rates):
+        return all(mean(row, *guard) >= 0.97 for row in tried[rates] for guard in GUARDS)
+
     for name in setting.methods:
-        worth = {}
-        for rate in setting.rates:
-            rows = [measured(pair, key, name, rate) for pair in CHOOSING]
-            if all(row["axes"] and row["reached"] for row in rows):
-                worth[rate] = np.mean([np.mean(list(row["axes"][axis][metric].values())) for row in rows])
-        best[name] = max(worth, key=worth.get) if worth else max(setting.rates)
+        tried = {rates: [measured(pair, key, name, rates) for pair in CHOOSING] for rates in grid(key, name)}
+        ended = [rates for rates, rows in tried.items() if all(row["axes"] and row["reached"] for row in rows)]
+        worth = {rates: np.mean([mean(row, axis, metric) for row in tried[rates]]) for rates in ended}
+        best[name] = max(filter(guarded, ended), key=worth.get, default=None) or max(
+            ended, key=worth.get, default=grid(key, name)[-1]
+        )
     return best
 
 
@@ -293,7 +316,7 @@ def protocol() -> None:
             f"expected parts among {', '.join(PARTS)} and settings among {', '.join(COMPARED)}, found {strange[0]!r}"
         )
     if given := settings.matching(
-        command.given(), [(r"seed|gold|data\.group|unlearn\.(methods|replay|learning_rate.*)", True, "")]
+        command.given(), [(r"seed|gold|data\.group|unlearn\.(methods|replay|learning_rate.*|retain_rate)", True, "")]
     ):
         raise InputError(f"expected keys that the protocol does not set itself, found config.{given[0][0]}; remove it")
     keys = SETTINGS.value or list(COMPARED)
@@ -308,8 +331,8 @@ def protocol() -> None:
                     measured(pair, key, name, chosen(key)[name], deep=key in DEEP)
     if "tell" in PART.value:
         rates = {key: chosen(key) for key in keys}
-        rows = {(key, name, pair): measured(pair, key, name, rate, deep=key in DEEP)
-                for key in keys for name, rate in rates[key].items() for pair in REPORTED}  # fmt: skip
+        rows = {(key, name, pair): measured(pair, key, name, own, deep=key in DEEP)
+                for key in keys for name, own in rates[key].items() for pair in REPORTED}  # fmt: skip
         told.write(pathlib.Path(command.WORKDIR.value), rates, rows, {pair: baselines(pair) for pair in REPORTED})
 
 

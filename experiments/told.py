@@ -36,7 +36,7 @@ TITLES = {
 
 def line(row: dict[str, Any]) -> None:
     """A run in a line."""
-    head = f"seed {row['seed']} group {row['group']} {row['setting']} {row['method']} at {row['rate']:g}:"
+    head = f"seed {row['seed']} group {row['group']} {row['setting']} {row['method']} at {row['rate']:g} / {row['retain_rate']:g}:"
     if not row["axes"]:
         print(head, "diverged", flush=True)
         return
@@ -124,7 +124,7 @@ def write(workdir: pathlib.Path, rates: dict, rows: dict, known: dict[Pair, dict
     for key, found in rates.items():
         table = [head, *(_row(name, "", [known[p][name] for p in pairs], golds) for name in ("vanilla", "gold"))]
         of = {name: [rows[key, name, pair] for pair in pairs] for name in found}
-        table += [_row(name, f"{found[name]:g}", of[name], golds) for name in found]
+        table += [_row(name, " / ".join(f"{rate:g}" for rate in found[name]), of[name], golds) for name in found]
         best, (axis, metric) = AGAINST[key]
         axes = [(axis, metric), *((a, m) for _, a, m in SHOWN if (a, m) != (axis, metric))]
         columns = [next(s[0] for s in SHOWN if s[1:] == pair) for pair in axes] + [a[0] for a in ATTACKS]

@@ -165,7 +165,9 @@ _FORGET = Phase({"forget": "ascent"}, spread=True)
 _MASKED = dataclasses.replace(_FORGET, masked=True)
 _PROJECTED = dataclasses.replace(_FORGET, projected=True)
 _TEXT = Rule(side="language", fraction=0.2)
+_REPAIR = dataclasses.replace(_RETAIN, projected=True)
 _MMU = "MMUnlearner, arXiv 2502.11051"
+_MASK_NOTE = "where it was measured, its mask protects no better than a random one as dense"
 _OWN = "ascent projected off the directions that carry what is kept (mmu_jax.curvature)"
 
 
@@ -234,14 +236,16 @@ METHODS: dict[str, Method] = {
     ),
     "projected": Method((dataclasses.replace(_PROJECTED, spread=False),), family="projected", source=_OWN),
     "projected_retain": Method(
-        (_PROJECTED, _RETAIN), family="projected", source=f"{_OWN}, alternating with descent on the retain set"
+        (_PROJECTED, _REPAIR),
+        family="projected",
+        source=f"{_OWN}, alternating with descent on the retain set, projected likewise",
     ),
     "projected_deep": Method(
-        (dataclasses.replace(_PROJECTED, lookahead=0.3), _RETAIN),
+        (dataclasses.replace(_PROJECTED, lookahead=0.3), _REPAIR),
         family="projected",
-        source=f"{_OWN}, with look-ahead, alternating with descent on the retain set",
+        source=f"{_OWN}, with look-ahead, alternating with descent on the retain set, projected likewise",
     ),
-    "mmunlearner": Method((_MASKED, _RETAIN), Rule(), family="masked", source=_MMU),
+    "mmunlearner": Method((_MASKED, _RETAIN), Rule(), family="masked", source=_MMU, note=_MASK_NOTE),
     "mmunlearner_vision": Method((_MASKED, _RETAIN), Rule(side="vision"), family="variant", source=_MMU),
     "mmunlearner_language": Method((_MASKED, _RETAIN), Rule(side="language"), family="variant", source=_MMU),
     "mmunlearner_official": _official("the public code's arithmetic, its MLLMU script", clip_retain=True),

@@ -34,12 +34,25 @@ def test_the_library_example_runs_as_printed():
     jax.tree.map(np.testing.assert_array_equal, moved, mask)
 
 
+def test_the_projected_loop_runs_as_printed():
+    before = {"w": jnp.ones((5, 3)), "b": jnp.zeros(3)}
+    names = {"loss": loss, "params": before, "forget_batches": batches(0), "retain_batches": batches(1)}
+    exec(EXAMPLES[0], names)
+    exec(EXAMPLES[1], names)
+    moved = np.asarray(names["params"]["w"] - before["w"])
+    factor = names["factors"]["w"]
+    kept = np.asarray(factor.basis)[:, np.asarray(factor.strength) > 0]
+    assert 0 < kept.shape[1] < 5 and np.abs(moved).max() > 1e-3
+    np.testing.assert_allclose(kept.T @ moved, 0, atol=1e-6)
+    np.testing.assert_array_equal(names["params"]["b"], before["b"])
+
+
 def test_a_study_is_three_lines(monkeypatch):
     from mmu_jax.study import study
 
     ran = []
     monkeypatch.setattr(study.Study, "run", lambda self: ran.extend(self.stages.table))
-    exec(EXAMPLES[1], {})
+    exec(EXAMPLES[2], {})
     assert ran[:3] == ["data", "base", "vanilla"] and ran[-1] == "report"
 
 
@@ -51,3 +64,4 @@ def test_every_page_that_is_named_is_there():
 
 if __name__ == "__main__":
     test_the_library_example_runs_as_printed()
+    test_the_projected_loop_runs_as_printed()
