@@ -232,8 +232,11 @@ def measure_load():
 
 
 def print_plan():
-    print("GiB per device: saliency (one signed accumulator) / unlearning with mmunlearner, batch 4 or a row a device")
-    print(f"  {'':16s}{'devices':>10s}{'params':>22s}{'LoRA rank 16':>22s}")
+    print(
+        "GiB per device: saliency (one signed accumulator) / unlearning with mmunlearner / factors (a quarter of the inputs, in"
+    )
+    print("four blocks) / unlearning with projected; batch 4 or a row a device")
+    print(f"  {'':16s}{'devices':>10s}{'params':>26s}{'LoRA rank 16':>26s}")
     for name, (config, _) in PUBLISHED.items():
         c = (llava_config if name.startswith("llava") else qwen_config).get_config()
         model = models.Model(config(), jnp.bfloat16)
@@ -244,8 +247,11 @@ def print_plan():
                 shape = memory.Shape(max(4, devices[0]), max(c.data.tokens), 1, max(c.data.patches or (0,)))
                 scored = ledger.saliency([Rule()], shape, devices[0], keep_scores=False)
                 trained = ledger.training(methods.METHODS["mmunlearner"], shape, spec)
-                cells.append(" / ".join(f"{sum(needs.values()) / 2**30:.0f}" for needs in (scored, trained)))
-            print(f"  {name:16s}{devices[0]:>6d} x {devices[1]}{cells[0]:>22s}{cells[1]:>22s}")
+                made = ledger.factors(shape, 4)
+                projected = ledger.training(methods.METHODS["projected"], shape, spec, 0.25)
+                stages = (scored, trained, made, projected)
+                cells.append(" / ".join(f"{sum(needs.values()) / 2**30:.0f}" for needs in stages))
+            print(f"  {name:16s}{devices[0]:>6d} x {devices[1]}{cells[0]:>26s}{cells[1]:>26s}")
 
 
 def bench():

@@ -129,7 +129,7 @@ class Ledger:
         """
         part, _ = trees.split(self.model.abstract(), self.model.family.eligible)
         grams, leaves = self._grams(), trees.flatten(part)
-        worst = max(blocks(grams, blocks), key=lambda names: sum(grams[name] for name in names))
+        worst = max(dealt(grams, blocks), key=lambda names: sum(grams[name] for name in names))
         return {
             "params": self.params(),
             "Grams": 3 * sum(grams[name] for name in worst),
@@ -154,16 +154,16 @@ class Ledger:
         }
 
 
-def blocks(sizes: dict[str, int], number: int) -> list[list[str]]:
+def dealt(sizes: dict[str, int], number: int) -> list[list[str]]:
     """Leaf names dealt into at most ``number`` blocks, the largest first and each to the smallest block so far.
 
-    >>> blocks({'a': 3, 'b': 2, 'c': 1}, 2)
+    >>> dealt({'a': 3, 'b': 2, 'c': 1}, 2)
     [['a'], ['b', 'c']]
     """
-    dealt: list[list[str]] = [[] for _ in range(max(number, 1))]
+    found: list[list[str]] = [[] for _ in range(max(number, 1))]
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        min(dealt, key=lambda block: sum(sizes[other] for other in block)).append(name)
-    return [block for block in dealt if block]
+        min(found, key=lambda block: sum(sizes[other] for other in block)).append(name)
+    return [block for block in found if block]
 
 
 def checkpoint(needs: Needs) -> int:

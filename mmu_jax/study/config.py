@@ -99,7 +99,7 @@ def _factors() -> dict:
 
 def _unlearn() -> dict:
     return dict(
-        methods=("mmunlearner",),  # names of methods.METHODS
+        methods=("projected",),  # names of methods.METHODS
         epochs=1.0,  # passes over the forget set, the same for every method: the most, where one may stop
         rows=4,  # of a batch
         replay=1.0,  # share of the questions about the people to keep that steps are taken on; 0: none of theirs

@@ -54,7 +54,7 @@ def factors(work: Workspace) -> dict:
     part = {
         name: leaf for name, leaf in part.items() if leaf.ndim - trees.stacked(name) == 2
     }  # a patch embedding is none
-    blocks = memory.blocks({n: leaf.size * leaf.shape[-1] // leaf.shape[-2] for n, leaf in part.items()}, c.blocks)
+    blocks = memory.dealt({n: leaf.size * leaf.shape[-1] // leaf.shape[-2] for n, leaf in part.items()}, c.blocks)
     bar, found = Progress("factors", len(blocks) * sum(counts.values())), {}
 
     def batches(name):
