@@ -6,7 +6,7 @@ A LLaVA of one million parameters is trained from nothing to know 100 people by 
 makes it forget ten faces and ends where no more is known of them than of people it never saw. Learning rates are those at
 which each method kept most, of one grid for all, on another seed than the one shown:
 
-    python -m experiments.protocol --config=configs/tiny.py --workdir=runs/protocol --part=prepare,choose --seeds=3
+    python -m experiments.protocol --config=configs/tiny.py --workdir=runs/protocol --part=prepare,choose --only_seeds=3
 """
 
 from configs import common

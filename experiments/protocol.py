@@ -4,8 +4,9 @@
 
 Every part is resumable: vanilla models, gold models, factors and masks (``prepare``); every method at every rate on the
 pairs of seed and group that only choose (``choose``); every method at its own best rate on the pairs that are reported
-(``measure``); tables (``tell``), which go to ``<workdir>/results.md`` and ``results.json``. ``--seeds``, ``--groups``,
-``--settings`` and ``--methods`` do a part of a part, so that several processes may share the work.
+(``measure``); tables (``tell``), which go to ``<workdir>/results.md`` and ``results.json``.
+``--only_seeds``, ``--only_groups``, ``--only_settings`` and ``--only_methods`` do a part of a part, so that several processes may
+share the work.
 """
 
 import dataclasses
@@ -29,10 +30,10 @@ from mmu_jax.trees import Params
 
 PARTS = ("prepare", "choose", "measure", "tell")
 PART = flags.DEFINE_list("part", list(PARTS), "Parts, in order.")
-SEEDS = flags.DEFINE_list("seeds", [], "Only these seeds.")
-GROUPS = flags.DEFINE_list("groups", [], "Only these groups.")
-SETTINGS = flags.DEFINE_list("settings", [], "Only these settings.")
-NAMES = flags.DEFINE_list("methods", [], "Only these methods.")
+SEEDS = flags.DEFINE_list("only_seeds", [], "Only these seeds.")
+GROUPS = flags.DEFINE_list("only_groups", [], "Only these groups.")
+SETTINGS = flags.DEFINE_list("only_settings", [], "Only these settings.")
+NAMES = flags.DEFINE_list("only_methods", [], "Only these methods.")
 
 CHOOSING = [(3, 0), (3, 1)]  # pairs of seed and group on which rates are chosen, and which are not reported
 REPORTED = [(seed, group) for seed in (0, 1, 2) for group in (2, 3, 4, 5, 6)]
@@ -303,7 +304,7 @@ def numbers(values: list[str], flag: str) -> list[int]:
 
 def only(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Those pairs that the flags ask for."""
-    seeds, groups = numbers(SEEDS.value, "seeds"), numbers(GROUPS.value, "groups")
+    seeds, groups = numbers(SEEDS.value, "only_seeds"), numbers(GROUPS.value, "only_groups")
     return [(s, g) for s, g in pairs if (not seeds or s in seeds) and (not groups or g in groups)]
 
 

@@ -9,7 +9,8 @@ from mmu_jax import files, metrics
 from mmu_jax.report.tables import markdown
 
 Pair = tuple[int, int]
-SHOWN = (  # column, axis, metric
+Column = tuple[str, str, str]  # title, axis, metric
+COLUMNS: tuple[Column, ...] = (
     ("Forget Test p ↓", "forget_test", "probability"),
     ("Forget Test exact ↓", "forget_test", "exact"),
     ("Retain Test p ↑", "retain_test", "probability"),
@@ -19,13 +20,15 @@ SHOWN = (  # column, axis, metric
     ("Retain QA exact ↑", "retain_qa", "exact"),
 )
 ATTACKS = (("Relearned, own photos ↓", "relearn_own"), ("Relearned, others' photos ↓", "relearn_benign"))
-# Setting -> the method that the others are compared with, and on what.
+# Setting -> the method that the others are compared with, and the column that decides.
 AGAINST = {
-    "none": ("projected", ("retain_test", "probability")),
-    "little": ("projected_retain", ("retain_test", "probability")),
-    "all": ("projected_retain", ("retain_test", "probability")),
-    "text": ("text_own", ("forget_qa", "exact")),
+    "none": ("projected", COLUMNS[2]),
+    "little": ("projected_retain", COLUMNS[2]),
+    "all": ("projected_retain", COLUMNS[2]),
+    "text": ("text_own", COLUMNS[5]),
 }
+HEAD = ["Method", "Rate", *(column[0] for column in COLUMNS), "KS to gold", "JS to gold"]
+HEAD += [*(attack[0] for attack in ATTACKS), "Iterations", "Level reached"]
 TITLES = {
     "none": "Nothing replayed",
     "little": "One in a hundred retain questions replayed",
@@ -40,7 +43,7 @@ def line(row: dict[str, Any]) -> None:
     if not row["axes"]:
         print(head, "diverged", flush=True)
         return
-    means = "  ".join(f"{axis} {100 * _mean(row, axis, metric):.1f}" for _, axis, metric in SHOWN)
+    means = "  ".join(f"{axis} {100 * _mean(row, axis, metric):.1f}" for _, axis, metric in COLUMNS)
     print(head, f"{row['iterations']} iterations, {'reached' if row['reached'] else 'NOT reached'};", means, flush=True)
 
 
@@ -55,7 +58,7 @@ def _per_cent(values: list[float]) -> str:
 def _row(name: str, rate: str, rows: list[dict], golds: list[dict]) -> list[str]:
     """A method over the pairs on which it ended in numbers."""
     alive = [(row, gold) for row, gold in zip(rows, golds, strict=True) if row["axes"]]
-    cells = [_per_cent([_mean(row, axis, metric) for row, _ in alive]) for _, axis, metric in SHOWN]
+    cells = [_per_cent([_mean(row, axis, metric) for row, _ in alive]) for _, axis, metric in COLUMNS]
     items = [(row["axes"]["forget_test"]["items"], gold["axes"]["forget_test"]["items"]) for row, gold in alive]
     cells += [
         f"{np.mean([distance(np.array(a), np.array(b)) for a, b in items]):.2f}"
@@ -77,22 +80,13 @@ def _row(name: str, rate: str, rows: list[dict], golds: list[dict]) -> list[str]
 
 
 def difference(first: list[dict], second: list[dict], pairs: list[Pair], axis: str, metric: str) -> dict[str, float]:
-    """Paired, person by person, with a nested interval."""
-    table = {}
-    for pair, a, b in zip(pairs, first, second, strict=True):
-        if a["axes"] and b["axes"]:
-            mine, theirs = a["axes"][axis][metric], b["axes"][axis][metric]
-            table[pair] = np.array([mine[person] - theirs[person] for person in mine])
-    return metrics.nested(table)
+    """Paired, person by person, with a nested interval; ``axis`` ``'attacks'``, of which ``metric`` names one."""
 
+    def of(row):
+        return row.get("attacks", {}).get(metric) if axis == "attacks" else row["axes"].get(axis, {}).get(metric)
 
-def again(first: list[dict], second: list[dict], pairs: list[Pair], attack: str) -> dict[str, float]:
-    """How much more comes back of the first than of the second."""
-    table = {}
-    for pair, a, b in zip(pairs, first, second, strict=True):
-        if "attacks" in a and "attacks" in b:
-            mine, theirs = a["attacks"][attack], b["attacks"][attack]
-            table[pair] = np.array([mine[person] - theirs[person] for person in mine])
+    both = {pair: (of(a), of(b)) for pair, a, b in zip(pairs, first, second, strict=True)}
+    table = {pair: np.array([a[person] - b[person] for person in a]) for pair, (a, b) in both.items() if a and b}
     return metrics.nested(table)
 
 
@@ -107,45 +101,46 @@ def landed(row: dict, gold: dict) -> bool:
     return bool(row["axes"]) and interval["low"] <= _mean(row, "forget_test", "probability") <= interval["high"]
 
 
+def minus(best: list[dict], others: dict[str, list[dict]], pairs: list[Pair], first: Column) -> dict[str, dict]:
+    """Other -> column -> difference; the ``first`` column is the one that decides."""
+    columns = [first, *(column for column in COLUMNS if column[1:] != first[1:])]
+    deep = all("attacks" in row for rows in (best, *others.values()) for row in rows)
+    columns += [(title, "attacks", attack) for title, attack in ATTACKS] if deep else []
+    return {
+        name: {title: difference(best, rows, pairs, axis, metric) for title, axis, metric in columns}
+        for name, rows in others.items()
+    }
+
+
+def told(title: str, best: str, found: dict[str, dict]) -> list[str]:
+    """A table of differences."""
+    columns = list(next(iter(found.values())))
+    rows = [[name, *(said(row[column]) for column in columns)] for name, row in found.items()]
+    lead = f"{best} minus each, per cent, with a 95 % interval and how many pairs are above 0{title}:"
+    return [lead, markdown([["Minus", *columns], *rows])]
+
+
 def write(workdir: pathlib.Path, rates: dict, rows: dict, known: dict[Pair, dict]) -> None:
     """``results.md`` and ``results.json`` of all that was measured; the first is printed too."""
     pairs, parts, kept = list(known), [], {}
     golds = [known[pair]["gold"] for pair in pairs]
-    head = [
-        "Method",
-        "Rate",
-        *(s[0] for s in SHOWN),
-        "KS to gold",
-        "JS to gold",
-        *(a[0] for a in ATTACKS),
-        "Iterations",
-        "Level reached",
-    ]
     for key, found in rates.items():
-        table = [head, *(_row(name, "", [known[p][name] for p in pairs], golds) for name in ("vanilla", "gold"))]
         of = {name: [rows[key, name, pair] for pair in pairs] for name in found}
+        table = [HEAD, *(_row(name, "", [known[p][name] for p in pairs], golds) for name in ("vanilla", "gold"))]
         table += [_row(name, " / ".join(f"{rate:g}" for rate in found[name]), of[name], golds) for name in found]
-        best, (axis, metric) = AGAINST[key]
-        axes = [(axis, metric), *((a, m) for _, a, m in SHOWN if (a, m) != (axis, metric))]
-        columns = [next(s[0] for s in SHOWN if s[1:] == pair) for pair in axes] + [a[0] for a in ATTACKS]
-        others = [name for name in found if name != best]
-        against = {name: [difference(of[best], of[name], pairs, *a) for a in axes] for name in others}
-        columns = columns if any("attacks" in row for row in of[best]) else columns[: len(axes)]
-        for name in others if len(columns) > len(axes) else ():
-            against[name] += [again(of[best], of[name], pairs, attack) for _, attack in ATTACKS]
-        parts += [
-            f"## {TITLES[key]}",
-            markdown(table),
-            f"{best} minus each, per cent, with a 95 % interval and how many pairs are above 0:",
-        ]
-        parts += [markdown([["Minus", *columns], *([name, *map(said, against[name])] for name in others)])]
-        ends = {name: sum(landed(row, gold) for row, gold in zip(of[name], golds, strict=True)) for name in found}
-        parts += [
-            "Landed within the interval of gold on new photos: "
-            + ", ".join(f"{n} {k} of {len(pairs)}" for n, k in ends.items())
-            + "."
-        ]
-        kept[key] = {"rates": found, "table": table, "minus": dict(zip(others, (dict(zip(columns, against[n], strict=True)) for n in others), strict=True)), "landed": ends}  # fmt: skip
+        best, decides = AGAINST[key]
+        against = minus(of[best], {name: of[name] for name in found if name != best}, pairs, decides)
+        ends = {name: sum(map(landed, of[name], golds)) for name in found}
+        parts += [f"## {TITLES[key]}", markdown(table), *told("", best, against)]
+        shown = ", ".join(f"{name} {count} of {len(pairs)}" for name, count in ends.items())
+        parts += [f"Landed within the interval of gold on new photos: {shown}."]
+        kept[key] = {"rates": found, "table": table, "minus": against, "landed": ends}
+    if {"none", "all"} <= rates.keys():
+        mine = [rows["none", "projected", pair] for pair in pairs]
+        others = {name: [rows["all", name, pair] for pair in pairs] for name in rates["all"]}
+        kept["across"] = minus(mine, others, pairs, AGAINST["none"][1])
+        parts += ["## Nothing replayed against all of it"]
+        parts += told(" (projected without replay, the others with all retain questions)", "projected", kept["across"])
     files.write_json(workdir / "results.json", kept)
     text = "\n\n".join(parts) + "\n"
     (workdir / "results.md").write_text(text)

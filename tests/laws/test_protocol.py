@@ -1,0 +1,96 @@
+"""How methods are compared: rates are chosen as the protocol says, and its tables say what was measured."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmu_jax import InputError, metrics
+
+
+def row(p, exact=1.0, guard=1.0, reached=True, **others):
+    """A measured run in which everybody has the same value: ``p`` on the primary axis, ``guard`` on both guards."""
+    people = ["a", "b"]
+
+    def cell(value):
+        return dict.fromkeys(people, value)
+
+    axes = {axis: {"probability": cell(p), "exact": cell(exact)} for axis in ("forget", "retain", "retain_test")}
+    axes |= {axis: {"probability": cell(p), "exact": cell(guard)} for axis in ("forget_qa", "retain_qa")}
+    axes["forget_test"] = {"probability": cell(0.2), "exact": cell(0.0), "items": [0.1, 0.3]}
+    return {"axes": axes, "reached": reached, "iterations": 8} | others
+
+
+def choose(monkeypatch, table):
+    from experiments import protocol
+
+    def measured(pair, key, name, rates, deep=False):
+        return table[rates[0]][protocol.CHOOSING.index(pair)]
+
+    monkeypatch.setattr(protocol, "measured", measured)
+    monkeypatch.setattr(protocol, "grid", lambda key, name: [(rate, 2e-4) for rate in table])
+    return protocol.chosen("all")["grad_diff"][0]
+
+
+@pytest.mark.parametrize(
+    ("table", "rate"),
+    [
+        ({1e-4: [row(0.8), row(0.6)], 2e-4: [row(0.7), row(0.9)]}, 2e-4),  # by the mean
+        ({1e-4: [row(0.9), row(0.9, reached=False)], 2e-4: [row(0.5), row(0.5)]}, 2e-4),  # that got there on both
+        ({1e-4: [row(0.9), row(0.9, guard=0.9)], 2e-4: [row(0.5), row(0.5)]}, 2e-4),  # the guards go before
+        ({1e-4: [row(0.9), row(0.9, guard=0.9)], 2e-4: [row(0.5), row(0.5, guard=0.9)]}, 1e-4),
+        ({1e-4: [row(0.9), {"axes": {}}], 2e-4: [{"axes": {}}, row(0.5)]}, 2e-4),  # nowhere: the highest
+    ],
+)
+def test_a_rate_is_chosen_as_the_protocol_says(monkeypatch, table, rate):
+    assert choose(monkeypatch, table) == rate
+
+
+def test_no_pair_that_is_reported_was_chosen_on():
+    from experiments import protocol
+
+    assert not {seed for seed, _ in protocol.CHOOSING} & {seed for seed, _ in protocol.REPORTED}
+    assert not {group for _, group in protocol.CHOOSING} & {group for _, group in protocol.REPORTED}
+    assert len(protocol.REPORTED) == 15
+
+
+def test_the_tables_say_what_was_measured(tmp_path):
+    from experiments import told
+
+    pairs = [(0, 2), (1, 2)]
+    deep = {"attacks": {"relearn_own": {"a": 0.3, "b": 0.3}, "relearn_benign": {"a": 0.2, "b": 0.2}}}
+    gold = row(0.95) | deep
+    gold["axes"]["forget_test"]["probability"] = {"a": 0.1, "b": 0.3}
+    known = {pair: {"vanilla": row(0.94) | deep, "gold": gold} for pair in pairs}
+    rows = {("none", "projected", pair): row(0.9 - 0.1 * i) | deep for i, pair in enumerate(pairs)}
+    rows |= {("none", "ga", pair): row(0.5) | deep for pair in pairs}
+    told.write(tmp_path, {"none": {"projected": (1e-4, 2e-4), "ga": (1e-5, 2e-4)}}, rows, known)
+    text = (tmp_path / "results.md").read_text()
+    assert "| projected | 0.0001 / 0.0002 | 20.0 | 0.0 | 85.0 | 100.0 |" in text and "| 8 | 2 of 2 |" in text
+    found = json.loads((tmp_path / "results.json").read_text())["none"]
+    minus = found["minus"]["ga"]["Retain Test p ↑"]
+    assert minus["mean"] == pytest.approx(0.35) and minus["above"] == minus["pairs"] == 2
+    assert 0.3 <= minus["low"] <= 0.35 <= minus["high"] <= 0.4 + 1e-9
+    assert found["landed"] == {"projected": 2, "ga": 2}  # 0.2 is within 0.1 to 0.3
+
+
+def test_distances_are_those_of_scipy():
+    from scipy.spatial.distance import jensenshannon
+    from scipy.stats import ks_2samp
+
+    first, second = np.random.default_rng(0).beta(2, 5, 40), np.random.default_rng(1).beta(3, 3, 50)
+    assert metrics.ks(first, second) == pytest.approx(ks_2samp(first, second).statistic)
+    bins = [np.histogram(x, 10, (0, 1))[0] for x in (first, second)]
+    assert metrics.js(first, second) == pytest.approx(jensenshannon(*bins, base=2))
+
+
+def test_a_nested_interval_is_as_wide_as_its_widest_level():
+    def of(values):
+        return {(seed, group): np.full(20, values[seed]) for seed in range(3) for group in range(5)}
+
+    same = metrics.nested(of([0.1, 0.1, 0.1]))
+    assert same["low"] == pytest.approx(0.1) and same["high"] == pytest.approx(0.1) and same["above"] == 15
+    seeds = metrics.nested(of([-0.1, 0.1, 0.3]))
+    assert seeds["mean"] == pytest.approx(0.1) and seeds["low"] < 0 < seeds["high"] and seeds["above"] == 10
+    with pytest.raises(InputError, match="at least one pair"):
+        metrics.nested({})
