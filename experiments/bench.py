@@ -247,7 +247,7 @@ def print_plan():
                 shape = memory.Shape(max(4, devices[0]), max(c.data.tokens), 1, max(c.data.patches or (0,)))
                 scored = ledger.saliency([Rule()], shape, devices[0], keep_scores=False)
                 trained = ledger.training(methods.METHODS["mmunlearner"], shape, spec)
-                made = ledger.factors(shape, 4)
+                made = ledger.factors(shape, 4, 0.25)
                 projected = ledger.training(methods.METHODS["projected"], shape, spec, 0.25)
                 stages = (scored, trained, made, projected)
                 cells.append(" / ".join(f"{sum(needs.values()) / 2**30:.0f}" for needs in stages))

@@ -20,8 +20,8 @@ import numpy as np
 from absl import app, flags
 
 from experiments import command, told
+from experiments.compared import AXES, CHOOSING, COMPARED, DEEP, GUARDS, REPORTED, Setting
 from mmu_jax import InputError, NotFiniteError, attacks, evaluate, files, train_state
-from mmu_jax.data import IMAGE, TEXT
 from mmu_jax.methods import METHODS
 from mmu_jax.study import attacking, scoring, settings, steps, unlearning
 from mmu_jax.study.study import Study
@@ -35,77 +35,6 @@ GROUPS = flags.DEFINE_list("only_groups", [], "Only these groups.")
 SETTINGS = flags.DEFINE_list("only_settings", [], "Only these settings.")
 NAMES = flags.DEFINE_list("only_methods", [], "Only these methods.")
 
-CHOOSING = [(3, 0), (3, 1)]  # pairs of seed and group on which rates are chosen, and which are not reported
-REPORTED = [(seed, group) for seed in (0, 1, 2) for group in (2, 3, 4, 5, 6)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What is replayed of the people to keep, and which methods are compared at which rates.
-
-    Attributes:
-      replay: share of the questions about the people to keep.
-      retained: rates of the steps that only descend, of methods that have such steps.
-      primary: ``(axis, metric)`` by which the rate of each method is chosen.
-      iterations: the most; a run ends before where its stop rule says.
-    """
-
-    replay: float
-    methods: tuple[str, ...]
-    rates: tuple[float, ...]
-    iterations: int
-    retained: tuple[float, ...] = (2e-4,)
-    primary: tuple[str, str] = ("retain_test", "probability")
-
-
-COMPARED = {
-    "none": Setting(
-        0.0,
-        ("ga", "npo", "linear_only", "mmunlearner", "mask_fisher", "mask_random", "projected"),
-        (1e-5, 3e-5, 1e-4, 3e-4),
-        600,
-    ),
-    "little": Setting(
-        0.01,
-        ("grad_diff_alternate", "linear_only", "mmunlearner", "mask_random", "projected_retain"),
-        (1e-5, 3e-5, 1e-4, 3e-4),
-        600,
-    ),
-    "all": Setting(
-        1.0,
-        (
-            "grad_diff",
-            "grad_diff_alternate",
-            "npo_retain",
-            "linear_only",
-            "mmunlearner",
-            "mask_random",
-            "projected_retain",
-            "projected_deep",
-        ),
-        (5e-5, 1e-4, 2e-4, 4e-4),
-        1350,
-        (5e-5, 2e-4),
-    ),
-    "text": Setting(
-        0.0,
-        ("text_random", "text_pooled", "text_ranks", "text_own"),
-        (8e-4,),
-        600,
-        primary=("forget_qa", "exact"),
-    ),
-}
-GUARDS = (("forget_qa", "exact"), ("retain_qa", "exact"))
-DEEP = ("none", "all")  # settings whose models are relearned too
-# Axis -> split, kind of question.
-AXES = {
-    "forget": ("forget", IMAGE),
-    "forget_test": ("test", IMAGE),
-    "forget_qa": ("forget", TEXT),
-    "retain": ("retain", IMAGE),
-    "retain_test": ("retain_test", IMAGE),
-    "retain_qa": ("retain", TEXT),
-}
 ROW = {"setting": str, "method": str, "rate": float, "retain_rate": float, "axes": dict, "made": str}
 Rates = tuple[float, float]  # of a method, and of its steps that only descend
 
@@ -215,23 +144,32 @@ def measured(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: boo
     """The row of a method at its rates, measured if it is not there."""
     work, setting = configured(of_pair(*pair), COMPARED[key]), COMPARED[key]
     path, rows = rows_of(work, key, name)
-    made = settings_of(work, setting, name)
+    made = json.dumps([METHODS[name].arithmetic(), setting.iterations, setting.replay], sort_keys=True)
     sought = {"setting": key, "method": name, "rate": rates[0], "retain_rate": rates[1], "made": made}
     for row in rows:
         if sought.items() <= row.items() and (not deep or "attacks" in row or not row["axes"]):
             return row
     row = sought | {"seed": pair[0], "group": pair[1]} | measure(work, setting, name, rates, deep)
-    files.write_json(path, [*rows, row])
+    files.write_json(path, [*rows_of(work, key, name)[1], row])  # another process may have measured meanwhile
     told.line(row)
     return row
 
 
-def settings_of(work: Workspace, setting: Setting, name: str) -> str:
-    """What a row depends on beside its rate, in words: another config does not reuse it."""
-    c = work.config.unlearn
-    how = {"method": METHODS[name].arithmetic(), "iterations": setting.iterations}
-    how |= {"rows": c.rows, "stop": c.stop.to_dict(), "factors": work.config.factors.to_dict()}
-    return json.dumps(how, sort_keys=True)
+def same_config() -> None:
+    """Refuses a workdir that was made with another config, whatever part of it was changed."""
+    path = pathlib.Path(command.WORKDIR.value) / "config.json"
+    own = {
+        key: value
+        for key, value in command.CONFIG.value.to_dict().items()
+        if key not in ("seed", "gold", "mesh", "save_every")
+    }
+    own = json.loads(json.dumps(own))
+    if path.exists() and files.read_json(path, "the config of a protocol") != own:
+        raise InputError(
+            f"expected the config that {path} holds, found another; give another --workdir, or the old one"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, own)
 
 
 # ---- rates, tables
@@ -317,9 +255,17 @@ def protocol() -> None:
             f"expected parts among {', '.join(PARTS)} and settings among {', '.join(COMPARED)}, found {strange[0]!r}"
         )
     if given := settings.matching(
-        command.given(), [(r"seed|gold|data\.group|unlearn\.(methods|replay|learning_rate.*|retain_rate)", True, "")]
+        command.given(),
+        [
+            (
+                r"seed|gold|data\.group|unlearn\.(methods|replay|learning_rate.*|retain_rate|stop\..*)|factors\.path",
+                True,
+                "",
+            )
+        ],
     ):
         raise InputError(f"expected keys that the protocol does not set itself, found config.{given[0][0]}; remove it")
+    same_config()
     keys = SETTINGS.value or list(COMPARED)
     if "prepare" in PART.value:
         prepare(only(CHOOSING + REPORTED))

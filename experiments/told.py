@@ -79,18 +79,25 @@ def _row(name: str, rate: str, rows: list[dict], golds: list[dict]) -> list[str]
     ]
 
 
-def difference(first: list[dict], second: list[dict], pairs: list[Pair], axis: str, metric: str) -> dict[str, float]:
-    """Paired, person by person, with a nested interval; ``axis`` ``'attacks'``, of which ``metric`` names one."""
+def difference(
+    first: list[dict], second: list[dict], pairs: list[Pair], axis: str, metric: str
+) -> dict[str, float] | None:
+    """Paired, person by person, with a nested interval, over the pairs on which neither diverged; None where there is none.
+
+    Of ``axis`` ``'attacks'`` ``metric`` names one.
+    """
 
     def of(row):
         return row.get("attacks", {}).get(metric) if axis == "attacks" else row["axes"].get(axis, {}).get(metric)
 
     both = {pair: (of(a), of(b)) for pair, a, b in zip(pairs, first, second, strict=True)}
     table = {pair: np.array([a[person] - b[person] for person in a]) for pair, (a, b) in both.items() if a and b}
-    return metrics.nested(table)
+    return metrics.nested(table) if table else None
 
 
-def said(d: dict[str, float]) -> str:
+def said(d: dict[str, float] | None) -> str:
+    if d is None:
+        return "–"
     return f"{100 * d['mean']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}], {d['above']} of {d['pairs']}"
 
 

@@ -13,7 +13,6 @@ What this does that a mask cannot: a mask chooses coordinates one by one, and th
 are those that matter to what is kept; directions can be told apart where coordinates cannot.
 """
 
-import functools
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -54,7 +53,7 @@ def grams(loss: Loss, params: Params, batches: Iterable[Batch], *, leaves: str =
         a cross-entropy the empirical one's.
       params: tree of arrays; those that ``leaves`` matches are ``[..., out, in]``, leading axes are layers.
       inputs: which axis of the weights is their input: -1, or -2 for kernels ``[..., in, out]`` (Flax's own).
-      batches: one gradient each; how large they are decides little (a sketch of rows together is one of their sum).
+      batches: one gradient each, of as many rows each: a mean over fewer rows weighs them more.
     Returns:
       tree like ``params``, float32 ``[..., in, in]``, None where ``leaves`` does not match. Accumulated on device, in a
       donated buffer; nothing per batch goes to the host.
@@ -103,9 +102,13 @@ def _accumulate(loss: Loss, inputs: int):
 
 
 @jax.jit
-def _unit_trace(gram):
-    trace = jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None]
-    return jnp.where(trace > 0, gram / jnp.where(trace > 0, trace, 1.0), 0.0)
+def _pooled(grams, weights):
+    """One weight's, in one pass: no scaled copy is ever held."""
+    total = 0.0
+    for gram, weight in zip(grams, weights, strict=True):
+        trace = jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None]
+        total += gram * jnp.where(trace > 0, weight / jnp.where(trace > 0, trace, 1.0), 0.0)
+    return total
 
 
 def pooled(weighed: Sequence[tuple[Grams, float]]) -> Grams:
@@ -118,12 +121,16 @@ def pooled(weighed: Sequence[tuple[Grams, float]]) -> Grams:
     >>> jnp.diag(pooled([(first, 1.0), (second, 0.5)])['w']).tolist()
     [0.75, 0.75]
     """
-    scaled = [jax.tree.map(lambda c, w=weight: w * _unit_trace(c), gram) for gram, weight in weighed]
+    if not weighed:
+        raise InputError("expected at least one set of Grams to pool, found none; measure one")
+    weights = [weight for _, weight in weighed]
 
-    def add(first, second):
-        return first if second is None else second if first is None else first + second
+    def leaf(*grams):
+        there = [(gram, weight) for gram, weight in zip(grams, weights, strict=True) if gram is not None]
+        return _pooled(*zip(*there, strict=True)) if there else None
 
-    return functools.reduce(lambda a, b: jax.tree.map(add, a, b, is_leaf=lambda x: x is None), scaled)
+    first, *others = (gram for gram, _ in weighed)
+    return jax.tree.map(leaf, first, *others, is_leaf=lambda x: x is None)
 
 
 # ---- what is kept of it

@@ -5,6 +5,8 @@ They are made by ``curvature``, which has all that is here by the same names.
 
 import json
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -101,8 +103,10 @@ def along_inputs(weight: jax.Array, inputs: int) -> jax.sharding.Sharding | None
 # ---- the file of a model
 
 
-def save(path: str | pathlib.Path, made: Factors, params: Params) -> None:
+def save(path: str | pathlib.Path, made: Factors, params: Params, *, people: Sequence[str] = ()) -> None:
     """Writes factors as one safetensors file, with the print of the model they were made for (``trees.fingerprint``).
+
+    ``people``: the ids of those whose faces were measured, where there are any.
 
     Raises:
       InputError: factors do not fit ``params``, or there is no place to write the file.
@@ -118,6 +122,7 @@ def save(path: str | pathlib.Path, made: Factors, params: Params) -> None:
         # One key of metadata: safetensors writes several in no fixed order.
         told = {
             "model": trees.fingerprint(params),
+            "people": list(people),
             "inputs": {name: factor.inputs for name, factor in by_name(made).items()},
         }
         save_file(arrays, str(path), metadata={"mmu_jax.factors": json.dumps(told)})
@@ -125,6 +130,34 @@ def save(path: str | pathlib.Path, made: Factors, params: Params) -> None:
         raise InputError(
             f"expected a place to write the factors to, found that {path} is none ({error}); make its folder or free it"
         ) from error
+
+
+def head(path: str | pathlib.Path) -> dict[str, Any]:
+    """What a file of factors says of itself: ``model``, the print of it; ``people`` who were measured; ``inputs`` of weights.
+
+    Raises:
+      InputError: it is not there, or no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np") as file:
+            told = json.loads((file.metadata() or {})["mmu_jax.factors"])
+        shape = {key: type(told[key]) for key in ("model", "people", "inputs")}
+        sound = shape == {"model": str, "people": list, "inputs": dict} and {*told["inputs"].values()} <= {-1, -2}
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"expected a file written by curvature.save, found {path} which is damaged, not there or another "
+            f"({type(error).__name__}: {error}); give one that is, or make the factors again"
+        ) from error
+    if not sound:
+        raise InputError(f"expected the head of a file of factors in {path}, found another; make the factors again")
+    return told
+
+
+def people(path: str | pathlib.Path) -> list[str]:
+    """The ids of those whose faces were measured for a file of factors."""
+    return head(path)["people"]
 
 
 def load(path: str | pathlib.Path, params: Params) -> Factors:
@@ -141,21 +174,17 @@ def load(path: str | pathlib.Path, params: Params) -> Factors:
     """
     from safetensors import SafetensorError, safe_open
 
+    told = head(path)
+    if told["model"] != (own := trees.fingerprint(params)):
+        raise InputError(
+            f"expected factors of this model ({own}), found those of another ({told['model']}) in {path}; give the file that was "
+            "made with this model, or make one"
+        )
     try:
         with safe_open(str(path), framework="np") as file:
-            meta, arrays = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}
-        head = json.loads(meta["mmu_jax.factors"])
-        told, axes = head["model"], head["inputs"]
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            f"expected a file written by curvature.save, found {path} which is damaged, not there or another "
-            f"({type(error).__name__}: {error}); make the factors again"
-        ) from error
-    if told != (own := trees.fingerprint(params)):
-        raise InputError(
-            f"expected factors of this model ({own}), found those of another ({told}) in {path}; give the file that was made "
-            "with this model, or make one"
-        )
+            arrays = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"expected a whole file of factors, found {path} damaged ({error}); copy it again") from error
     names = sorted({key.rpartition("/")[0] for key in arrays})
     odd = [n for n in names if {f"{n}/basis", f"{n}/strength"} - arrays.keys()]
     odd += [n for n in names if n not in odd and not _whole(arrays[f"{n}/basis"], arrays[f"{n}/strength"])]
@@ -163,7 +192,7 @@ def load(path: str | pathlib.Path, params: Params) -> Factors:
         raise InputError(
             f"expected a basis and strengths of every weight in {path}, found {odd}; make the factors again"
         )
-    read = {n: Factor(arrays[f"{n}/basis"], arrays[f"{n}/strength"], axes.get(n, -1)) for n in names}
+    read = {n: Factor(arrays[f"{n}/basis"], arrays[f"{n}/strength"], told["inputs"].get(n, -1)) for n in names}
 
     def leaf(p, factor):
         if factor is None:

@@ -78,12 +78,11 @@ class Ledger:
         return self.bytes(self.model.abstract(), self.param_dtype)
 
     def training(
-        self, method: methods.Method, shape: Shape, trainable: Trainable | None = None, fraction: float | None = None
+        self, method: methods.Method, shape: Shape, trainable: Trainable | None = None, fraction: float = SHARE
     ) -> Needs:
         """Of ``train.fit`` with a ``trainable``, None for the params in the method's scope: what -> bytes on a device.
 
-        ``fraction``: of the inputs of a weight, the directions that its factor has; None where their share of the trace
-        decides, which on the embedded faces takes up to :data:`SHARE` of them.
+        ``fraction``: of the inputs of a weight, the directions that its factor has (:data:`SHARE`).
         """
         whole = self.model.abstract()
         trainable = trainable or Whole(method.scope)
@@ -93,7 +92,7 @@ class Ledger:
         if method.mask:
             needs["mask"] = self.bytes(whole, np.bool_)
         if method.projects:
-            needs["factors"] = int((fraction or SHARE) * sum(self._grams().values()))
+            needs["factors"] = int(fraction * sum(self._grams().values()))
         return needs | {"activations (estimate)": self.activations(shape)}
 
     def saliency(self, wanted: list[Rule], shape: Shape, chunk: int, keep_scores: bool) -> Needs:
@@ -122,7 +121,7 @@ class Ledger:
 
         return trees.flatten(jax.tree.map(rows, part, sharding.shardings(part, self.model.family.rules, self.mesh)))
 
-    def factors(self, shape: Shape, blocks: int) -> Needs:
+    def factors(self, shape: Shape, blocks: int, fraction: float = SHARE) -> Needs:
         """Of making factors, a block of weights after the other: what -> bytes on a device.
 
         Two sets of Grams and their sum, of which the eigenvectors are taken; the gradients of the block; and factors made.
@@ -133,6 +132,7 @@ class Ledger:
         return {
             "params": self.params(),
             "Grams": 3 * sum(grams[name] for name in worst),
+            "factors": int(fraction * sum(grams.values())),
             "gradients": self.bytes({name: leaves[name] for name in worst}, self.param_dtype),
             "activations (estimate)": self.activations(shape),
         }

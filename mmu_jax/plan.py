@@ -32,11 +32,13 @@ class Stop:
     Attributes:
       level: a mean of ``p(answer)^(1 / length)``, from 0 to 1.
       every: iterations between two looks.
+      whose: what the level is, in words.
     """
 
     level: float
     every: int = 4
     near: float = 2.0
+    whose: str = "the level of people never seen"
 
     def due(self, iterations: int, last: float | None) -> bool:
         """Whether to look after so many iterations, where the last look saw ``last``."""
@@ -96,8 +98,8 @@ class Plan:
     def of(cls, method: Method, streams: dict[str, Stream], epochs: float, **numbers: Any) -> "Plan":
         """``epochs`` passes over the longest stream the method steps through one batch at a time.
 
-        Methods that take the retain batches one by one pass over the retain stream; those that pair each forget batch
-        with something pass over the forget stream.
+        Methods that take the retain batches one by one pass over the retain stream, or where that is the shorter one over the
+        forget stream; those that pair each forget batch with something pass over the forget stream.
 
         Args:
           streams: by the names the method's losses use.
@@ -113,10 +115,12 @@ class Plan:
         alone = {name for phase in method.phases if not phase.spread for name in phase.losses}
         about = sorted(name for name in alone if name in STREAMS and STREAMS[name].who == "forget")
         lead = max(about or alone, key=lambda name: streams[name].steps)
+        lap = streams[lead].steps
         if spread := {name for phase in method.phases if phase.spread for name in phase.losses}:
-            lap, turns = streams[lead].steps, max(streams[name].steps for name in spread)
-            numbers |= {"spacing": max(lap // turns, 1), "lap": lap, "turns": turns}
-        return cls(method, math.ceil(epochs * streams[lead].steps), **numbers)
+            turns = max(streams[name].steps for name in spread)
+            lap = max(lap, turns)  # where little is replayed, it comes round several times in a pass
+            numbers |= {"spacing": lap // turns, "lap": lap, "turns": turns}
+        return cls(method, math.ceil(epochs * lap), **numbers)
 
     def moments(self, index: int) -> str:
         """The name of the optimizer state that phase ``index`` uses."""
@@ -166,7 +170,7 @@ def describe(p: Plan, params: Params, mask: Mask | None, factors: Factors | None
     lines = [f"  plan: {p.method.source}; {p.iterations} iterations, {said}"]
     if p.stop:
         lines += [
-            f"    ends when the right answers about the people to forget are at {p.stop.level:.3f}, as about people never seen"
+            f"    ends when the right answers about the people to forget are at {p.stop.level:.3f}, {p.stop.whose}"
         ]
     groups = {name: {"total": 0, "leaves": 0} for name in map(trees.group, trees.flatten(params))}
     for leaf, value in trees.flatten(params).items():

@@ -181,21 +181,22 @@ def make(
     if rule.fraction is None:
         weighed = masks.ratio(forget, preserved, tau=tau, **numbers)
     else:
-        weighed = _most(rule.fraction, forget, preserved, numbers["eps"])
+        weighed = _most(rule.fraction, forget, preserved, **numbers)
     return _unlisted(rule, CHOICES[rule.by](_one_side(rule, weighed, sides), evidence, key), params)
 
 
 @jax.jit
 def _ranks(scores: jax.Array) -> jax.Array:
-    """The place of every entry among those of its leaf, from 0 for the smallest to 1."""
-    order = jnp.argsort(scores.reshape(-1), stable=True)
-    places = jnp.zeros(scores.size, jnp.float32).at[order].set(jnp.arange(scores.size, dtype=jnp.float32))
-    return (places / max(scores.size - 1, 1)).reshape(scores.shape)
+    """The rank of every entry among those of its leaf, from 0 for the smallest to 1; equals share the mean of theirs."""
+    flat = jnp.sort(scores.reshape(-1))
+    below, up_to = (jnp.searchsorted(flat, scores, side=side).astype(jnp.float32) for side in ("left", "right"))
+    return (below + up_to - 1.0) / 2.0 / max(scores.size - 1, 1)
 
 
-def _most(fraction: float, forget: Scores, preserved: Scores, eps: float) -> Mask:
-    """The largest ratios of every layer, so many of them."""
-    ratios = jax.tree.map(lambda f, p: (f + eps) / (p + eps), forget, preserved)
+def _most(fraction: float, forget: Scores, preserved: Scores, eps: float, noise: float) -> Mask:
+    """The largest ratios of every layer, so many of them; entries without evidence (:func:`masks.ratio`) come last."""
+    alive = masks.ratio(forget, preserved, tau=0.0, eps=eps, noise=noise)
+    ratios = jax.tree.map(lambda f, p, seen: jnp.where(seen, (f + eps) / (p + eps), 0.0), forget, preserved, alive)
     counts = {}
     for name, leaf in trees.flatten(ratios).items():
         layers = leaf.shape[0] if trees.stacked(name) else 1

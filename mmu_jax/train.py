@@ -208,11 +208,11 @@ def _look(
     """``state, iteration -> state, value``: what :class:`plan.Stop` looks at, noted in the history."""
     if p.stop is None:
         return lambda state, i: (state, None)
-    watch, rows = make_watch(p, model), [sharding.put(batch, mesh) for batch in watched.epoch()]
+    watch = make_watch(p, model)
     note = jax.jit(lambda curve, i, value: curve.at[i].set(value))
 
     def look(state, i):
-        found = [watch(state.params, batch, limits, vanilla) for batch in rows]
+        found = [watch(state.params, sharding.put(batch, mesh), limits, vanilla) for batch in watched.epoch()]
         value = sum(total for total, _ in found) / sum(n for _, n in found)
         curve = jax.device_put(note(state.history[WATCHED], i, value), state.history[WATCHED].sharding)
         return state.replace(history=state.history | {WATCHED: curve}), float(value)

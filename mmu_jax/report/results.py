@@ -31,7 +31,7 @@ AXES = (
 FLAGS = {
     "collapsed": "it answers everyone alike, or knows almost nothing of the people to keep",
     "over-unlearned": "the right option is chosen far less often than by chance: it is avoided, and so still known",
-    "level not reached": "its passes were over before as little was known of the people to forget as of people never seen",
+    "level not reached": "its passes were over before as little was known of the people to forget as it was to stop at",
     "inert mask": "masked steps moved nothing inside the mask",
     "lost in rounding": "under 1 % of the trained entries changed in the files, whose dtype swallows smaller steps",
     "leaking mask": "masked steps moved entries outside the mask (the public code's shared momentum does)",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mmu_jax import InputError, attacks, hf, hub, lora, memory, methods, models, questions, trees
+from mmu_jax import InputError, attacks, factor, hf, hub, lora, memory, methods, models, questions, trees
 from mmu_jax.data import IMAGE, TEXT, builders, text, vision
 from mmu_jax.data.streams import longest
 from mmu_jax.study.workspace import Workspace
@@ -68,6 +68,11 @@ def preflight(work: Workspace, wanted: list[str]) -> None:
                 builders.check_source(c.data.name, folder)
         except InputError as error:
             problems.append(str(error))
+    if c.factors.path and any(name.startswith("unlearn") for name in wanted):
+        try:
+            factor.head(c.factors.path)
+        except InputError as error:
+            raise InputError(f"config.factors.path: {error}") from error
     if problems:
         raise InputError(
             "; ".join(problems) + "; or run python -m experiments.run --config=configs/tiny.py, which needs no network"
@@ -184,10 +189,11 @@ def needs(
             scored.append(ledger.saliency(wanted, shape(rows[unit]), c.saliency.chunk, c.saliency.keep_scores))
     if scored:
         stages["saliency"] = max(scored, key=lambda need: sum(need.values()))
+    share = 1.0 if c.factors.alpha else c.factors.fraction or memory.SHARE
     if any(row.projects for row in table.values()) and not c.factors.path:
-        stages["factors"] = ledger.factors(shape(c.factors.rows), c.factors.blocks)
+        stages["factors"] = ledger.factors(shape(c.factors.rows), c.factors.blocks, share)
     for name, row in table.items():
-        stages[f"unlearn/{name}"] = ledger.training(row, shape(c.unlearn.rows), spec, c.factors.fraction or None)
+        stages[f"unlearn/{name}"] = ledger.training(row, shape(c.unlearn.rows), spec, share)
     if any(attacks.ATTACKS[name].trains for name in c.attack.names):
         stages["attack"] = ledger.training(attacks.LESSON, shape(c.attack.rows))
     stages["evaluate"] = ledger.generation(shape(c.evaluate.rows, asked or largest), c.evaluate.new_tokens)

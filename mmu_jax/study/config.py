@@ -93,6 +93,7 @@ def _factors() -> dict:
         text=0.3,  # weight of text beside the photos of the people to keep, each on a scale of its own
         rows=8,  # of a batch
         batches=60,  # of either, at most
+        everyone=False,  # measure all faces, where nobody knows yet who will ask to be forgotten
         blocks=1,  # in which the weights are measured, one after the other: less memory, as many passes
     )
 

@@ -64,6 +64,6 @@ def _stopped(plan: Plan, state: TrainState) -> dict[str, Any]:
     reached = plan.stop.reached(last)
     if not reached:
         seen = "nothing was looked at" if last is None else f"the last look saw {last:.3f}"
-        print(f"  ended after {int(state.step)} iterations above the level of people never seen, {plan.stop.level:.3f}: {seen}; "
+        print(f"  ended after {int(state.step)} iterations above {plan.stop.whose}, {plan.stop.level:.3f}: {seen}; "
               "give it more passes (config.unlearn.epochs) or a higher rate", flush=True)  # fmt: skip
     return {"level": plan.stop.level, "last": last, "reached": reached}

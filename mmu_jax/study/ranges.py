@@ -53,6 +53,7 @@ PASSES = (lambda v: _number(v) and 0 < v <= 10**6, "a number above 0 and up to a
 POSITIVE = (lambda v: _number(v) and v >= 2.0**-126, "a finite number above 0")
 NOT_NEGATIVE = (lambda v: _number(v) and v >= 0, "a finite number of at least 0")
 SHARE = (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1")
+PART = (lambda v: _number(v) and 0 <= v < 1, "a number of at least 0 and below 1")
 SWITCH = (lambda v: isinstance(v, bool), "True or False")
 TEXT = (lambda v: isinstance(v, str), "a text")
 NAME = (lambda v: isinstance(v, str) and v.strip() != "", "a text that is not empty")
@@ -81,7 +82,9 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r".*\.rows|saliency\.chunk|evaluate\.new_tokens|save_every|attack\.steps", COUNT),
     (r"evaluate\.samples", SAMPLES),
     (r"factors\.batches|factors\.blocks", COUNT),
-    (r"factors\.(share|fraction|text)|unlearn\.replay|unlearn\.stop\.level", SHARE),
+    (r"factors\.text|unlearn\.replay|unlearn\.stop\.level", SHARE),
+    (r"factors\.(share|fraction)", PART),
+    (r"factors\.everyone", SWITCH),
     (r"factors\.alpha", NOT_NEGATIVE),
     (r"factors\.loss", _one_of(tuple(n for n, loss in LOSSES.items() if not loss.needs))),
     (r"unlearn\.stop\.every|data\.group", COUNT_OR_NONE),

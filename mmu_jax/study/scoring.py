@@ -48,8 +48,10 @@ def factors(work: Workspace) -> dict:
     c, model = work.config.factors, work.model
     params, loss = work.load(work.vanilla), objectives.of_params(c.loss, work.model)
     how = {"alpha": c.alpha} if c.alpha else {"fraction": c.fraction} if c.fraction else {"share": c.share}
-    streams = {name: work.stream(name, c.rows) for name in ("retain", "text")}
-    counts = {name: min(c.batches, stream.steps) for name, stream in streams.items()}
+    faces = "vqa" if c.everyone else "retain"
+    streams = {"retain": work.stream(faces, c.rows), "text": work.stream("text", c.rows)}
+    # Whole batches only: in the mean of a last one that is not full, each row would weigh more.
+    counts = {name: min(c.batches, max(len(s.examples) // s.rows, 1)) for name, s in streams.items()}
     part = trees.flatten(trees.split(params, model.family.eligible)[0])
     part = {
         name: leaf for name, leaf in part.items() if leaf.ndim - trees.stacked(name) == 2
@@ -72,7 +74,7 @@ def factors(work: Workspace) -> dict:
     made = curvature.match(found, params)
     partial = work.factors.with_suffix(".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    curvature.save(partial, made, params)
+    curvature.save(partial, made, params, people=sorted({example.person for example in streams["retain"].examples}))
     os.replace(partial, work.factors)
     return curvature.shares(made)
 
@@ -90,7 +92,10 @@ def _evidence(work: Workspace, rule: Rule) -> Evidence:
     count |= {"retain_units": 0.0} if rule.mixed else {}
     found = Evidence(**trio, **count, summed=summed)
     share = rules.text_share(found, work.model.family.sides)
-    if share < NEGLIGIBLE and not rule.mixed:
+    pooled = any(
+        r and r.reads == rule.reads and r.preserve == "pooled" and r.scored and r.side != "vision" for r in wanted
+    )
+    if share < NEGLIGIBLE and pooled and not rule.mixed:
         ratio = (1 - share) / max(share, 1e-12) * count["text_units"] / count["retain_units"]
         print(f"  text is {100 * share:.1f} % of the pooled score that the language side is weighed against (an example of retain VQA "
               f"scores {ratio:.0f} times one of text, of which the model is sure): pooled, it restricts next to nothing; a rule with "

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mmu_jax import InputError, adapters, attacks, hub, lora, methods, questions
 from mmu_jax.data import builders
+from mmu_jax.data.slices import STREAMS
 from mmu_jax.metrics import METRICS
 from mmu_jax.study import networks
 from mmu_jax.study.config import base
@@ -208,11 +209,21 @@ def _only_descends(row: methods.Method) -> bool:
 
 def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     """Lines about given numbers of steps that will not be taken; they harm nothing, and a user should know."""
-    rows = [methods.METHODS[name] for name in c.unlearn.methods]
+    table_of = methods.METHODS
+    rows = [table_of[name] if c.unlearn.replay else table_of[name].alone() for name in c.unlearn.methods]
+    kept = {
+        stream for name in c.unlearn.methods for stream in table_of[name].streams if STREAMS[stream].who != "forget"
+    }
     table = [
         (r"vanilla\.(?!path).*", c.vanilla.path, "nothing is trained before unlearning"),
         (r"model\.(vision|text)\..*", c.vanilla.path, "config.vanilla.path has sizes of its own"),
         (r"saliency\..*", not any(row.mask for row in rows), "no method has a mask"),
+        (
+            r"saliency\..*",
+            any(row.mask for row in rows) and not any(row.mask.scored for row in rows if row.mask),
+            "no mask is made of scores",
+        ),
+        (r"unlearn\.replay", not kept, "no method trains on the people to keep"),
         (r"saliency\.rows", all(row.mask.unit == "batch" for row in rows if row.mask), "every mask is scored by batch"),
         (r"saliency\.eps", all(row.mask.eps is not None for row in rows if row.mask), "every mask has its own"),
         (r"saliency\.noise", all(row.mask.noise is not None for row in rows if row.mask), "every mask has its own"),

@@ -113,6 +113,8 @@ def _scored(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
     c, method = work.config.to_dict(), METHODS[name]
     reads = {"saliency": c["saliency"], "mask": method.arithmetic()["mask"], "seed": c["seed"], "numbers": numbers}
     reads |= {"rows": c["unlearn"]["rows"]} if method.mask.unit == "batch" else {}
+    if not method.mask.scored:
+        reads = {"mask": reads["mask"]}
     made = (work.mask(name), work.mask(name).with_suffix(".json"))
     return Stage(f"saliency/{name}", reads, (start,), _fitting(work, scoring.mask, name), made)
 
@@ -133,7 +135,8 @@ def _unlearned(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
 
 def _factors(work: Workspace, start: str, numbers: dict) -> Stage:
     c = work.config.to_dict()
-    reads = {"factors": c["factors"], "seed": c["seed"], "numbers": numbers}
+    measured = {key: value for key, value in c["factors"].items() if key not in ("path", "blocks")}
+    reads = {"factors": measured, "seed": c["seed"], "numbers": numbers}
     return Stage("factors", reads, (start,), _fitting(work, scoring.factors), (work.factors,))
 
 

@@ -1,6 +1,6 @@
 """How a method of the table becomes a job: its streams, mask and factors, its rates, and when it is to stop."""
 
-from mmu_jax import InputError, curvature, evaluate, masks
+from mmu_jax import InputError, curvature, evaluate, factor, masks
 from mmu_jax.plan import Plan, Stop
 from mmu_jax.study import checks, records
 from mmu_jax.study.fitting import Job, fit
@@ -43,7 +43,7 @@ def _stop(work: Workspace) -> Stop | None:
     if not c.level and work.level is None:
         vanilla = work.load(work.vanilla)
         work.level = evaluate.recognised(work.model, vanilla, work.watched("unseen"), work.mesh)
-    return Stop(c.level or work.level, c.every)
+    return Stop(c.level, c.every, whose="the level that is given") if c.level else Stop(work.level, c.every)
 
 
 def _read_mask(work: Workspace, name: str) -> Mask:
@@ -55,7 +55,12 @@ def _read_mask(work: Workspace, name: str) -> Mask:
 
 def _read_factors(work: Workspace) -> curvature.Factors:
     try:
-        return curvature.load(work.factors, work.load(work.vanilla))
+        found = curvature.load(work.factors, work.load(work.vanilla))
+        shown, forget = set(factor.people(work.factors)), set(work.benchmark.forget_ids)
+        if both := shown & forget:
+            print(f"  the factors keep the faces of {len(both)} of the {len(forget)} people to forget, among {len(shown)}: whom they were "
+                  "measured on when nobody knew who would ask; forgetting takes more steps", flush=True)  # fmt: skip
+        return found
     except InputError as error:
         given = work.config.factors.path
         advice = "correct config.factors.path" if given else "delete it, and the factors stage makes it again"

@@ -131,7 +131,7 @@ class Workspace:
         album = self.albums["full" if split == "forget" else split]
         found = [item for person in people for item in person.generation if item.kind == slices.IMAGE]
         index = {person.id: i for i, person in enumerate(people)}
-        rows = min(self.config.evaluate.rows, len(found))
+        rows = min(self.config.unlearn.rows, len(found))  # a forward pass, where a step has room for more
         return stream(
             f"answers of {split}", self.processor, found, album, people=index, rows=rows, seed=0, sizes=self.sizes
         )

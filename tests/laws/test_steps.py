@@ -52,9 +52,10 @@ def test_a_lap_takes_every_forget_batch_at_most_once(retain, forget, epochs):
         plan = Plan.of(method, data, epochs)
         turns = [plan.turn(method.phases[0], i) for i in range(plan.iterations)]
         taken = [batch for batch in turns if batch is not None]
-        every = max(retain // forget, 1)
-        assert len(taken) == epochs * min(-(-retain // every), forget) and len(set(taken)) == len(taken)
-        assert [b % forget for b in taken] == list(range(min(retain, forget))) * epochs
+        lap = max(retain, forget)  # of a retain stream that is shorter, several passes in one over the forget stream
+        every = lap // forget
+        assert len(taken) == epochs * min(-(-lap // every), forget) and len(set(taken)) == len(taken)
+        assert [b % forget for b in taken] == list(range(forget)) * epochs
         assert [plan.turn(method.phases[1], i) for i in range(plan.iterations)] == list(range(plan.iterations))
 
 
