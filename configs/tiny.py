@@ -12,7 +12,8 @@ which each method kept most, of one grid for all, on another seed than the one s
 from configs import common
 from mmu_jax.methods import METHODS
 
-# Chosen by the protocol (docs/protocol.md). A method that it does not compare has the rate of the most alike.
+# Chosen as docs/protocol.md says, but for one rate of the steps that only descend, 2e-4, for all. A method that it does not compare
+# has the rate of the most alike.
 RATES = {
     "ga": 1e-5,
     "npo": 1e-5,

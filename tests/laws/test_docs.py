@@ -41,8 +41,8 @@ def test_numbers_of_the_readme_are_those_of_the_results_page():
         if found := re.match(r"\| (\w+) \| (\d.*)", line):
             rows[found[1]] = re.findall(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", found[2])
     told = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(told) == 6
+    assert len(told) == 9
     for name, line in told:
-        cells = [rows[name][i] for i in (0, 2, 3, 4)]  # without the photos that were never shown
+        cells = [rows[name][i] for i in (1, 2, 4, 5)]  # without the photos that were shown in training
         whole = ["{} ({}–{})".format(*(int(float(x) + 0.5) for x in cell)) for cell in cells]
         assert line.split(" | ") == whole, name
