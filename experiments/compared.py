@@ -30,14 +30,14 @@ class Setting:
 COMPARED = {
     "none": Setting(
         0.0,
-        ("ga", "npo", "linear_only", "mmunlearner", "mask_fisher", "mask_random", "projected"),
-        (1e-5, 3e-5, 1e-4, 3e-4),
+        ("ga", "npo", "linear_only", "mmunlearner", "mask_random", "projected"),
+        (1e-5, 3e-5, 1e-4),
         600,
     ),
     "little": Setting(
         0.01,
-        ("grad_diff_alternate", "linear_only", "mmunlearner", "mask_random", "projected_retain"),
-        (1e-5, 3e-5, 1e-4, 3e-4),
+        ("grad_diff_alternate", "mmunlearner", "mask_random", "projected_retain"),
+        (3e-5, 1e-4),
         600,
     ),
     "all": Setting(
@@ -45,8 +45,6 @@ COMPARED = {
         (
             "grad_diff",
             "grad_diff_alternate",
-            "npo_retain",
-            "linear_only",
             "mmunlearner",
             "mask_random",
             "projected_retain",
