@@ -12,6 +12,7 @@ import numpy as np
 from mmu_jax.data import IMAGE, TEXT, Benchmark, Person, vision
 from mmu_jax.data.slices import STREAMS
 from mmu_jax.files import read_object
+from mmu_jax.methods import METHODS
 from mmu_jax.metrics import METRICS, exact
 from mmu_jax.objectives import LOSSES
 from mmu_jax.report.attacked import Attacked
@@ -42,9 +43,14 @@ def _colour(name: str) -> str:
 
 
 def _shown(results: Results) -> list[str]:
-    """What is drawn: of the variants and ablations only the method itself."""
+    """What is drawn: of the variants and ablations only the method itself, and beside a mask a random one."""
     kept = of_family(results, "model", "control", "baseline", "projected", "masked")
-    return [name for name in results if name in kept or name == ours(results)]
+    return [name for name in results if name in kept or name == ours(results) or _random(name)]
+
+
+def _random(name: str) -> bool:
+    rule = METHODS[name].mask if name in METHODS else None
+    return rule is not None and rule.by == "random" and rule.fraction is None
 
 
 def trade_off(axis: Any, results: Results) -> None:
