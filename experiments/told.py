@@ -25,7 +25,7 @@ AGAINST = {
     "none": ("projected", COLUMNS[2]),
     "little": ("projected_retain", COLUMNS[2]),
     "all": ("projected_retain", COLUMNS[2]),
-    "text": ("text_own", COLUMNS[5]),
+    "text": ("text_ranks", COLUMNS[5]),
 }
 HEAD = ["Method", "Rate", *(column[0] for column in COLUMNS), "KS to gold", "JS to gold"]
 HEAD += [*(attack[0] for attack in ATTACKS), "Iterations", "Level reached"]

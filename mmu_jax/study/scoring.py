@@ -35,7 +35,7 @@ def mask(work: Workspace, name: str) -> dict:
     masks.check(made, params)
     path = work.mask(name)
     partial = path.with_suffix(".partial")
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     masks.save(partial, made)
     os.replace(partial, path)
     coverage = masks.coverage(made)
