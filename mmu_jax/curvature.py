@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError, saliency, trees
-from mmu_jax.factor import EXACT as EXACT
 from mmu_jax.factor import Factor as Factor
 from mmu_jax.factor import Factors as Factors
 from mmu_jax.factor import along_inputs
@@ -31,7 +30,6 @@ from mmu_jax.factor import keep_out as keep_out
 from mmu_jax.factor import load as load
 from mmu_jax.factor import match as match
 from mmu_jax.factor import save as save
-from mmu_jax.factor import untouched as untouched
 from mmu_jax.saliency import Loss
 from mmu_jax.trees import Batch, Params, Tree
 

@@ -50,15 +50,6 @@ def keep_out(factor: Factor, x: jax.Array) -> jax.Array:
     return x - jnp.einsum(f"...ok,...ik->{rows}", along, factor.basis, precision=EXACT)
 
 
-def untouched(weight: jax.Array) -> Factor:
-    """The factor that takes nothing out of a weight ``[..., out, in]``.
-
-    >>> keep_out(untouched(jnp.ones((1, 2))), jnp.array([[3.0, 4.0]])).tolist()
-    [[3.0, 4.0]]
-    """
-    return Factor(jnp.zeros((*weight.shape[:-2], weight.shape[-1], 1)), jnp.zeros((*weight.shape[:-2], 1)))
-
-
 def by_name(factors: Factors) -> dict[str, Factor]:
     """Leaf name -> its factor."""
     return trees.flatten(factors, is_leaf=is_factor)

@@ -208,11 +208,11 @@ def _look(
     """``state, iteration -> state, value``: what :class:`plan.Stop` looks at, noted in the history."""
     if p.stop is None:
         return lambda state, i: (state, None)
-    watch = make_watch(p, model)
+    watch, rows = make_watch(p, model), list(watched.epoch())  # on the host, and on the devices a batch at a time
     note = jax.jit(lambda curve, i, value: curve.at[i].set(value))
 
     def look(state, i):
-        found = [watch(state.params, sharding.put(batch, mesh), limits, vanilla) for batch in watched.epoch()]
+        found = [watch(state.params, sharding.put(batch, mesh), limits, vanilla) for batch in rows]
         value = sum(total for total, _ in found) / sum(n for _, n in found)
         curve = jax.device_put(note(state.history[WATCHED], i, value), state.history[WATCHED].sharding)
         return state.replace(history=state.history | {WATCHED: curve}), float(value)

@@ -1,4 +1,4 @@
-"""optax transformations that honour a mask, entry by entry.
+"""optax transformations that honour a mask, entry by entry (:func:`masked`), or leave directions alone (:func:`projected`).
 
     tx = transforms.masked(optax.adamw(1e-5, weight_decay=0.1), mask)   # fixed
     tx = transforms.masked(optax.adamw(1e-5))                           # given per call:

@@ -68,7 +68,8 @@ def preflight(work: Workspace, wanted: list[str]) -> None:
                 builders.check_source(c.data.name, folder)
         except InputError as error:
             problems.append(str(error))
-    if c.factors.path and any(name.startswith("unlearn") for name in wanted):
+    projected = {f"unlearn/{name}" for name in c.unlearn.methods if methods.METHODS[name].projects}
+    if c.factors.path and projected & set(wanted):
         try:
             factor.head(c.factors.path)
         except InputError as error:

@@ -40,6 +40,12 @@ def _stop(work: Workspace) -> Stop | None:
         print("  this data set has no people whom nobody was trained on, whose level would be where to stop: all passes are "
               "made (config.unlearn.stop.level gives one)", flush=True)  # fmt: skip
         return None
+    if not all(work.asked_by_photo(split) for split in (["forget"] if c.level else ["forget", "unseen"])):
+        print(
+            "  this data set has no questions by photo, each with its answer, to look by where to stop: all passes are made",
+            flush=True,
+        )
+        return None
     if not c.level and work.level is None:
         vanilla = work.load(work.vanilla)
         work.level = evaluate.recognised(work.model, vanilla, work.watched("unseen"), work.mesh)

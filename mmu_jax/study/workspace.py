@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmu_jax import adapters, evaluate, hf, hub, models, questions, sharding
-from mmu_jax.data import Benchmark, Processor, builders, loader, slices
+from mmu_jax.data import Benchmark, Example, Processor, builders, loader, slices
 from mmu_jax.data.sizes import Sizes
 from mmu_jax.data.streams import Stream, stream
 from mmu_jax.trees import Tree
@@ -125,11 +125,17 @@ class Workspace:
             found = [found[i] for i in sorted(drawn)]
         return stream(name, self.processor, found, album, **numbers)
 
+    def asked_by_photo(self, split: str) -> list[Example]:
+        """The questions by photo about the people of a split that are answered in words."""
+        return [
+            item for person in getattr(self.benchmark, split) for item in person.generation if item.kind == slices.IMAGE
+        ]
+
     def watched(self, split: str) -> Stream:
         """Questions by photo about the people of a split, in the words of training, each with its right answer."""
         people = getattr(self.benchmark, split)
         album = self.albums["full" if split == "forget" else split]
-        found = [item for person in people for item in person.generation if item.kind == slices.IMAGE]
+        found = self.asked_by_photo(split)
         index = {person.id: i for i, person in enumerate(people)}
         rows = min(self.config.unlearn.rows, len(found))  # a forward pass, where a step has room for more
         return stream(

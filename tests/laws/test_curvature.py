@@ -51,8 +51,7 @@ def test_the_signs_that_are_drawn_are_fair_and_each_position_s_own():
     x, weights = jnp.asarray(RNG.normal(size=(2, 3, 2)), jnp.float32), jnp.ones((2, 3))
 
     def flat(seed):
-        loss = lambda w: losses.sketch(x @ w.T, weights, jnp.arange(2), seed=seed)[0]  # noqa: E731
-        return jax.grad(loss)(w).ravel()
+        return jax.grad(lambda w: losses.sketch(x @ w.T, weights, jnp.arange(2), seed=seed)[0])(w).ravel()
 
     g = np.asarray(jax.jit(jax.vmap(flat))(jnp.arange(4000)), np.float64)
     expected = fisher(w, x[:, :-1].reshape(-1, 2), [1.0] * 4)
