@@ -85,10 +85,10 @@ def published(argument: str | None) -> ConfigDict:
     config.saliency.chunk = 1
     # One signed accumulator decides masks by ratio; the ablations of the mask need the scores themselves.
     config.saliency.keep_scores = bool(method and method.mask and method.mask.needs_scores)
-    # Where the directions of every weight must fit beside it: the top quarter of them, measured in four blocks.
+    # Where the directions of every weight must fit beside it: the top quarter of them, measured in eight blocks.
     config.factors.fraction = 0.25
     config.factors.rows = 4
-    config.factors.blocks = 4
+    config.factors.blocks = 8
     config.save_every = 500  # a checkpoint of a full-size model is five times its params
     BENCHMARKS[args.benchmark][0](config, args.lora)
     if args.lora:  # nothing but factors trains, the vanilla model's too, so the params may be held in bfloat16

@@ -26,7 +26,7 @@ what cannot fit is refused. GiB per device, for scoring / unlearning with mmunle
     13B          8 x 1                         62 / 40             35 / 8
                  8 x 4                         16 / 10              9 / 4
 
-so the defaults fit one card of 80 GB (with ``XLA_PYTHON_CLIENT_MEM_FRACTION=0.95``), and training the params takes eight of
+(making factors for ``projected``: 47, 6, 12 and 3 with LoRA) so the defaults fit one card of 80 GB (with ``XLA_PYTHON_CLIENT_MEM_FRACTION=0.95``), and training the params takes eight of
 40 GB or more. Rows that do not divide by ``config.mesh.data`` are done by every device. One H100 held the defaults (55.8 GiB at
 the most, docs/memory.md) and scored 3.2 rows a second. Steps were not timed; expect, at 8 FLOPs per parameter and token and 40 %
 of peak, for one of 4 rows of 640 tokens at 7B: H100 0.4 s, A100 1.2 s, eight chips of TPU v5e 0.25 s; MLLMU-Bench has about

@@ -235,7 +235,7 @@ def print_plan():
     print(
         "GiB per device: saliency (one signed accumulator) / unlearning with mmunlearner / factors (a quarter of the inputs, in"
     )
-    print("four blocks) / unlearning with projected; batch 4 or a row a device")
+    print("eight blocks) / unlearning with projected; batch 4 or a row a device")
     print(f"  {'':16s}{'devices':>10s}{'params':>26s}{'LoRA rank 16':>26s}")
     for name, (config, _) in PUBLISHED.items():
         c = (llava_config if name.startswith("llava") else qwen_config).get_config()
@@ -247,7 +247,7 @@ def print_plan():
                 shape = memory.Shape(max(4, devices[0]), max(c.data.tokens), 1, max(c.data.patches or (0,)))
                 scored = ledger.saliency([Rule()], shape, devices[0], keep_scores=False)
                 trained = ledger.training(methods.METHODS["mmunlearner"], shape, spec)
-                made = ledger.factors(shape, 4, 0.25)
+                made = ledger.factors(shape, 8, 0.25)
                 projected = ledger.training(methods.METHODS["projected"], shape, spec, 0.25)
                 stages = (scored, trained, made, projected)
                 cells.append(" / ".join(f"{sum(needs.values()) / 2**30:.0f}" for needs in stages))

@@ -14,7 +14,6 @@ are those that matter to what is kept; directions can be told apart where coordi
 """
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +38,15 @@ Grams = Tree  # float32 [..., in, in] where a weight was measured, None elsewher
 # ---- what is measured
 
 
-def grams(loss: Loss, params: Params, batches: Iterable[Batch], *, leaves: str = ".*", inputs: int = -1) -> Grams:
+def grams(
+    loss: Loss,
+    params: Params,
+    batches: Iterable[Batch],
+    *,
+    leaves: str = ".*",
+    inputs: int = -1,
+    block: tuple[int, int] = (0, 1),
+) -> Grams:
     """``sum_b G_b^T G_b`` of every linear weight that ``leaves`` matches, ``G_b`` the gradient of the loss of a batch.
 
     >>> loss = lambda p, batch: jnp.sum(batch['x'] @ p['w'].T)
@@ -51,10 +58,12 @@ def grams(loss: Loss, params: Params, batches: Iterable[Batch], *, leaves: str =
         a cross-entropy the empirical one's.
       params: tree of arrays; those that ``leaves`` matches are ``[..., out, in]``, leading axes are layers.
       inputs: which axis of the weights is their input: -1, or -2 for kernels ``[..., in, out]`` (Flax's own).
+      block: ``(i, n)``: the i-th of n blocks of layers of leaves that stack them (``trees.stacked``), with others in the first:
+        one n-th of the memory, ``batches`` n times; :func:`joined` puts their factors together.
       batches: one gradient each, of as many rows each: a mean over fewer rows weighs them more.
     Returns:
-      tree like ``params``, float32 ``[..., in, in]``, None where ``leaves`` does not match. Accumulated on device, in a
-      donated buffer; nothing per batch goes to the host.
+      tree like ``params``, float32 ``[..., in, in]``, None where ``leaves`` does not match or the block has no layer. Accumulated
+      on device, in a donated buffer; nothing per batch goes to the host.
     Raises:
       InputError: no batch, or one alone; a leaf that is no matrix; a loss that returns something else; a number that is not finite.
     """
@@ -70,33 +79,55 @@ def grams(loss: Loss, params: Params, batches: Iterable[Batch], *, leaves: str =
         raise InputError(
             f"expected inputs=-1 or -2, the axis of a weight that is its input, found {inputs!r}; correct it"
         )
-    total, step, seen = jax.tree.map(partial(_zeros, axis=inputs), part), _accumulate(loss, inputs), False
+    total, seen = _zeros(part, inputs, block), False
+    step = _accumulate(loss, inputs, block, total)
     for batch in batches:
         total, seen = step(total, part, rest, batch), True
     if not seen:
         raise InputError("expected at least one batch to measure, found none; check the split the batches come from")
     trees.check_scores(total, "the Grams of these batches", signed=True)
-    return total
+    return trees.map_named(lambda name, _: total.get(name), params)
 
 
-def _zeros(p: jax.Array, axis: int) -> jax.Array:
-    return jnp.zeros((*p.shape[:-2], p.shape[axis], p.shape[axis]), jnp.float32, device=along_inputs(p, axis))
+def layers_of(name: str, layers: int, block: tuple[int, int]) -> slice | None:
+    """The layers of a leaf that stacks so many, or the whole of one that does not, that are in a block; None for none.
+
+    >>> layers_of('layers/w', 5, (0, 2)), layers_of('layers/w', 5, (1, 2)), layers_of('w', 5, (1, 2))
+    (slice(0, 2, None), slice(2, 5, None), None)
+    """
+    index, number = block
+    if not trees.stacked(name):
+        return slice(None) if index == 0 else None
+    first, last = layers * index // number, layers * (index + 1) // number
+    return slice(first, last) if last > first else None
 
 
-def _accumulate(loss: Loss, inputs: int):
+def _zeros(part: Tree, inputs: int, block: tuple[int, int]) -> dict[str, jax.Array]:
+    """Leaf name -> an accumulator of its layers in the block."""
+    found = {}
+    for name, p in trees.flatten(part).items():
+        if (own := layers_of(name, p.shape[0], block)) is not None:
+            lead = (*range(p.shape[0])[own],) if trees.stacked(name) else ()
+            shape = (len(lead), *p.shape[1:-2]) if lead else p.shape[:-2]
+            size = p.shape[inputs]
+            found[name] = jnp.zeros((*shape, size, size), jnp.float32, device=along_inputs(p, inputs))
+    return found
+
+
+def _accumulate(loss: Loss, inputs: int, block: tuple[int, int], like: dict[str, jax.Array]):
     mean, product = saliency.mean_of(loss), "...oi,...oj->...ij" if inputs == -1 else "...io,...jo->...ij"
 
     def step(total, part, rest, batch):
         saliency.check_loss(loss, part, rest, batch)
-        grads = jax.grad(mean)(part, rest, batch)
+        grads = trees.flatten(jax.grad(mean)(part, rest, batch))
 
-        def add(t, g):
-            g = g.astype(jnp.float32)
+        def add(name, t):
+            g = grads[name][layers_of(name, len(grads[name]), block)].astype(jnp.float32)
             return t + jnp.einsum(product, g, g)
 
-        return jax.tree.map(add, total, grads)
+        return {name: add(name, t) for name, t in total.items()}
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings={name: t.sharding for name, t in like.items()})
 
 
 @jax.jit
@@ -170,7 +201,8 @@ def factors(
 
 
 def _factor(name: str, gram: jax.Array, share=None, fraction=None, alpha=None) -> Factor:
-    values, vectors = _eigen(gram)
+    where = gram.sharding if isinstance(gram.sharding, jax.sharding.NamedSharding) else None
+    values, vectors = jax.jit(_eigen, out_shardings=(None, where))(gram)
     shares = np.asarray(values, np.float64)
     if not (shares.sum(axis=-1) > 0).all():
         raise InputError(
@@ -191,7 +223,6 @@ def _factor(name: str, gram: jax.Array, share=None, fraction=None, alpha=None) -
     return Factor(vectors[..., :most], strength)
 
 
-@jax.jit
 def _eigen(gram):
     """Eigenvalues, largest first and none below zero, and eigenvectors as columns; a layer at a time."""
 
@@ -202,6 +233,33 @@ def _eigen(gram):
     shape = gram.shape
     values, vectors = jax.lax.map(one, gram.reshape(-1, *shape[-2:]))
     return values.reshape(shape[:-1]), vectors.reshape(shape)
+
+
+def joined(blocks: Sequence[Factors], params: Params) -> Factors:
+    """The factors of blocks of layers (:func:`grams`), in order, as factors of all of ``params``.
+
+    >>> one = {'layers': {'w': Factor(jnp.ones((1, 2, 1)), jnp.ones((1, 1)))}}
+    >>> joined([one, one], {'layers': {'w': jnp.zeros((2, 3, 2))}})['layers']['w'].basis.shape
+    (2, 2, 1)
+
+    Raises:
+      InputError: together they do not fit ``params``.
+    """
+    found: dict[str, list[Factor]] = {}
+    for block in blocks:
+        for name, factor in by_name(block).items():
+            found.setdefault(name, []).append(factor)
+
+    def leaf(parts):
+        most = max(part.strength.shape[-1] for part in parts)
+        basis, strength = ([_filled(getattr(p, what), most) for p in parts] for what in ("basis", "strength"))
+        return parts[0].replace(basis=jnp.concatenate(basis), strength=jnp.concatenate(strength))
+
+    return match({name: leaf(parts) if len(parts) > 1 else parts[0] for name, parts in found.items()}, params)
+
+
+def _filled(x: jax.Array, width: int) -> jax.Array:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
 
 
 def shares(made: Factors) -> dict[str, float]:

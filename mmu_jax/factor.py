@@ -4,6 +4,7 @@ They are made by ``curvature``, which has all that is here by the same names.
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -82,13 +83,25 @@ def _misfit(factor: Factor, shape: tuple[int, ...]) -> str:
     return "" if found[1] == expected else f"has strengths {found[1]}, expected {expected}"
 
 
-def along_inputs(weight: jax.Array, inputs: int) -> jax.sharding.Sharding | None:
-    """Where an array of as many axes as a weight is to lie: on its second last axis, as the weight does along its inputs."""
-    where, ndim = getattr(weight, "sharding", None), weight.ndim
+def along_inputs(weight: jax.Array | jax.ShapeDtypeStruct, inputs: int) -> jax.sharding.NamedSharding | None:
+    """Where an array ``[..., in, any]`` of a weight is to lie: its second last axis over every mesh axis that the weight lies along.
+
+    So a Gram takes as small a share of each device as the weight does. Where its inputs do not divide by all of them, they
+    lie as those of the weight; a weight that lies on one device has None.
+    """
+    where, ndim = getattr(weight, "sharding", None), len(weight.shape)
     if not isinstance(where, jax.sharding.NamedSharding):
         return None
     spec = (*where.spec, *(None,) * (ndim - len(where.spec)))
-    return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*spec[:-2], spec[inputs], None))
+    own, other = (_axes(spec[axis]) for axis in (inputs, -1 if inputs == -2 else -2))
+    shared = math.prod(where.mesh.shape[axis] for axis in (*own, *other))
+    axes = (*own, *other) if weight.shape[inputs] % shared == 0 else own
+    return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*spec[:-2], axes or None, None))
+
+
+def _axes(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of an entry of a PartitionSpec."""
+    return entry if isinstance(entry, tuple) else (entry,) if isinstance(entry, str) else ()
 
 
 # ---- the file of a model

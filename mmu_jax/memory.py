@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from mmu_jax import InputError, methods, models, sharding, trees
+from mmu_jax import InputError, curvature, factor, methods, models, sharding, trees
 from mmu_jax.models import decoder
 from mmu_jax.rules import Rule
 from mmu_jax.trainable import Trainable, Whole
@@ -117,25 +117,31 @@ class Ledger:
         """Leaf name -> bytes on a device of the Gram of a linear weight, ``[..., in, in]`` float32."""
         part, _ = trees.split(self.model.abstract(), self.model.family.eligible)
 
-        def rows(p, where):  # a Gram lies along the inputs of its weight
-            *_, split = where.shard_shape(p.shape)
-            return 4 * int(np.prod(p.shape[:-2])) * split * p.shape[-1]
+        def rows(p, where):
+            shape = (*p.shape[:-2], p.shape[-1], p.shape[-1])
+            placed = factor.along_inputs(jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=where), -1)
+            return 4 * int(np.prod(placed.shard_shape(shape)))
 
         return trees.flatten(jax.tree.map(rows, part, sharding.shardings(part, self.model.family.rules, self.mesh)))
 
     def factors(self, shape: Shape, blocks: int, fraction: float = SHARE) -> Needs:
-        """Of making factors, a block of weights after the other: what -> bytes on a device.
+        """Of making factors, a block of layers after the other: what -> bytes on a device.
 
-        Two sets of Grams and their sum, of which the eigenvectors are taken; the gradients of the block; and factors made.
+        Two sets of Grams and their sum, of which the eigenvectors are taken; a gradient of all; and factors made.
         """
-        part, _ = trees.split(self.model.abstract(), self.model.family.eligible)
-        grams, leaves = self._grams(), trees.flatten(part)
-        worst = max(dealt(grams, blocks), key=lambda names: sum(grams[name] for name in names))
+        grams, part = self._grams(), trees.split(self.model.abstract(), self.model.family.eligible)[0]
+        depth = {name: leaf.shape[0] for name, leaf in trees.flatten(part).items()}
+
+        def held(block):
+            own = {name: curvature.layers_of(name, layers, (block, blocks)) for name, layers in depth.items()}
+            layers = {name: len(range(depth[name])[taken]) for name, taken in own.items() if taken is not None}
+            return sum(grams[name] * count // depth[name] for name, count in layers.items())
+
         return {
             "params": self.params(),
-            "Grams": 3 * sum(grams[name] for name in worst),
+            "Grams": 3 * max(map(held, range(blocks))),
             "factors": int(fraction * sum(grams.values())),
-            "gradients": self.bytes({name: leaves[name] for name in worst}, self.param_dtype),
+            "gradients": self.bytes(part, self.param_dtype),
             "activations (estimate)": self.activations(shape),
         }
 
@@ -154,18 +160,6 @@ class Ledger:
             "cache being written": held,
             "activations (estimate)": self.activations(shape, backward=False),
         }
-
-
-def dealt(sizes: dict[str, int], number: int) -> list[list[str]]:
-    """Leaf names dealt into at most ``number`` blocks, the largest first and each to the smallest block so far.
-
-    >>> dealt({'a': 3, 'b': 2, 'c': 1}, 2)
-    [['a'], ['b', 'c']]
-    """
-    found: list[list[str]] = [[] for _ in range(max(number, 1))]
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        min(found, key=lambda block: sum(sizes[other] for other in block)).append(name)
-    return [block for block in found if block]
 
 
 def checkpoint(needs: Needs) -> int:

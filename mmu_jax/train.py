@@ -1,7 +1,8 @@
 """The training loop, written once: state, step, fit.
 
 One iteration runs the phases of a method in order; each phase is one jitted optimizer step on donated state. Losses
-are written on device into ``state.history``; nothing per step goes to the host.
+are written on device into ``state.history``; nothing per step goes to the host, but for one number where a plan looks whether
+to stop.
 """
 
 import dataclasses

@@ -83,6 +83,18 @@ def basis(rng, *lead, width, count):
     return np.linalg.qr(rng.normal(size=(*lead, width, width)))[0][..., :count].astype(np.float32)
 
 
+def rows_of_a_device(x):
+    """How many of the rows of inputs a device holds."""
+    return x.sharding.shard_shape(x.shape)[-2]
+
+
+def dealt_rows(weight, mesh):
+    """How many it should: all devices that hold a part of the weight share them, where the inputs divide by so many."""
+    held, inputs = weight.sharding.shard_shape(weight.shape), weight.shape[-1]
+    outs, ins = (weight.shape[axis] // held[axis] for axis in (-2, -1))
+    return inputs // (outs * ins) if inputs % (outs * ins) == 0 else inputs // ins
+
+
 def random_factors(model, params, seed=0):
     """A third of the inputs of every linear weight, and in the first layer one less; None for a patch embedding."""
     part, _ = trees.split(params, model.family.eligible)

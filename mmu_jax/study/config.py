@@ -94,7 +94,7 @@ def _factors() -> dict:
         rows=8,  # of a batch
         batches=60,  # of either, at most
         everyone=False,  # measure all faces, where nobody knows yet who will ask to be forgotten
-        blocks=1,  # in which the weights are measured, one after the other: less memory, as many passes
+        blocks=1,  # of layers, measured one after the other: less memory, as many passes
     )
 
 

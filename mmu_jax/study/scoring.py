@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mmu_jax import curvature, masks, memory, methods, objectives, rules, saliency, sharding, trees
+from mmu_jax import curvature, masks, methods, objectives, rules, saliency, sharding, trees
 from mmu_jax.data.streams import Pass, mixed
 from mmu_jax.files import write_json
 from mmu_jax.rules import Evidence, Rule
@@ -53,25 +53,24 @@ def factors(work: Workspace) -> dict:
     # Whole batches only: in the mean of a last one that is not full, each row would weigh more.
     counts = {name: min(c.batches, max(len(s.examples) // s.rows, 1)) for name, s in streams.items()}
     part = trees.flatten(trees.split(params, model.family.eligible)[0])
-    part = {
-        name: leaf for name, leaf in part.items() if leaf.ndim - trees.stacked(name) == 2
-    }  # a patch embedding is none
-    blocks = memory.dealt({n: leaf.size * leaf.shape[-1] // leaf.shape[-2] for n, leaf in part.items()}, c.blocks)
-    bar, found = Progress("factors", len(blocks) * sum(counts.values())), {}
+    # A patch embedding is no matrix: it stays as it is.
+    leaves = "|".join(re.escape(name) for name, leaf in part.items() if leaf.ndim - trees.stacked(name) == 2)
+    bar, blocks = Progress("factors", c.blocks * sum(counts.values())), []
 
-    def batches(name):
-        for i in range(counts[name]):
-            bar.add()
-            yield sharding.put(streams[name].batch(i), work.mesh)
+    def measured(name, block):
+        def batches():
+            for i in range(counts[name]):
+                bar.add()
+                yield sharding.put(streams[name].batch(i), work.mesh)
+
+        return curvature.grams(loss, params, batches(), leaves=leaves, block=(block, c.blocks))
 
     with jax.set_mesh(work.mesh):
-        for names in blocks:
-            leaves = "|".join(map(re.escape, names))
-            seen = {name: curvature.grams(loss, params, batches(name), leaves=leaves) for name in streams}
-            kept = curvature.pooled([(seen.pop("retain"), 1.0), (seen.pop("text"), c.text)])
-            found |= curvature.by_name(curvature.factors(kept, **how))
+        for block in range(c.blocks):
+            kept = curvature.pooled([(measured("retain", block), 1.0), (measured("text", block), c.text)])
+            blocks.append(curvature.factors(kept, **how))
     bar.close()
-    made = curvature.match(found, params)
+    made = curvature.joined(blocks, params)
     partial = work.factors.with_suffix(".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     curvature.save(partial, made, params, people=sorted({example.person for example in streams["retain"].examples}))

@@ -1,4 +1,4 @@
-"""What is kept: sketches of the Fisher information, Grams of gradients, the factors of both and their file."""
+"""What is kept: sketches of the Fisher information, Grams of gradients, and the factors of both."""
 
 import itertools
 
@@ -6,12 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
-from safetensors.numpy import load_file, save_file
 
 from mmu_jax import InputError, curvature, hf, losses, models, objectives, sharding, trees
-from mmu_jax.curvature import Factor
-from toys import Rows, Table, basis, make_batch, random_factors, same, table
+from toys import Rows, Table, basis, dealt_rows, make_batch, rows_of_a_device, table
 from twins import QWEN_ROWS, mean_loss, qwen_batch
 
 RNG = np.random.default_rng(0)
@@ -135,14 +132,41 @@ def on_one_device(llava):
 
 
 def test_every_mesh_has_the_same_grams_and_prints(llava, mesh, on_one_device):
-    """Along their first axis of inputs they lie as the weight does."""
+    """Along their first axis of inputs they lie over every axis of the mesh that the weight lies along."""
     params, found = on_mesh(llava, mesh)
     for name, expected in trees.flatten(on_one_device).items():
         got = trees.flatten(found)[name]
         np.testing.assert_allclose(np.asarray(got), np.asarray(expected), atol=1e-5 * float(jnp.abs(expected).max()))
-        spec = (*trees.flatten(params)[name].sharding.spec, None, None, None)[: got.ndim]
-        assert got.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(*spec[:-2], spec[-1])), got.ndim), name
+        assert rows_of_a_device(got) == dealt_rows(trees.flatten(params)[name], mesh), name
     assert trees.fingerprint(params) == trees.fingerprint(jax.tree.map(np.asarray, params))
+
+
+def test_blocks_of_layers_are_the_whole_put_together(llava):
+    """In every number of blocks, more than there are layers too; leaves that stack none are in the first."""
+    folder, _, model = llava
+    params, loss = hf.load(folder, model), objectives.of_params("sketch", model)
+    batches, leaves = (
+        [make_batch(seed=seed) for seed in range(2)],
+        r".*(layers|projector)/.*(q_proj|up_proj|linear_1)/weight",
+    )
+
+    def made(blocks):
+        parts = [curvature.grams(loss, params, batches, leaves=leaves, block=(i, blocks)) for i in range(blocks)]
+        held = [sum(x.nbytes for x in jax.tree.leaves(part)) for part in parts]
+        assert sum(held) == sum(
+            x.nbytes for x in jax.tree.leaves(curvature.grams(loss, params, batches, leaves=leaves))
+        )
+        return curvature.joined([curvature.factors(part, share=0.9) for part in parts], params)
+
+    whole = curvature.by_name(made(1))
+    assert len(whole) > 2 and any(trees.stacked(name) for name in whole) and not all(map(trees.stacked, whole))
+    for blocks in (2, 3):
+        found = curvature.by_name(made(blocks))
+        assert found.keys() == whole.keys()
+        for name, factor in found.items():
+            x = jax.random.normal(jax.random.key(0), trees.flatten(params)[name].shape)
+            one, other = (np.asarray(curvature.keep_out(f, x)) for f in (factor, whole[name]))
+            np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max(), err_msg=name)
 
 
 def square(params, batch):
@@ -241,103 +265,3 @@ def test_exactly_one_rule_in_its_range(how):
 def test_a_gram_of_zeros_protects_nothing(how):
     with pytest.raises(InputError, match="something to keep in every layer of 'a/w', found a Gram of zeros"):
         curvature.factors({"a": {"w": jnp.stack([jnp.eye(3), jnp.zeros((3, 3))])}}, **how)
-
-
-# ---- the file of a model, and by what a model is known
-
-
-def test_a_file_gives_back_the_bits_where_the_weights_lie(llava, mesh, tmp_path):
-    folder, _, model = llava
-    params = hf.load(folder, model, mesh)
-    made = curvature.match(random_factors(model, params), params)
-    curvature.save(tmp_path / "f", made, params)
-    read = curvature.load(tmp_path / "f", params)
-    same(read, made)
-    for name, factor in curvature.by_name(read).items():
-        spec = (*trees.flatten(params)[name].sharding.spec, None, None, None)[: factor.basis.ndim]
-        where = NamedSharding(mesh, PartitionSpec(*spec[:-2], spec[-1]))
-        assert factor.basis.sharding.is_equivalent_to(where, factor.basis.ndim), name
-
-
-SMALL = {"a": {"w": jnp.asarray(RNG.normal(size=(3, 5, 4)), jnp.float32)}, "b": jnp.ones(5)}
-
-
-@pytest.fixture
-def written(tmp_path):
-    made = {"a": {"w": Factor(jnp.asarray(basis(RNG, 3, width=4, count=2)), jnp.ones((3, 2)))}, "b": None}
-    curvature.save(tmp_path / "f", made, SMALL)
-    return tmp_path / "f"
-
-
-def test_the_file_of_another_model_is_refused_by_both_prints(written):
-    other = {"a": {"w": SMALL["a"]["w"].at[0, 0, 0].add(1.0)}, "b": SMALL["b"]}
-    prints = [trees.fingerprint(tree) for tree in (other, SMALL)]
-    with pytest.raises(InputError, match=rf"of this model \({prints[0]}\), found those of another \({prints[1]}\)"):
-        curvature.load(written, other)
-    with pytest.raises(InputError, match="do not fit this model"):
-        curvature.save(written, {"c": Factor(jnp.eye(4), jnp.ones(4))}, SMALL)
-    with pytest.raises(InputError, match="expected a place to write"):
-        curvature.save(written / "below", {"a": {"w": None}}, SMALL)
-
-
-def rewritten(path, change):
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="np") as file:
-        meta = file.metadata()
-    arrays, meta = change(load_file(path), meta)
-    save_file(arrays, str(path), metadata=meta)
-
-
-def put(name, value):
-    return lambda path: rewritten(path, lambda arrays, meta: (arrays | {name: value}, meta))
-
-
-B, S = "a/w/basis", "a/w/strength"
-DAMAGE = {
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-5]),
-    "cut head": lambda path: path.write_bytes(path.read_bytes()[:20]),
-    "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("not tensors"),
-    "not there": lambda path: path.unlink(),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "of another kind": lambda path: save_file({"w": np.ones(2)}, str(path), metadata={"mmu_jax.masks": "{}"}),
-    "a print of another kind": lambda path: rewritten(path, lambda a, meta: (a, {"mmu_jax.factors": "[1]"})),
-    "no strengths": lambda path: rewritten(path, lambda a, meta: ({B: a[B]}, meta)),
-    "nothing": lambda path: rewritten(path, lambda a, meta: ({}, meta)),
-    "more strengths": put(S, np.ones((3, 3), np.float32)),
-    "strengths above 1": put(S, np.full((3, 2), 1.5, np.float32)),
-    "strengths below 0": put(S, np.full((3, 2), -0.5, np.float32)),
-    "strengths of NaN": put(S, np.full((3, 2), np.nan, np.float32)),
-    "float64": put(S, np.ones((3, 2))),
-    "an infinite basis": put(B, np.full((3, 4, 2), np.inf, np.float32)),
-    "a leaf that is not there": lambda path: rewritten(path, lambda a, meta: (a | {"c/basis": a[B], "c/strength": a[S]}, meta)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_a_file_that_holds_no_factors_is_one_line(written, name):
-    curvature.load(written, SMALL)
-    DAMAGE[name](written)
-    with pytest.raises(InputError, match="make (the factors again|them for this model)"):
-        curvature.load(written, SMALL)
-
-
-def test_a_print_is_of_names_shapes_and_numbers():
-    first = trees.fingerprint(SMALL)
-    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), SMALL)
-    assert trees.fingerprint(low) == trees.fingerprint(jax.tree.map(lambda x: x.astype(jnp.float32), low)) == first
-    w, b = SMALL["a"]["w"], SMALL["b"]
-    swapped = w.at[0, 0, 0].set(w[2, 1, 3]).at[2, 1, 3].set(w[0, 0, 0])
-    others = [
-        {"a": {"w": w.at[1, 2, 3].multiply(1.01)}, "b": b},
-        {"a": {"w": swapped}, "b": b},
-        {"a": {"w": w.swapaxes(0, 1)}, "b": b},
-        {"a": {"w": w[::-1]}, "b": b},
-        {"a": {"v": w}, "b": b},
-        {"a": {"w": w}, "b": b.at[4].set(-1.0)},
-        {"a": {"w": w}},
-        {"a": {"w": w.reshape(5, 3, 4)}, "b": b},
-    ]
-    assert len({first, *map(trees.fingerprint, others)}) == 1 + len(others)
-    assert trees.fingerprint({"b": b, "a": {"w": w}}) == first

@@ -117,3 +117,23 @@ def test_capacity_is_a_share_of_the_host_on_cpu_devices():
 
     whole = memory.capacity(sharding.make_mesh(1))
     assert whole > 2**30 and memory.capacity(sharding.make_mesh(4, 2)) == whole // 8
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_grams_take_what_the_plan_says_on_every_mesh(llava, mesh, blocks):
+    from mmu_jax import curvature, objectives, sharding
+
+    folder, _, model = llava
+    params, loss = hf.load(folder, model, mesh), objectives.of_params("sketch", model)
+    matrices = r".*(layers|projector)/.*weight"
+    leaves = rf"(?={matrices}\Z)(?:{model.family.eligible})"
+    with jax.set_mesh(mesh):
+        held = [
+            sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(found))
+            for found in (
+                curvature.grams(loss, params, [sharding.put(make_batch(), mesh)], leaves=leaves, block=(i, blocks))
+                for i in range(blocks)
+            )
+        ]
+    planned = memory.Ledger(model, mesh).factors(memory.Shape(8, 24, images=1), blocks)
+    assert planned["Grams"] == 3 * max(held)
