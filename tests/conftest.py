@@ -34,6 +34,14 @@ def mesh(request):
     return sharding.make_mesh(*request.param)
 
 
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """The embedded faces as a TFDS directory; to read, not to change."""
+    from mmu_jax.data import builders
+
+    return builders.prepare("embedded_faces", tmp_path_factory.mktemp("faces"))
+
+
 @pytest.fixture(scope="session", params=["qwen2_vl", "qwen2_5_vl"])
 def qwen(request, tmp_path_factory):
     """(folder, torch model, our model) of a tiny Qwen2-VL and a tiny Qwen2.5-VL, float32."""

@@ -18,11 +18,6 @@ def processor():
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
-    return builders.prepare("embedded_faces", tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="session")
 def benchmark(prepared):
     return builders.read(prepared, forget="forget_10", retain="retain_90")
 

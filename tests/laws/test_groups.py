@@ -14,11 +14,6 @@ from runs import small_config
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return builders.prepare("embedded_faces", tmp_path_factory.mktemp("groups"))
-
-
-@pytest.fixture(scope="module")
 def own(prepared):
     """The benchmark of the data set's own split, group 0."""
     return builders.read(prepared, forget="forget_10", retain="retain_90")
