@@ -4,6 +4,7 @@ import dataclasses
 
 from mmu_jax.data import IMAGE, TEXT
 
+Rates = tuple[float, float]  # of a method, and of its steps that only descend
 CHOOSING = [(3, 0), (3, 1)]  # pairs of seed and group on which rates are chosen, and which are not reported
 REPORTED = [(seed, group) for seed in (0, 1, 2) for group in (2, 3, 4, 5, 6)]
 
@@ -14,13 +15,14 @@ class Setting:
 
     Attributes:
       replay: share of the questions about the people to keep.
-      retained: rates of the steps that only descend, of methods that have such steps.
-      primary: ``(axis, metric)`` by which the rate of each method is chosen.
+      methods: method -> the rates at which it is reported, written before that was run; of several the first are its best.
+      rates, retained: the grid of those, on the pairs that only choose; the second of methods that have such steps.
+      primary: ``(axis, metric)`` by which the rates of each method are chosen.
       iterations: the most; a run ends before where its stop rule says.
     """
 
     replay: float
-    methods: tuple[str, ...]
+    methods: dict[str, tuple[Rates, ...]]
     rates: tuple[float, ...]
     iterations: int
     retained: tuple[float, ...] = (2e-4,)
@@ -30,34 +32,50 @@ class Setting:
 COMPARED = {
     "none": Setting(
         0.0,
-        ("ga", "npo", "linear_only", "mmunlearner", "mask_random", "projected"),
+        {
+            "ga": ((1e-5, 2e-4),),
+            "npo": ((1e-5, 2e-4),),
+            "linear_only": ((1e-5, 2e-4),),
+            "mmunlearner": ((1e-5, 2e-4),),
+            "mask_random": ((1e-5, 2e-4),),
+            "projected": ((1e-4, 2e-4),),
+        },
         (1e-5, 3e-5, 1e-4),
-        600,
+        1200,
     ),
     "little": Setting(
         0.01,
-        ("grad_diff_alternate", "mmunlearner", "mask_random", "projected_retain"),
+        {
+            "grad_diff_alternate": ((1e-4, 2e-4),),
+            "mmunlearner": ((1e-4, 2e-4),),
+            "mask_random": ((1e-4, 2e-4),),
+            "projected_retain": ((1e-4, 2e-4),),
+        },
         (3e-5, 1e-4),
         600,
     ),
     "all": Setting(
         1.0,
-        (
-            "grad_diff",
-            "grad_diff_alternate",
-            "mmunlearner",
-            "mask_random",
-            "projected_retain",
-            "projected_deep",
-        ),
-        (5e-5, 1e-4, 2e-4, 4e-4),
+        {
+            "grad_diff": ((1e-4, 2e-4), (2e-5, 2e-4)),
+            "grad_diff_alternate": ((2e-4, 2e-4), (5e-5, 2e-4)),
+            "mmunlearner": ((1e-4, 2e-4),),
+            "mask_random": ((1e-4, 2e-4),),
+            "projected_retain": ((4e-4, 2e-4),),
+        },
+        (2e-5, 5e-5, 1e-4, 2e-4, 4e-4),
         1350,
-        (5e-5, 2e-4),
+        (2e-4, 5e-5),
     ),
     "text": Setting(
         0.0,
-        ("text_random", "text_pooled", "text_ranks", "text_own"),
-        (8e-4,),
+        {
+            "text_random": ((1.6e-3, 2e-4),),
+            "text_pooled": ((1.6e-3, 2e-4),),
+            "text_ranks": ((1.6e-3, 2e-4),),
+            "text_own": ((1.6e-3, 2e-4),),
+        },
+        (8e-4, 1.6e-3),
         600,
         primary=("forget_qa", "exact"),
     ),
@@ -73,3 +91,8 @@ AXES = {
     "retain_test": ("retain_test", IMAGE),
     "retain_qa": ("retain", TEXT),
 }
+
+
+def label(setting: Setting, name: str, rates: Rates) -> str:
+    """What a method at its rates is called: by its name alone at its best."""
+    return name if rates == setting.methods[name][0] else f"{name} at {rates[0]:g} / {rates[1]:g}"

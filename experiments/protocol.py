@@ -2,9 +2,10 @@
 
     python -m experiments.protocol --config=configs/tiny.py --workdir=runs/protocol
 
-Every part is resumable: vanilla models, gold models, factors and masks (``prepare``); every method at every rate on the
-pairs of seed and group that only choose (``choose``); every method at its own best rate on the pairs that are reported
-(``measure``); tables (``tell``), which go to ``<workdir>/results.md`` and ``results.json``.
+Every part is resumable: vanilla models, gold models, factors and masks (``prepare``); every method at the rates that are written
+for it, on the pairs of seed and group that are reported (``measure``); tables (``tell``), which go to ``<workdir>/results.md`` and
+``results.json``. How the written rates were chosen is a part of its own: every method at every rate of the grid on the pairs that only
+choose (``choose``).
 ``--only_seeds``, ``--only_groups``, ``--only_settings`` and ``--only_methods`` do a part of a part, so that several processes may
 share the work.
 """
@@ -20,23 +21,22 @@ import numpy as np
 from absl import app, flags
 
 from experiments import command, told
-from experiments.compared import AXES, CHOOSING, COMPARED, DEEP, GUARDS, REPORTED, Setting
+from experiments.compared import AXES, CHOOSING, COMPARED, DEEP, GUARDS, REPORTED, Rates, Setting, label
 from mmu_jax import InputError, NotFiniteError, attacks, evaluate, files, train_state
 from mmu_jax.methods import METHODS
-from mmu_jax.study import attacking, scoring, settings, steps, unlearning
+from mmu_jax.study import attacking, scoring, settings, stages, steps, unlearning
 from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 from mmu_jax.trees import Params
 
 PARTS = ("prepare", "choose", "measure", "tell")
-PART = flags.DEFINE_list("part", list(PARTS), "Parts, in order.")
+PART = flags.DEFINE_list("part", ["prepare", "measure", "tell"], f"Parts, in order, of {', '.join(PARTS)}.")
 SEEDS = flags.DEFINE_list("only_seeds", [], "Only these seeds.")
 GROUPS = flags.DEFINE_list("only_groups", [], "Only these groups.")
 SETTINGS = flags.DEFINE_list("only_settings", [], "Only these settings.")
 NAMES = flags.DEFINE_list("only_methods", [], "Only these methods.")
 
 ROW = {"setting": str, "method": str, "rate": float, "retain_rate": float, "axes": dict, "made": str}
-Rates = tuple[float, float]  # of a method, and of its steps that only descend
 
 
 @functools.cache
@@ -58,19 +58,17 @@ def of_pair(seed: int, group: int) -> Workspace:
 def configured(work: Workspace, setting: Setting) -> Workspace:
     """The workspace as a setting runs it."""
     with work.config.unlocked():
-        work.config.unlearn.replay, work.config.unlearn.methods = setting.replay, setting.methods
+        work.config.unlearn.replay, work.config.unlearn.methods = setting.replay, tuple(setting.methods)
     return work
 
 
 def prepare(pairs: list[tuple[int, int]]) -> None:
-    """Vanilla and gold models, factors and masks, each made once."""
+    """Vanilla models, factors and masks, and for the pairs that are reported gold models, each made once."""
     for seed in dict.fromkeys(seed for seed, _ in pairs):
         study_of(seed).run(["data", "base", "vanilla"])
     for seed, group in pairs:
         work = of_pair(seed, group)
         print(f"seed {seed}, group {group}", flush=True)
-        if not (work.folder("gold") / "config.json").exists():
-            steps.fine_tune(work, "gold")
         names = {name for setting in COMPARED.values() for name in setting.methods}
         with work.config.unlocked():
             work.config.unlearn.methods = tuple(sorted(names))
@@ -79,13 +77,16 @@ def prepare(pairs: list[tuple[int, int]]) -> None:
         masked = [name for name in names if METHODS[name].mask and not work.mask(name).exists()]
         for name in sorted(masked, key=lambda name: str(METHODS[name].mask.reads)):
             scoring.mask(work, name)
-        baselines((seed, group))
+        if (seed, group) in REPORTED:
+            if not (work.folder("gold") / "config.json").exists():
+                steps.fine_tune(work, "gold")
+            baselines((seed, group))
 
 
 # ---- a run
 
 
-def asked(work: Workspace, params: Params) -> dict[str, dict[str, dict[str, float]]]:
+def known(work: Workspace, params: Params) -> dict[str, dict[str, dict[str, float]]]:
     """Axis -> metric -> person -> mean, of a model."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for axis, (split, kind) in AXES.items():
@@ -122,7 +123,7 @@ def measure(work: Workspace, setting: Setting, name: str, rates: Rates, deep: bo
     params = work.load(work.vanilla, consumed=True)
     try:
         state = job.fit(work, params, work.mesh)
-        found = {"axes": asked(work, state.params)}
+        found = {"axes": known(work, state.params)}
     except NotFiniteError as error:
         return {"axes": {}, "diverged": str(error)}
     last = train_state.latest(state).get(train_state.WATCHED)
@@ -181,11 +182,18 @@ def wanted(key: str) -> list[str]:
 
 
 def choose(keys: list[str], pairs: list[tuple[int, int]]) -> None:
+    """Measures the grid on pairs that only choose; where all of these are there, says what is best and what is written."""
     for key in keys:
-        for pair in pairs:
-            for name in wanted(key):
+        for name in wanted(key):
+            for pair in pairs:
                 for rates in grid(key, name):
                     measured(pair, key, name, rates)
+            if pairs == CHOOSING:
+                best, written = chosen(key, name), COMPARED[key].methods[name][0]
+                print(
+                    f"{key} {name}: best at {best[0]:g} / {best[1]:g}, written {written[0]:g} / {written[1]:g}",
+                    flush=True,
+                )
 
 
 def grid(key: str, name: str) -> list[Rates]:
@@ -199,25 +207,21 @@ def mean(row: dict, axis: str, metric: str) -> float:
     return float(np.mean(list(row["axes"][axis][metric].values())))
 
 
-def chosen(key: str) -> dict[str, Rates]:
-    """Method -> the rates at which it keeps most on the choosing pairs, of those at which it reached the level on all.
+def chosen(key: str, name: str) -> Rates:
+    """The rates at which a method keeps most on the choosing pairs, of those at which it reached the level on all.
 
     Rates at which the guards hold go before others.
     """
-    setting, best = COMPARED[key], {}
-    axis, metric = setting.primary
+    axis, metric = COMPARED[key].primary
+    tried = {rates: [measured(pair, key, name, rates) for pair in CHOOSING] for rates in grid(key, name)}
 
     def guarded(rates):
         return all(mean(row, *guard) >= 0.97 for row in tried[rates] for guard in GUARDS)
 
-    for name in setting.methods:
-        tried = {rates: [measured(pair, key, name, rates) for pair in CHOOSING] for rates in grid(key, name)}
-        ended = [rates for rates, rows in tried.items() if all(row["axes"] and row["reached"] for row in rows)]
-        worth = {rates: np.mean([mean(row, axis, metric) for row in tried[rates]]) for rates in ended}
-        best[name] = max(filter(guarded, ended), key=worth.get, default=None) or max(
-            ended, key=worth.get, default=grid(key, name)[-1]
-        )
-    return best
+    ended = [rates for rates, rows in tried.items() if all(row["axes"] and row["reached"] for row in rows)]
+    worth = {rates: np.mean([mean(row, axis, metric) for row in tried[rates]]) for rates in ended}
+    best = max(filter(guarded, ended), key=worth.get, default=None)
+    return best or max(ended, key=worth.get, default=grid(key, name)[-1])
 
 
 def baselines(pair: tuple[int, int]) -> dict[str, dict]:
@@ -228,7 +232,7 @@ def baselines(pair: tuple[int, int]) -> dict[str, dict]:
         return files.read_json(path, "what vanilla and gold know")
     for name in ("vanilla", "gold"):
         params = work.load(work.folder(name), consumed=True)
-        found[name] = {"axes": asked(work, params), "attacks": attacked(work, params)}
+        found[name] = {"axes": known(work, params), "attacks": attacked(work, params)}
     files.write_json(path, found)
     return found
 
@@ -266,20 +270,29 @@ def protocol() -> None:
     ):
         raise InputError(f"expected keys that the protocol does not set itself, found config.{given[0][0]}; remove it")
     same_config()
-    keys = SETTINGS.value or list(COMPARED)
-    if "prepare" in PART.value:
-        prepare(only(CHOOSING + REPORTED))
-    if "choose" in PART.value:
+    with stages.keeping_compiled(pathlib.Path(command.WORKDIR.value) / "compiled"):
+        parts(set(PART.value), SETTINGS.value or list(COMPARED))
+
+
+def parts(asked: set[str], keys: list[str]) -> None:
+    """Those of the parts that are asked for, in the settings of ``keys``."""
+    if "prepare" in asked:
+        prepare(only((CHOOSING if "choose" in asked else []) + (REPORTED if asked != {"prepare", "choose"} else [])))
+    if "choose" in asked:
         choose(keys, only(CHOOSING))
-    if "measure" in PART.value:
+    if "measure" in asked:
         for pair in only(REPORTED):
             for key in keys:
                 for name in wanted(key):
-                    measured(pair, key, name, chosen(key)[name], deep=key in DEEP)
-    if "tell" in PART.value:
-        rates = {key: chosen(key) for key in keys}
-        rows = {(key, name, pair): measured(pair, key, name, own, deep=key in DEEP)
-                for key in keys for name, own in rates[key].items() for pair in REPORTED}  # fmt: skip
+                    for rates in COMPARED[key].methods[name]:
+                        measured(pair, key, name, rates, deep=key in DEEP)
+    if "tell" in asked:
+        shown = {
+            key: [(name, rates) for name, several in COMPARED[key].methods.items() for rates in several] for key in keys
+        }
+        rates = {key: {label(COMPARED[key], *entry): entry[1] for entry in entries} for key, entries in shown.items()}
+        rows = {(key, label(COMPARED[key], *entry), pair): measured(pair, key, *entry, deep=key in DEEP)
+                for key, entries in shown.items() for entry in entries for pair in REPORTED}  # fmt: skip
         told.write(pathlib.Path(command.WORKDIR.value), rates, rows, {pair: baselines(pair) for pair in REPORTED})
 
 

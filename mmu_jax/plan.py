@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,28 +22,33 @@ from mmu_jax.trees import Mask, Params
 class Stop:
     """When enough is forgotten: no less is known of the people than of people never seen.
 
-    Every so many iterations the mean probability of the right answers about the people to forget is looked at, on photos
-    that are trained on, none of the test's; when it is at the level or below, the run ends there. Within ``near`` times the
-    level it is looked at after every iteration, so that the run ends close to it.
+    The mean probability of the right answers about the people to forget is looked at, on photos that are trained on, none of the
+    test's; when it is at the level or below, the run ends there. Looks are as dense as the run needs to end close to it: the
+    next is half way to where the last two say that the level is met.
 
-    >>> stop = Stop(0.2, every=4)
-    >>> [stop.due(i, None) for i in (3, 4)], stop.due(5, 0.39), stop.due(5, 0.41)
-    ([False, True], True, False)
+    >>> stop = Stop(0.2, every=8)
+    >>> stop.next([]), stop.next([(40, 0.50), (48, 0.49)]), stop.next([(40, 0.40), (48, 0.30)])
+    (1, 56, 52)
 
     Attributes:
       level: a mean of ``p(answer)^(1 / length)``, from 0 to 1.
-      every: iterations between two looks.
+      every: iterations between two looks, at most; nor are they ever more than a quarter of those made.
       whose: what the level is, in words.
     """
 
     level: float
-    every: int = 4
-    near: float = 2.0
+    every: int = 8
     whose: str = "the level of people never seen"
 
-    def due(self, iterations: int, last: float | None) -> bool:
-        """Whether to look after so many iterations, where the last look saw ``last``."""
-        return iterations % self.every == 0 or (last is not None and last <= self.near * self.level)
+    def next(self, looks: Sequence[tuple[int, float]]) -> int:
+        """After how many iterations to look next, where ``looks`` are those so far, ``(iterations, value)`` each."""
+        if len(looks) < 2:
+            return len(looks) + 1
+        (before, was), (last, value) = looks[-2:]
+        between = min(self.every, last // 4)
+        if (fall := (was - value) / (last - before)) > 0:
+            between = min(between, (value - self.level) / fall / 2)
+        return last + max(int(between), 1)
 
     def reached(self, value: float | None) -> bool:
         return value is not None and value <= self.level

@@ -22,7 +22,7 @@ from mmu_jax.methods import Phase
 from mmu_jax.models import Model
 from mmu_jax.objectives import Seen
 from mmu_jax.plan import Plan
-from mmu_jax.train_state import WATCHED, TrainState, abstract, init, latest
+from mmu_jax.train_state import WATCHED, TrainState, abstract, init, latest, looks
 from mmu_jax.trainable import Limits
 from mmu_jax.trees import Batch, Mask, Params, Tree
 
@@ -154,18 +154,20 @@ def fit(
         _iteration(p, model, state, streams, limits, vanilla, mesh),
         _look(p, model, watched, limits, vanilla, mesh),
     )
-    seen = latest(state).get(WATCHED)
+    seen = looks(state)
 
     with jax.set_mesh(mesh):
         for i in range(int(state.step), p.iterations):
-            if p.stop and p.stop.reached(seen):
+            if seen and p.stop.reached(seen[-1][1]):
                 break
             state = iterate(state, i)
-            if p.stop and p.stop.due(i + 1, seen):
-                state, seen = look(state, i)
-            last = i + 1 == p.iterations or (p.stop is not None and p.stop.reached(seen))
-            saving = checkpoints is not None and (last or (i + 1) % save_every == 0)
-            if saving or last or (i + 1) % report_every == 0:
+            ended = i + 1 == p.iterations
+            if p.stop and p.stop.next(seen) == i + 1:
+                state, value = look(state, i)
+                seen.append((i + 1, value))
+                ended |= p.stop.reached(value)
+            saving = checkpoints is not None and (ended or (i + 1) % save_every == 0)
+            if saving or ended or (i + 1) % report_every == 0:
                 _raise_if_failed(state, p, streams, checkpoints)
                 report(i + 1, latest(state))
             if saving:

@@ -106,3 +106,9 @@ def latest(state: TrainState) -> dict[str, float]:
         if len(seen):
             values[name] = float(seen[-1])
     return values
+
+
+def looks(state: TrainState) -> list[tuple[int, float]]:
+    """``(iterations done, what was seen then)`` of every look whether to stop."""
+    curve = jax.device_get(state.history.get(WATCHED, jnp.zeros(0)))
+    return [(i + 1, float(value)) for i, value in enumerate(curve) if value == value]

@@ -105,7 +105,7 @@ def _unlearn() -> dict:
         rows=4,  # of a batch
         replay=1.0,  # share of the questions about the people to keep that steps are taken on; 0: none of theirs
         stop=dict(
-            every=4,  # iterations between two looks at what is still known of the people to forget; 0: no look, no stop
+            every=8,  # iterations between two looks at what is still known of the people to forget, at most; 0: none, no stop
             level=0.0,  # where to stop, a probability; 0 for that of people whom the vanilla model never saw
         ),
         learning_rate={name: 1e-5 for name in METHODS},  # of every method

@@ -101,7 +101,7 @@ class Stages:
         """Makes what is :meth:`wanted`."""
         wanted = self.wanted(only)
         if wanted:
-            with self._alone(), self._keeping_compiled():
+            with self._alone(), keeping_compiled(self.workdir / "compiled"):
                 for name in wanted:
                     self._make(name)
 
@@ -140,19 +140,19 @@ class Stages:
         write_json(records.place(self.workdir, name), head | {"status": "done", "result": result, "cost": cost})
         shutil.rmtree(self.workdir / "checkpoints" / name, ignore_errors=True)
 
-    @contextlib.contextmanager
-    def _keeping_compiled(self) -> Iterator[None]:
-        """Programs that several methods or a second run share compile once, unless the user keeps them elsewhere."""
-        if jax.config.jax_compilation_cache_dir is not None:
-            yield
-            return
-        ours = {"dir": str((self.workdir / "compiled").absolute()), "least": 0.5}
-        theirs = {"dir": None, "least": jax.config.jax_persistent_cache_min_compile_time_secs}
-        try:
-            _compiled(**ours)
-            yield
-        finally:
-            _compiled(**theirs)
+
+@contextlib.contextmanager
+def keeping_compiled(folder: pathlib.Path) -> Iterator[None]:
+    """Programs that several methods or a second run share compile once, unless the user keeps them elsewhere."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        yield
+        return
+    theirs = {"dir": None, "least": jax.config.jax_persistent_cache_min_compile_time_secs}
+    try:
+        _compiled(dir=str(folder.absolute()), least=0.5)
+        yield
+    finally:
+        _compiled(**theirs)
 
 
 def _compiled(dir: str | None, least: float) -> None:

@@ -29,7 +29,7 @@ def choose(monkeypatch, table):
 
     monkeypatch.setattr(protocol, "measured", measured)
     monkeypatch.setattr(protocol, "grid", lambda key, name: [(rate, 2e-4) for rate in table])
-    return protocol.chosen("all")["grad_diff"][0]
+    return protocol.chosen("all", "grad_diff")[0]
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,17 @@ def choose(monkeypatch, table):
 )
 def test_a_rate_is_chosen_as_the_protocol_says(monkeypatch, table, rate):
     assert choose(monkeypatch, table) == rate
+
+
+def test_rates_that_are_written_are_of_the_grid_and_named_apart():
+    from experiments import compared, protocol
+
+    for key, setting in compared.COMPARED.items():
+        for name, several in setting.methods.items():
+            assert set(several) <= set(protocol.grid(key, name))
+            names = [compared.label(setting, name, rates) for rates in several]
+            assert names[0] == name and len(set(names)) == len(several)
+    assert any(len(several) > 1 for several in compared.COMPARED["all"].methods.values())
 
 
 def test_no_pair_that_is_reported_was_chosen_on():

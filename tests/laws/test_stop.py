@@ -46,15 +46,20 @@ def curve():
         return np.asarray(go(Stop(0.0, every=1)).history[WATCHED])
 
 
-def by_hand(curve, level, every, near=2.0):
+def by_hand(curve, level, every):
     """The iterations at which is looked, by the rule in words; the run ends at the last."""
-    looks, last = [], None
+    looks = []
     for done in range(1, len(curve) + 1):
-        if done % every == 0 or (last is not None and last <= near * level):
-            looks.append(done)
-            last = curve[done - 1]
-            if last <= level:
-                break
+        if len(looks) >= 2:
+            before, last = looks[-2:]
+            between = min(every, max(last // 4, 1))
+            slope = (curve[last - 1] - curve[before - 1]) / (last - before)
+            half_way = (level - curve[last - 1]) / slope / 2 if slope < 0 else np.inf
+            if done < last + max(1, np.floor(min(between, half_way))):
+                continue
+        looks.append(done)
+        if curve[done - 1] <= level:
+            break
     return looks
 
 
@@ -84,11 +89,15 @@ def test_a_run_ends_at_the_first_look_at_or_below_the_level(curve, every, at):
     assert np.isnan(np.asarray(state.history["forget/ascent"])[end:]).all()
 
 
-def test_near_the_level_every_iteration_is_looked_at(curve):
-    level = float(curve[13])
-    looks = by_hand(curve, level, 4)
-    assert looks[0] == 4 and looks[-1] == 14 and looks[-3:] == [12, 13, 14]  # else the run would go on to 16
-    assert by_hand(curve, level, 4, near=1.0)[-1] == 16 == int(go(Stop(level, every=4, near=1.0)).step)
+def test_looks_are_as_dense_as_a_run_needs_to_end_close_to_the_level(curve):
+    level = float(curve[21])
+    looks = by_hand(curve, level, 8)
+    assert looks[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 10] and looks[-2:] == [21, 22] and len(looks) < 18
+    assert int(go(Stop(level, every=8)).step) == 22
+    stop = Stop(0.2, every=8)
+    assert stop.next([(99, 0.9), (100, 0.9)]) == stop.next([(99, 0.3), (100, 0.4)]) == 108  # it does not fall
+    assert stop.next([(90, 0.31), (100, 0.30)]) == 108 and stop.next([(90, 0.50), (100, 0.30)]) == 102
+    assert stop.next([(90, 0.50), (100, 0.21)]) == 101 and stop.next([(4, 0.99), (5, 0.98)]) == 6
 
 
 def test_a_level_that_is_never_reached_changes_nothing(curve):
