@@ -223,9 +223,14 @@ class Examiner:
     def examine(
         self, params: Params, people: Sequence[Person], kind: str, album: loader.Album, split: str = ""
     ) -> tuple[dict, list[dict]]:
-        """The same as ``metric -> summary``, with the chance level of choices and the share of distinct answers."""
+        """The same as ``metric -> summary``, with the chance level of choices and the share of distinct answers.
+
+        Probabilities are also there item by item (``'items'``), by which two models are compared.
+        """
         found, answers = self.measure(params, people, kind, album, split)
         results = {name: metrics.summary(*items, samples=self.samples, seed=self.seed) for name, items in found.items()}
+        if "probability" in found:
+            results["probability"]["items"] = [round(float(p), 5) for p in found["probability"].values]
         if choices := _items(people, "choices", kind):
             results["mcq"]["chance"] = float(np.mean([1 / len(choice.options) for choice in choices]))
         if answers:

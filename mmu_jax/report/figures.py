@@ -16,7 +16,7 @@ from mmu_jax.methods import METHODS
 from mmu_jax.metrics import METRICS, exact
 from mmu_jax.objectives import LOSSES
 from mmu_jax.report.attacked import Attacked
-from mmu_jax.report.results import Results, cell, family, headline, of_family, ours
+from mmu_jax.report.results import Results, axes, cell, family, headline, of_family, ours
 
 INK, MUTED, GOOD, BAD, ACCENT, AMBER = "#1c2430", "#6b7685", "#1a7f5a", "#b3402e", "#2f5fd0", "#c98a1b"
 ANSWER = {"person": str, "photo": float, "question": str, "answer": str}
@@ -66,12 +66,7 @@ def trade_off(axis: Any, results: Results) -> None:
         x, y = (cell(results, name, s, "vqa", metric) for s in (forgotten, kept))
         if not x or not y:
             continue
-        axis.plot([100 * x["low"], 100 * x["high"]], [100 * y["mean"]] * 2, color=_colour(name), lw=1, alpha=0.5)
-        axis.plot([100 * x["mean"]] * 2, [100 * y["low"], 100 * y["high"]], color=_colour(name), lw=1, alpha=0.5)
-        marker = "*" if name == "gold" else "s" if name == "vanilla" else "o"
-        axis.plot(
-            100 * x["mean"], 100 * y["mean"], marker, color=_colour(name), ms=12 if name == "gold" else 7, zorder=3
-        )
+        _cross(axis, name, x, y)
         points[name] = (100 * x["mean"], 100 * y["mean"])
     said = METRICS[metric].name
     height = 106.0
@@ -84,6 +79,48 @@ def trade_off(axis: Any, results: Results) -> None:
     axis.set_xticks(range(0, 101, 20))
     axis.set_ylabel(f"kept faces, {PHOTOS[kept]} photos: {said} (%)  good →")
     axis.set_title("Forget against retain", loc="left", fontsize=11, fontweight="bold")
+
+
+def _cross(axis: Any, name: str, x: dict[str, float], y: dict[str, float], marker: str = "o") -> None:
+    """A model as a point with its intervals, in per cent."""
+    axis.plot([100 * x["low"], 100 * x["high"]], [100 * y["mean"]] * 2, color=_colour(name), lw=1, alpha=0.5)
+    axis.plot([100 * x["mean"]] * 2, [100 * y["low"], 100 * y["high"]], color=_colour(name), lw=1, alpha=0.5)
+    marker, size = {"gold": ("*", 12), "vanilla": ("s", 7)}.get(name, (marker, 7))
+    axis.plot(100 * x["mean"], 100 * y["mean"], marker, color=_colour(name), ms=size, zorder=3)
+
+
+def front_figure(results: Results) -> Any | None:
+    """Every axis against what is left of the forgotten faces, by probability; None where that was not asked for."""
+    asked = [a for a in axes(results) if cell(results, "vanilla", a.split, a.task, "probability")]
+    left = [a for a in asked if a.task == "vqa" and not a.up]
+    others = [a for a in asked if a.up]
+    if not left or not others:
+        return None
+    forgotten, shown = left[-1], _shown(results)  # on new photos where there are any
+    marks = {name: "o^Dv<>PXhdp"[of_family(results, family(name)).index(name) % 11] for name in shown}
+    marks |= {"vanilla": "s", "gold": "*"}
+    width = 2 if len(others) in (2, 4) else min(len(others), 3)
+    rows = -(-len(others) // width)
+    figure = _pyplot().figure(figsize=(4.4 * width, 3.4 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, width, squeeze=False, sharex=True).ravel()
+    for panel, kept in zip(panels, others, strict=False):
+        for name in shown:
+            x, y = (cell(results, name, a.split, a.task, "probability") for a in (forgotten, kept))
+            _cross(panel, name, x, y, marks[name])
+        if "gold" in results:
+            at = cell(results, "gold", forgotten.split, forgotten.task, "probability")
+            panel.axvspan(100 * at["low"], 100 * at["high"], color=MUTED, alpha=0.12, lw=0)
+        panel.set_title(kept.title, loc="left", fontsize=10.5, fontweight="bold")
+        panel.set_ylabel("p of the right answer (%)  good →", fontsize=8.5)
+        panel.set_xlabel(f"{forgotten.title}: p (%)", fontsize=8.5)
+        panel.set_xlim(-2, 102)
+        panel.set_ylim(min(panel.get_ylim()[0], 80), 102)  # what is a point apart shall not look far
+        panel.xaxis.set_tick_params(labelbottom=True)
+    for panel in panels[len(others) :]:
+        panel.axis("off")
+    keys = [panels[0].plot([], [], marks[name], color=_colour(name), label=name)[0] for name in shown]
+    figure.legend(handles=keys, loc="outside lower center", ncols=min(len(shown), 6), frameon=False, fontsize=9)
+    return figure
 
 
 def _answers(workdir: pathlib.Path, model: str) -> dict[tuple, dict]:

@@ -12,6 +12,14 @@ from mmu_jax.metrics import METRICS
 from mmu_jax.report import attacked, figures, tables
 from mmu_jax.report.results import FLAGS, Results, axes, cell, headline, judged_by, read, verdict
 
+FRONT = (
+    "Every axis against what is left of the forgotten, by the probability of the right answer; crosses are 95 % intervals. Gold was "
+    "never taught them: what is left of it is neither to be exceeded nor undercut."
+)
+DISTANCE = (
+    "Probability of the right answers about the forgotten, in points above gold's or below it, and whether that is within gold's 95 % "
+    "interval: above is forgotten too little, below too much. KS and JS are distances of the answers one by one, from 0 (as gold) to 1."
+)
 PROOF = (
     "Counted on device in every masked step. With LoRA it is the merged update that is counted, and the mask is a factor of "
     "it: nothing can move outside, and what moved inside shows that it acts."
@@ -90,6 +98,16 @@ def _more(results: Results, headlined: str) -> list[Block]:
     ]
 
 
+def _gold(results: Results) -> list[Section]:
+    """How far each model is from gold, and what was paid for it on every axis, where probabilities were asked for."""
+    blocks = []
+    if (figure := figures.front_figure(results)) is not None:
+        blocks += [*_notes(FRONT), Block("figure", figure, "front")]
+    if (table := tables.distance_table(results)) is not None:
+        blocks += [*_notes(DISTANCE), Block("table", table)]
+    return [Section("Forgetting against every axis", blocks)] if blocks else []
+
+
 def _attacks(workdir: pathlib.Path, results: Results, sources: dict[str, str]) -> list[Section]:
     """What came back, where attacks were made."""
     models = list(results)
@@ -120,6 +138,7 @@ def sections(workdir: pathlib.Path, results: Results, benchmark: Benchmark, atta
             Block("table", tables.four_way(results)),
             *_notes(_flags(results), f"Methods. {about}."),
         ]),
+        *_gold(results),
         *_attacks(workdir, results, attacks),
         Section("How it went", [Block("figure", figure, name) for name, figure in drawn.items() if figure is not None]),
         Section("Proof that the masks act", [*_notes(PROOF), Block("table", tables.mask_table(results))]),

@@ -3,6 +3,9 @@
 import html
 import pathlib
 
+import numpy as np
+
+from mmu_jax import metrics
 from mmu_jax.files import read_object
 from mmu_jax.metrics import METRICS, Metric
 from mmu_jax.report.results import Axis, Results, axes, better_up, cell, family, headline, read, verdict
@@ -66,6 +69,25 @@ def one_metric(results: Results, metric: str) -> Table:
         return [interval(cell(results, name, a.split, a.task, metric), METRICS[metric]) for a in axes(results)]
 
     return [["Model", *_head(results, metric)], *([name, *row(name)] for name in results)]
+
+
+def distance_table(results: Results) -> Table | None:
+    """How far every model is from gold on the forgotten faces, item by item; None where there is nothing to compare."""
+    forgotten = [axis for axis in axes(results) if axis.split in ("forget", "test") and axis.task == "vqa"]
+    if "gold" not in results or not all(cell(results, "gold", a.split, a.task, "probability") for a in forgotten):
+        return None
+
+    def row(name):
+        cells = []
+        for axis in forgotten:
+            mine, gold = (cell(results, model, axis.split, axis.task, "probability") for model in (name, "gold"))
+            more, (one, other) = mine["mean"] - gold["mean"], (np.array(c["items"]) for c in (mine, gold))
+            where = "within" if gold["low"] <= mine["mean"] <= gold["high"] else "above" if more > 0 else "below"
+            cells += [f"{100 * more:+.1f}, {where}", f"{metrics.ks(one, other):.2f}", f"{metrics.js(one, other):.2f}"]
+        return [name, *cells]
+
+    head = [title for a in forgotten for title in (f"{a.title}: p minus gold's", f"{a.title}: KS", f"{a.title}: JS")]
+    return [["Model", *head], *(row(name) for name in results if name != "gold")]
 
 
 def mask_table(results: Results) -> Table:

@@ -21,6 +21,7 @@ def made(name, forget, retain, width=0.02, flags=()):
     def task(mean):
         found = {m: value(mean, width) for m in ("exact", "mcq", "cloze", "cloze_exact", "rouge_l", "probability")}
         found["mcq"]["chance"] = 0.25
+        found["probability"]["items"] = [mean, mean / 2]
         return found | {"right_share": value(0.5), "distinct": {"mean": 0.5, "n": 50}}
 
     rates = {"forget": (forget, 0.98), "test": (forget, 0.98), "retain": (retain, 0.99)}
@@ -83,7 +84,7 @@ def test_numbers_arrows_flags_and_proof_are_on_the_page(workdir, benchmark):
     assert "7.7 [5.7, 9.7]" in text and "collapsed: it answers everyone alike" in text
     assert "| mmunlearner | tower | 10 | 50.0 % | 0 | 4 |" in text and "| unlearn/mmunlearner | 12.3 | 1.00 |" in text
     page = (workdir / "report.html").read_text()
-    assert 'src="http' not in page and "<script" not in page and page.count("data:image/png;base64,") == 3
+    assert 'src="http' not in page and "<script" not in page and page.count("data:image/png;base64,") == 4
     assert "ga" in report.summary(workdir) and "↓" in report.summary(workdir)
 
 
@@ -199,6 +200,36 @@ def test_the_trade_off_is_of_new_photos_where_they_were_asked(gone, forgotten, k
     assert axis.get_ylabel() == f"kept faces, {kept} photos: exact answers (%)  good →"
     points = [line.get_xydata()[0] for line in axis.lines if line.get_marker() == "o"]
     assert pytest.approx((11, height)) in [tuple(point) for point in points] and len(points) == 3
+
+
+def test_the_front_shows_every_axis_against_new_photos_of_the_forgotten(workdir):
+    results = judged.read(workdir)
+    panels = [panel for panel in figures.front_figure(results).axes if panel.get_title(loc="left")]
+    titles = ["Forget QA", "Retain VQA", "Retain Test VQA", "Retain QA"]
+    assert [panel.get_title(loc="left") for panel in panels] == titles
+    assert all(panel.get_xlabel() == "Forget Test VQA: p (%)" for panel in panels)
+    points = [tuple(line.get_xydata()[0]) for line in panels[2].lines if len(line.get_xydata()) == 1]
+    assert sorted(points) == [pytest.approx(xy) for xy in [(1.3, 6.93), (10, 81.9), (11, 82.8), (100, 90)]]
+    known = figures.front_figure(without(results, "test"))
+    assert known.axes[0].get_xlabel() == "Forget VQA: p (%)"
+    for value in results.values():
+        value["results"] = {split: {"vqa": {"mcq": cells["vqa"]["mcq"]}} for split, cells in value["results"].items()}
+    assert figures.front_figure(results) is None and tables.distance_table(results) is None
+
+
+def test_forgetting_is_a_distance_from_gold(workdir, benchmark):
+    results = judged.read(workdir)
+    assert tables.distance_table(results) is None  # nothing to be compared with
+    gold = made("gold", 0.12, 0.95, width=0.015)
+    gold["results"]["test"]["vqa"]["probability"]["items"] = [0.02, 0.5]
+    (workdir / "results" / "gold.json").write_text(json.dumps(gold))
+    report.write(workdir, ["vanilla", "gold", "ga", "mmunlearner"], benchmark)
+    text = (workdir / "report.md").read_text()
+    head = "| Model | Forget VQA: p minus gold's | Forget VQA: KS | Forget VQA: JS | Forget Test VQA: p minus gold's |"
+    assert head in text
+    # mmunlearner: 0.11 and 0.055 against 0.02 and 0.5; in tenths 1 and 0 against 0 and 5.
+    assert "| mmunlearner | -1.0, within | 0.50 | 0.00 | -1.0, within | 0.50 | 0.71 |" in text
+    assert "| ga | -10.7, below | 1.00 | 0.56 |" in text and "| vanilla | +88.0, above | 1.00 | 1.00 |" in text
 
 
 def test_results_of_before_new_photos_of_kept_people_are_read(workdir, benchmark):
