@@ -58,13 +58,13 @@ COMPARED = {
         1.0,
         {
             "grad_diff": ((1e-4, 2e-4), (2e-5, 2e-4)),
-            "grad_diff_alternate": ((2e-4, 2e-4), (5e-5, 2e-4)),
-            "mmunlearner": ((1e-4, 2e-4),),
-            "mask_random": ((1e-4, 2e-4),),
-            "projected_retain": ((4e-4, 2e-4),),
+            "grad_diff_alternate": ((5e-5, 5e-5), (2e-4, 5e-5)),
+            "mmunlearner": ((2e-4, 5e-5),),
+            "mask_random": ((2e-4, 5e-5),),
+            "projected_retain": ((2e-4, 2e-4),),
         },
         (2e-5, 5e-5, 1e-4, 2e-4, 4e-4),
-        1350,
+        2000,
         (2e-4, 5e-5),
     ),
     "text": Setting(

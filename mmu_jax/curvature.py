@@ -13,6 +13,7 @@ What this does that a mask cannot: a mask chooses coordinates one by one, and th
 are those that matter to what is kept; directions can be told apart where coordinates cannot.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -79,8 +80,9 @@ def grams(
         raise InputError(
             f"expected inputs=-1 or -2, the axis of a weight that is its input, found {inputs!r}; correct it"
         )
-    total, seen = _zeros(part, inputs, block), False
-    step = _accumulate(loss, inputs, block, total)
+    like, seen = accumulators(part, inputs, block), False
+    total = {name: jnp.zeros(x.shape, x.dtype, device=x.sharding) for name, x in like.items()}
+    step = accumulator(loss, inputs, block, like)
     for batch in batches:
         total, seen = step(total, part, rest, batch), True
     if not seen:
@@ -102,19 +104,26 @@ def layers_of(name: str, layers: int, block: tuple[int, int]) -> slice | None:
     return slice(first, last) if last > first else None
 
 
-def _zeros(part: Tree, inputs: int, block: tuple[int, int]) -> dict[str, jax.Array]:
-    """Leaf name -> an accumulator of its layers in the block."""
+def matrices(params: Params, leaves: str) -> str:
+    """A pattern of those leaves that ``leaves`` matches whose inputs are directions: no patch embedding, no bias."""
+    part = trees.flatten(trees.split(params, leaves)[0])
+    return "|".join(re.escape(name) for name, leaf in part.items() if leaf.ndim - trees.stacked(name) == 2)
+
+
+def accumulators(part: Tree, inputs: int = -1, block: tuple[int, int] = (0, 1)) -> dict[str, jax.ShapeDtypeStruct]:
+    """Leaf name -> the shape of the Grams of its layers in the block, and where they lie."""
     found = {}
     for name, p in trees.flatten(part).items():
         if (own := layers_of(name, p.shape[0], block)) is not None:
             lead = (*range(p.shape[0])[own],) if trees.stacked(name) else ()
             shape = (len(lead), *p.shape[1:-2]) if lead else p.shape[:-2]
-            size = p.shape[inputs]
-            found[name] = jnp.zeros((*shape, size, size), jnp.float32, device=along_inputs(p, inputs))
+            size, where = p.shape[inputs], along_inputs(p, inputs)
+            found[name] = jax.ShapeDtypeStruct((*shape, size, size), jnp.float32, sharding=where)
     return found
 
 
-def _accumulate(loss: Loss, inputs: int, block: tuple[int, int], like: dict[str, jax.Array]):
+def accumulator(loss: Loss, inputs: int, block: tuple[int, int], like: dict[str, jax.ShapeDtypeStruct]):
+    """Jitted ``total, part, rest, batch -> total``: the Gram of a batch added to :func:`accumulators`, which are donated."""
     mean, product = saliency.mean_of(loss), "...oi,...oj->...ij" if inputs == -1 else "...io,...jo->...ij"
 
     def step(total, part, rest, batch):

@@ -1,7 +1,6 @@
 """Saliency of the vanilla model, and the masks that are made of it."""
 
 import os
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -52,9 +51,7 @@ def factors(work: Workspace) -> dict:
     streams = {"retain": work.stream(faces, c.rows), "text": work.stream("text", c.rows)}
     # Whole batches only: in the mean of a last one that is not full, each row would weigh more.
     counts = {name: min(c.batches, max(len(s.examples) // s.rows, 1)) for name, s in streams.items()}
-    part = trees.flatten(trees.split(params, model.family.eligible)[0])
-    # A patch embedding is no matrix: it stays as it is.
-    leaves = "|".join(re.escape(name) for name, leaf in part.items() if leaf.ndim - trees.stacked(name) == 2)
+    leaves = curvature.matrices(params, model.family.eligible)
     bar, blocks = Progress("factors", c.blocks * sum(counts.values())), []
 
     def measured(name, block):

@@ -1,0 +1,156 @@
+"""What XLA allots for the published models: their programs, compiled ahead of time for a TPU that need not be there.
+
+    pip install "libtpu==0.0.42.*"   # the one that goes with jax 0.10.2
+    python -m experiments.compiled [--topology=v5p:2x2x1] [--mesh=1x1] [--models=llava-1.5-7b] [--programs=...]
+
+No weight is made and nothing runs. Of every program: what the memory plan says a device needs, and what the compiler gives
+it (arguments and the temporary buffers beside them), in GiB. With a LoRA of rank 16, bfloat16 params, factors of a quarter of the inputs,
+Grams in eight blocks of layers, rows and lengths of the model's config.
+"""
+
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags, logging
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from configs import llava as llava_config
+from configs import qwen2_vl as qwen_config
+from experiments import command
+from mmu_jax import InputError, curvature, factor, lora, memory, methods, models, objectives, sharding, train, trees
+from mmu_jax.models.published import PUBLISHED
+from mmu_jax.plan import Plan
+from mmu_jax.train_state import abstract
+from mmu_jax.trainable import Limits
+from mmu_jax.trees import Batch, Params, Tree
+
+FRACTION, BLOCKS, RANK = 0.25, 8, 16
+PROGRAMS = ("ga", "projected", "factors")
+TOPOLOGY = flags.DEFINE_string("topology", "v5p:2x2x1", "Of the TPU, as jax.experimental.topologies names it.")
+MESH = flags.DEFINE_list("mesh", ["1x1"], "Meshes, data x model, of its devices.")
+MODELS = flags.DEFINE_list("models", ["llava-1.5-7b"], f"Of {', '.join(PUBLISHED)}.")
+CHOSEN = flags.DEFINE_list("programs", list(PROGRAMS), "Which programs.")
+
+
+def placed(tree: Tree, like: Tree, dtype: Any = None) -> Tree:
+    """The shapes of ``tree``, lying as ``like`` says; in ``dtype`` if not their own."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s), tree, like)
+
+
+def batch(model: models.Model, shape: memory.Shape, mesh: Mesh) -> Batch:
+    """The shapes of the largest batch of a stage."""
+    rows, tokens, number = shape.rows, shape.tokens, jax.ShapeDtypeStruct
+    found = {name: number((rows, tokens), kind) for name, kind in
+             (("tokens", jnp.int32), ("valid", jnp.bool_), ("weights", jnp.float32))}  # fmt: skip
+    found |= {name: number((rows,), jnp.int32) for name in ("row", "person")}
+    images = model.family.images(model.config)
+    moving = "patches" in images  # images that keep their size, and positions in time, height and width
+    found["positions"] = number((rows, 3, tokens) if moving else (rows, tokens), jnp.int32)
+    for name, x in images.items():
+        length = (rows, shape.patches) if moving else (rows, shape.images)
+        found[name] = number((*length, *x.shape[2:]), x.dtype)
+    return placed(found, sharding.shardings(found, [("", PartitionSpec("data"))], mesh))
+
+
+def factors_of(params: Params, leaves: str) -> Tree:
+    """The shapes of factors that hold :data:`FRACTION` of the inputs of every linear weight."""
+
+    def leaf(p):
+        width, number = p.shape[-1], jax.ShapeDtypeStruct
+        count = int(FRACTION * width)
+        basis = number((*p.shape[:-2], width, count), jnp.float32, sharding=factor.along_inputs(p, -1))
+        return curvature.Factor(basis, number((*p.shape[:-2], count), jnp.float32))
+
+    return jax.tree.map(leaf, trees.split(params, curvature.matrices(params, leaves))[0])
+
+
+def stepping(model: models.Model, params: Params, name: str, spec: lora.LoRA, shape: memory.Shape, mesh: Mesh) -> Any:
+    """The first step of an iteration of a method, lowered."""
+    plan = Plan(methods.METHODS[name], 8, learning_rate=1e-4, trainable=spec)
+    like = abstract(plan, model, params, mesh)
+    limits = Limits(None, factors_of(params, model.family.eligible) if plan.method.projects else None)
+    batches = {stream: batch(model, shape, mesh) for stream in plan.method.phases[0].losses}
+    return train.make_step(plan, model, 0, like).lower(like, batches, limits, params)
+
+
+def measuring(model: models.Model, params: Params, shape: memory.Shape, mesh: Mesh) -> Any:
+    """One batch added to the Grams of the first block of layers, lowered."""
+    part, rest = trees.split(params, curvature.matrices(params, model.family.eligible))
+    block = (0, BLOCKS)
+    like = curvature.accumulators(part, -1, block)
+    step = curvature.accumulator(objectives.of_params("sketch", model), -1, block, like)
+    return step.lower(like, part, rest, batch(model, shape, mesh))
+
+
+def planned(ledger: memory.Ledger, name: str, spec: lora.LoRA, shape: memory.Shape) -> int:
+    """Bytes that the memory plan counts for what a program is given and holds: a run's other buffers left out."""
+    if name == "factors":
+        needs = ledger.factors(shape, BLOCKS, FRACTION)
+        return sum(needs.values()) - needs["factors"] - 2 * needs["Grams"] // 3
+    return sum(ledger.training(methods.METHODS[name], shape, spec, FRACTION).values())
+
+
+def compiled() -> None:
+    """Compiles what is asked for and prints a line each."""
+    logging.set_verbosity(logging.WARNING)
+    for flag, given, known in (("models", MODELS.value, PUBLISHED), ("programs", CHOSEN.value, PROGRAMS)):
+        if odd := [name for name in given if name not in known] or ([] if given else ["none"]):
+            raise InputError(f"expected --{flag} among {', '.join(known)}, found {odd[0]!r}; correct it")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no machine is asked what it is
+    try:
+        devices = topologies.get_topology_desc(TOPOLOGY.value, "tpu").devices
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"expected the compiler of a TPU {TOPOLOGY.value!r}, found none ({' '.join(str(error).split())[:200]}); install libtpu "
+            "(the version that jax[tpu] asks for), or name another --topology"
+        ) from error
+    print(f"GiB per device of {TOPOLOGY.value}, LoRA of rank {RANK}, bfloat16: planned / arguments + temporary buffers")
+    for name in MODELS.value:
+        c = (llava_config if name.startswith("llava") else qwen_config).get_config()
+        model, spec = models.Model(PUBLISHED[name][0](), jnp.bfloat16), lora.LoRA(RANK, 16.0, c.unlearn.lora.targets)
+        for said in MESH.value:
+            data, split = shape_of(said, len(devices))
+            axes = ("data", "model")
+            mesh = jax.make_mesh((data, split), axes, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * split])
+            shape = memory.Shape(max(c.unlearn.rows, data), max(c.data.tokens), 1, max(c.data.patches or (0,)))
+            params = placed(
+                model.abstract(), sharding.shardings(model.abstract(), model.family.rules, mesh), jnp.bfloat16
+            )
+            ledger = memory.Ledger(model, mesh, jnp.bfloat16)
+            for program in CHOSEN.value:
+                began = time.perf_counter()
+                with jax.set_mesh(mesh):
+                    if program == "factors":
+                        lowered = measuring(model, params, shape, mesh)
+                    else:
+                        lowered = stepping(model, params, program, spec, shape, mesh)
+                allotted = lowered.compile().memory_analysis()
+                found = [allotted.argument_size_in_bytes / 2**30, allotted.temp_size_in_bytes / 2**30]
+                needed = planned(ledger, program, spec, shape) / 2**30
+                print(f"  {name:14s} {said:>6s}  {program:12s}{needed:7.1f} /{sum(found):6.1f} = {found[0]:.1f} + {found[1]:.1f}   "
+                      f"({time.perf_counter() - began:.0f} s)", flush=True)  # fmt: skip
+
+
+def shape_of(said: str, available: int) -> tuple[int, int]:
+    """``'4x2'`` as two numbers."""
+    parts = said.split("x")
+    if (
+        len(parts) != 2
+        or not all(part.isdigit() for part in parts)
+        or not 0 < int(parts[0]) * int(parts[1]) <= available
+    ):
+        raise InputError(f"expected --mesh as data x model of at most {available} devices, found {said!r}; correct it")
+    return int(parts[0]), int(parts[1])
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    command.spoken(compiled)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command.parse_without_config)
