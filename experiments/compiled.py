@@ -47,7 +47,7 @@ def batch(model: models.Model, shape: memory.Shape, mesh: Mesh) -> Batch:
     found = {name: number((rows, tokens), kind) for name, kind in
              (("tokens", jnp.int32), ("valid", jnp.bool_), ("weights", jnp.float32))}  # fmt: skip
     found |= {name: number((rows,), jnp.int32) for name in ("row", "person")}
-    images = model.family.images(model.config)
+    images = jax.eval_shape(lambda: model.family.images(model.config))
     moving = "patches" in images  # images that keep their size, and positions in time, height and width
     found["positions"] = number((rows, 3, tokens) if moving else (rows, tokens), jnp.int32)
     for name, x in images.items():

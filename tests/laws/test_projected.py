@@ -321,25 +321,25 @@ def test_what_is_written_is_what_was_trained(llava, tmp_path):
     np.testing.assert_allclose(written, np.asarray(update[1]), atol=1e-6 * np.abs(update).max())
 
 
-def after_steps(llava, mesh, path):
-    folder, _, model = llava
+def after_steps(family, mesh, path):
+    folder, model, data = family
     params = hf.load(folder, model, mesh)
     made = random_factors(model, params)
     curvature.save(path, made, params)
     factors = curvature.load(path, params)
     # A large eps keeps Adam from turning rounding noise around zero gradients into full steps.
-    options = dict(factors=factors, mesh=mesh, iterations=2, adam={"eps": 1e-3})
+    options = dict(data=data, factors=factors, mesh=mesh, iterations=2, adam={"eps": 1e-3})
     return [run(model, params, "projected", trainable=trainable, **options) for trainable in (None, SPEC)]
 
 
 @pytest.fixture(scope="module")
-def on_one_device(llava, tmp_path_factory):
+def on_one_device(family, tmp_path_factory):
     with jax.default_matmul_precision("highest"):
-        return after_steps(llava, sharding.make_mesh(1), tmp_path_factory.mktemp("f") / "f")
+        return after_steps(family, sharding.make_mesh(1), tmp_path_factory.mktemp("f") / "f")
 
 
-def test_every_mesh_trains_the_same(llava, mesh, on_one_device, tmp_path):
-    for state, expected in zip(after_steps(llava, mesh, tmp_path / "f"), on_one_device, strict=True):
+def test_every_mesh_trains_the_same(family, mesh, on_one_device, tmp_path):
+    for state, expected in zip(after_steps(family, mesh, tmp_path / "f"), on_one_device, strict=True):
         for name, leaf in trees.flatten(expected.params).items():
             got = np.asarray(trees.flatten(state.params)[name])
             np.testing.assert_allclose(got, np.asarray(leaf), atol=1e-5, err_msg=name)  # of two steps of 1e-3
