@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mmu_jax import files, metrics
+from mmu_jax.report import figures
 from mmu_jax.report.tables import markdown
 
 Pair = tuple[int, int]
@@ -127,8 +128,47 @@ def told(title: str, best: str, found: dict[str, dict]) -> list[str]:
     return [lead, markdown([["Minus", *columns], *rows])]
 
 
+def picture(rows: dict, rates: dict, known: dict[Pair, dict]) -> Any:
+    """Retain Test VQA of every method in the settings that are relearned too: its pairs as dots, their mean as a bar."""
+    keys = [key for key in ("none", "all") if key in rates]
+    heights = [len(rates[key]) for key in keys]
+    figure = figures.canvas(8.6, 0.34 * sum(heights) + 0.75 * len(keys) + 0.6)
+    panels = figure.subplots(len(keys), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    axis, metric = COLUMNS[2][1:]
+    for key, panel in zip(keys, panels, strict=True):
+        lines = {
+            name: 100 * np.mean([_mean(row[name], axis, metric) for row in known.values()])
+            for name in ("gold", "vanilla")
+        }
+        for name, at in lines.items():
+            panel.axvline(at, color=figures.MUTED, lw=1, ls="-" if name == "vanilla" else ":", zorder=0)
+            side = dict(ha="left", x=at + 0.6) if at == max(lines.values()) else dict(ha="right", x=at - 0.6)
+            if key == keys[0]:
+                panel.text(
+                    y=1.02, s=name, transform=panel.get_xaxis_transform(), fontsize=8, color=figures.MUTED, **side
+                )
+        for place, name in enumerate(reversed(rates[key])):
+            ended = [row for row in (rows[key, name, pair] for pair in known) if row["axes"]]
+            values = [100 * _mean(row, axis, metric) for row in ended]
+            text = 100 * np.mean([_mean(row, *COLUMNS[5][1:]) for row in ended])
+            colour = figures.colour(name.split(" at ")[0])
+            panel.plot(values, [place] * len(values), "o", color=colour, ms=4, alpha=0.4, mew=0)
+            panel.plot([np.mean(values)] * 2, [place - 0.32, place + 0.32], color=colour, lw=2.5)
+            panel.text(
+                103, place, f"{text:.0f}", va="center", fontsize=9, color=figures.INK if text >= 97 else figures.BAD
+            )
+        panel.set_yticks(range(len(rates[key])), list(reversed(rates[key])), fontsize=9)
+        panel.set(xlim=(20, 101), ylim=(-0.6, len(rates[key]) - 0.4))
+        panel.set_title(TITLES[key], loc="left", fontsize=10.5, fontweight="bold", pad=14)
+    panels[0].text(
+        103, 1.02, "Forget QA,\nexact, %", transform=panels[0].get_xaxis_transform(), fontsize=8, color=figures.MUTED
+    )
+    panels[-1].set_xlabel("kept faces, new photos: probability of the right answer (%), at matched forgetting   good →")
+    return figure
+
+
 def write(workdir: pathlib.Path, rates: dict, rows: dict, known: dict[Pair, dict]) -> None:
-    """``results.md`` and ``results.json`` of all that was measured; the first is printed too."""
+    """``results.md``, ``results.json`` and ``results.png`` of all that was measured; the first is printed too."""
     pairs, parts, kept = list(known), [], {}
     golds = [known[pair]["gold"] for pair in pairs]
     for key, found in rates.items():
@@ -149,6 +189,7 @@ def write(workdir: pathlib.Path, rates: dict, rows: dict, known: dict[Pair, dict
         parts += ["## Nothing replayed against all of it"]
         parts += told(" (projected without replay, the others with all retain questions)", "projected", kept["across"])
     files.write_json(workdir / "results.json", kept)
+    figures.png(picture(rows, rates, known), workdir / "results.png")
     text = "\n\n".join(parts) + "\n"
     (workdir / "results.md").write_text(text)
     print(text, flush=True)

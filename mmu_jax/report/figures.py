@@ -38,7 +38,13 @@ def _pyplot():
     return plt
 
 
-def _colour(name: str) -> str:
+def canvas(width: float, height: float) -> Any:
+    """An empty figure of so many inches, in the style of the report."""
+    return _pyplot().figure(figsize=(width, height), layout="constrained")
+
+
+def colour(name: str) -> str:
+    """Of a model: that of its method's family."""
     return COLOURS[family(name)]
 
 
@@ -72,8 +78,8 @@ def trade_off(axis: Any, results: Results) -> None:
     height = 106.0
     for name in sorted(points, key=lambda n: (-points[n][1], -points[n][0])):  # labels in a column, none on another
         height = min(height, points[name][1] + 6)
-        axis.plot([points[name][0], 110], [points[name][1], height], color=_colour(name), lw=0.5, alpha=0.6, zorder=1)
-        axis.text(111, height, name, fontsize=8.5, va="center", color=_colour(name))
+        axis.plot([points[name][0], 110], [points[name][1], height], color=colour(name), lw=0.5, alpha=0.6, zorder=1)
+        axis.text(111, height, name, fontsize=8.5, va="center", color=colour(name))
         height -= 6
     axis.set(xlim=(-4, 160), ylim=(-10, 110), xlabel=f"forgotten faces, {PHOTOS[forgotten]} photos: {said} (%)  ← good")
     axis.set_xticks(range(0, 101, 20))
@@ -83,10 +89,10 @@ def trade_off(axis: Any, results: Results) -> None:
 
 def _cross(axis: Any, name: str, x: dict[str, float], y: dict[str, float], marker: str = "o") -> None:
     """A model as a point with its intervals, in per cent."""
-    axis.plot([100 * x["low"], 100 * x["high"]], [100 * y["mean"]] * 2, color=_colour(name), lw=1, alpha=0.5)
-    axis.plot([100 * x["mean"]] * 2, [100 * y["low"], 100 * y["high"]], color=_colour(name), lw=1, alpha=0.5)
+    axis.plot([100 * x["low"], 100 * x["high"]], [100 * y["mean"]] * 2, color=colour(name), lw=1, alpha=0.5)
+    axis.plot([100 * x["mean"]] * 2, [100 * y["low"], 100 * y["high"]], color=colour(name), lw=1, alpha=0.5)
     marker, size = {"gold": ("*", 12), "vanilla": ("s", 7)}.get(name, (marker, 7))
-    axis.plot(100 * x["mean"], 100 * y["mean"], marker, color=_colour(name), ms=size, zorder=3)
+    axis.plot(100 * x["mean"], 100 * y["mean"], marker, color=colour(name), ms=size, zorder=3)
 
 
 def front_figure(results: Results) -> Any | None:
@@ -101,7 +107,7 @@ def front_figure(results: Results) -> Any | None:
     marks |= {"vanilla": "s", "gold": "*"}
     width = 2 if len(others) in (2, 4) else min(len(others), 3)
     rows = -(-len(others) // width)
-    figure = _pyplot().figure(figsize=(4.4 * width, 3.4 * rows + 0.5), layout="constrained")
+    figure = canvas(4.4 * width, 3.4 * rows + 0.5)
     panels = figure.subplots(rows, width, squeeze=False, sharex=True).ravel()
     for panel, kept in zip(panels, others, strict=False):
         for name in shown:
@@ -118,7 +124,7 @@ def front_figure(results: Results) -> Any | None:
         panel.xaxis.set_tick_params(labelbottom=True)
     for panel in panels[len(others) :]:
         panel.axis("off")
-    keys = [panels[0].plot([], [], marks[name], color=_colour(name), label=name)[0] for name in shown]
+    keys = [panels[0].plot([], [], marks[name], color=colour(name), label=name)[0] for name in shown]
     figure.legend(handles=keys, loc="outside lower center", ncols=min(len(shown), 6), frameon=False, fontsize=9)
     return figure
 
@@ -153,9 +159,9 @@ def faces_sheet(
         inset = axis.inset_axes([0.0, 0.02, 0.115, 0.96])
         inset.imshow(vision.decode(person.photos[0], person.id), interpolation="bicubic")
         inset.axis("off")
-        tag, colour = ("to forget", BAD) if split == "forget" else ("to keep", GOOD)
+        tag, shade = ("to forget", BAD) if split == "forget" else ("to keep", GOOD)
         write = partial(axis.text, fontsize=8, va="center", parse_math=False)
-        write(1.25, 0.92, f"{_line(person.name, 30)}  ·  {tag}", fontsize=9.5, fontweight="bold", color=colour)
+        write(1.25, 0.92, f"{_line(person.name, 30)}  ·  {tag}", fontsize=9.5, fontweight="bold", color=shade)
         y = 0.68
         for kind, task in ((IMAGE, "vqa"), (TEXT, "qa")):
             for item in _two(person, kind):
@@ -274,7 +280,7 @@ def attacks_figure(attacked: Attacked, results: Results) -> Any | None:
             mean, low, high = ([100 * point[key] for point in value["points"]] for key in ("mean", "low", "high"))
             style = {"lw": 1.8, "ms": 3.5, "marker": "o"}
             if family(name) == "model":
-                style |= {"color": _colour(name), "ls": "--" if name == "gold" else "-"}
+                style |= {"color": colour(name), "ls": "--" if name == "gold" else "-"}
             (line,) = axis.plot(x, mean, label=name, **style)
             axis.fill_between(x, low, high, color=line.get_color(), alpha=0.1, lw=0)
         axis.set_title(f"{attack}: lower is better", loc="left", fontsize=10.5, fontweight="bold")

@@ -77,12 +77,28 @@ def test_the_tables_say_what_was_measured(tmp_path):
     rows |= {("none", "ga", pair): row(0.5) | deep for pair in pairs}
     told.write(tmp_path, {"none": {"projected": (1e-4, 2e-4), "ga": (1e-5, 2e-4)}}, rows, known)
     text = (tmp_path / "results.md").read_text()
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
     assert "| projected | 0.0001 / 0.0002 | 20.0 | 0.0 | 85.0 | 100.0 |" in text and "| 8 | 2 of 2 |" in text
     found = json.loads((tmp_path / "results.json").read_text())["none"]
     minus = found["minus"]["ga"]["Retain Test p ↑"]
     assert minus["mean"] == pytest.approx(0.35) and minus["above"] == minus["pairs"] == 2
     assert 0.3 <= minus["low"] <= 0.35 <= minus["high"] <= 0.4 + 1e-9
     assert found["landed"] == {"projected": 2, "ga": 2}  # 0.2 is within 0.1 to 0.3
+
+
+def test_the_picture_shows_every_pair_and_their_mean():
+    from experiments import told
+
+    known = {(0, 2): {"vanilla": row(0.94), "gold": row(0.95)}, (1, 2): {"vanilla": row(0.94), "gold": row(0.95)}}
+    rows = {("all", "projected_retain", pair): row(0.9 - 0.1 * i) for i, pair in enumerate(known)}
+    rows |= {("all", "ga at 1e-05 / 0.0002", pair): row(0.5) if pair == (0, 2) else {"axes": {}} for pair in known}
+    rates = {"all": {"projected_retain": (1e-4, 2e-4), "ga at 1e-05 / 0.0002": (1e-5, 2e-4)}, "text": {}}
+    (panel,) = told.picture(rows, rates, known).axes
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["ga at 1e-05 / 0.0002", "projected_retain"]
+    drawn = [line.get_xydata().tolist() for line in panel.lines[2:]]
+    assert drawn[0] == [[50.0, 0.0]]  # a run that diverged is no point
+    assert [[round(x, 6), y] for x, y in drawn[2]] == [[90.0, 1.0], [80.0, 1.0]]
+    assert drawn[3][0][0] == pytest.approx(85.0)
 
 
 def test_distances_are_those_of_scipy():
