@@ -3,17 +3,18 @@
     python -m experiments.run --config=configs/tiny.py
 
 A LLaVA of one million parameters is trained from nothing to know 100 people by face and by name, then each method
-makes it forget ten faces and ends where no more is known of them than of people it never saw. Learning rates are those at
-which each method kept most, of one grid for all, on another seed than the one shown:
+makes it forget ten faces and ends where no more is known of them than of people it never saw. Learning rates were chosen on
+another seed than the one shown:
 
-    python -m experiments.protocol --config=configs/tiny.py --workdir=runs/protocol --part=prepare,choose --only_seeds=3
+    python -m experiments.protocol --config=configs/tiny.py --workdir=runs/protocol --part=prepare,choose
 """
 
 from configs import common
 from mmu_jax.methods import METHODS
 
-# Of the grid that docs/protocol.md shows, but with one rate of the steps that only descend, 2e-4, for all; and where a lower rate
-# keeps a point or two more for twice the steps, the quicker one. A method that is not there has the rate of the most alike.
+# Of the grid in docs/protocol.md, with one rate of the steps that only descend, 2e-4, for all, and the quicker of two rates where the
+# lower one takes twice the steps for a few points more (masks, projected with replay). What that grid does not hold has the rate of
+# the most alike.
 RATES = {
     "ga": 1e-5,
     "npo": 1e-5,

@@ -3,6 +3,7 @@
 import dataclasses
 
 from mmu_jax.data import IMAGE, TEXT
+from mmu_jax.methods import METHODS
 
 Rates = tuple[float, float]  # of a method, and of its steps that only descend
 CHOOSING = [(3, 0), (3, 1)]  # pairs of seed and group on which rates are chosen, and which are not reported
@@ -15,7 +16,8 @@ class Setting:
 
     Attributes:
       replay: share of the questions about the people to keep.
-      methods: method -> the rates at which it is reported, written before that was run; of several the first are its best.
+      methods: method -> the rates at which it is reported, written before that was run; of several the first are those that
+        it is named by.
       rates, retained: the grid of those, on the pairs that only choose; the second of methods that have such steps.
       primary: ``(axis, metric)`` by which the rates of each method are chosen.
       iterations: the most; a run ends before where its stop rule says.
@@ -94,5 +96,16 @@ AXES = {
 
 
 def label(setting: Setting, name: str, rates: Rates) -> str:
-    """What a method at its rates is called: by its name alone at its best."""
-    return name if rates == setting.methods[name][0] else f"{name} at {rates[0]:g} / {rates[1]:g}"
+    """What a method at its rates is called: by its name alone at the first of them."""
+    return name if rates == setting.methods[name][0] else f"{name} at {said(setting, name, rates)}"
+
+
+def descends(setting: Setting, name: str) -> bool:
+    """Whether a method has steps that only descend, in a setting where something is replayed."""
+    row = METHODS[name]
+    return setting.replay > 0 and not row.one_rate and any(phase.descends for phase in row.phases)
+
+
+def said(setting: Setting, name: str, rates: Rates) -> str:
+    """The rates of a method, the second where it has steps that only descend."""
+    return " / ".join(f"{rate:g}" for rate in rates[: 1 + descends(setting, name)])

@@ -90,7 +90,9 @@ def planned(ledger: memory.Ledger, name: str, spec: lora.LoRA, shape: memory.Sha
     """Bytes that the memory plan counts for what a program is given and holds: a run's other buffers left out."""
     if name == "factors":
         needs = ledger.factors(shape, BLOCKS, FRACTION)
-        return sum(needs.values()) - needs["factors"] - 2 * needs["Grams"] // 3
+        return (
+            sum(needs.values()) - needs["factors"] - needs["Grams"] + needs["Grams"] // memory.GRAMS
+        )  # of the sets, one
     return sum(ledger.training(methods.METHODS[name], shape, spec, FRACTION).values())
 
 
@@ -98,8 +100,8 @@ def compiled() -> None:
     """Compiles what is asked for and prints a line each."""
     logging.set_verbosity(logging.WARNING)
     for flag, given, known in (("models", MODELS.value, PUBLISHED), ("programs", CHOSEN.value, PROGRAMS)):
-        if odd := [name for name in given if name not in known] or ([] if given else ["none"]):
-            raise InputError(f"expected --{flag} among {', '.join(known)}, found {odd[0]!r}; correct it")
+        if not given or set(given) - set(known):
+            raise InputError(f"expected --{flag} among {', '.join(known)}, found {','.join(given)!r}; correct it")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no machine is asked what it is
     try:
         devices = topologies.get_topology_desc(TOPOLOGY.value, "tpu").devices

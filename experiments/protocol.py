@@ -6,8 +6,8 @@ Every part is resumable: vanilla models, gold models, factors and masks (``prepa
 for it, on the pairs of seed and group that are reported (``measure``); tables (``tell``), which go to ``<workdir>/results.md`` and
 ``results.json``. How the written rates were chosen is a part of its own: every method at every rate of the grid on the pairs that only
 choose (``choose``).
-``--only_seeds``, ``--only_groups``, ``--only_settings`` and ``--only_methods`` do a part of a part, so that several processes may
-share the work.
+``--only_seeds``, ``--only_groups``, ``--only_settings`` and ``--only_methods`` do a part of ``prepare``, ``choose`` and ``measure``, so
+that several processes may share the work, each with pairs of its own; ``tell`` then reads what all of them measured.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments import command, told
-from experiments.compared import AXES, CHOOSING, COMPARED, DEEP, GUARDS, REPORTED, Rates, Setting, label
+from experiments.compared import AXES, CHOOSING, COMPARED, DEEP, GUARDS, REPORTED, Rates, Setting, descends, label, said
 from mmu_jax import InputError, NotFiniteError, attacks, evaluate, files, train_state
 from mmu_jax.methods import METHODS
 from mmu_jax.study import attacking, scoring, settings, stages, steps, unlearning
@@ -141,15 +141,37 @@ def rows_of(work: Workspace, setting: str, name: str) -> tuple[pathlib.Path, lis
     return path, rows
 
 
-def measured(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: bool = False) -> dict:
-    """The row of a method at its rates, measured if it is not there."""
-    work, setting = configured(of_pair(*pair), COMPARED[key]), COMPARED[key]
-    path, rows = rows_of(work, key, name)
+def there(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: bool = False) -> tuple[dict, dict | None]:
+    """What the row of a method at its rates is known by, and the row, None if it was not measured."""
+    setting = COMPARED[key]
     made = json.dumps([METHODS[name].arithmetic(), setting.iterations, setting.replay], sort_keys=True)
     sought = {"setting": key, "method": name, "rate": rates[0], "retain_rate": rates[1], "made": made}
-    for row in rows:
-        if sought.items() <= row.items() and (not deep or "attacks" in row or not row["axes"]):
-            return row
+    rows = [row for row in rows_of(of_pair(*pair), key, name)[1] if sought.items() <= row.items()]
+    return sought, next((row for row in rows if not deep or "attacks" in row or not row["axes"]), None)
+
+
+def read(pair: tuple[int, int], key: str, name: str, rates: Rates) -> dict:
+    """The row of a method at its rates.
+
+    Raises:
+      InputError: it was not measured.
+    """
+    row = there(pair, key, name, rates, deep=key in DEEP)[1]
+    if row is None:
+        raise InputError(
+            f"expected every method measured on every pair, found no {name} at {rates[0]:g} / {rates[1]:g} of setting {key} on seed "
+            f"{pair[0]}, group {pair[1]}; run --part=prepare,measure first"
+        )
+    return row
+
+
+def measured(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: bool = False) -> dict:
+    """The row of a method at its rates, measured if it is not there."""
+    sought, row = there(pair, key, name, rates, deep)
+    if row is not None:
+        return row
+    work, setting = configured(of_pair(*pair), COMPARED[key]), COMPARED[key]
+    path = rows_of(work, key, name)[0]
     row = sought | {"seed": pair[0], "group": pair[1]} | measure(work, setting, name, rates, deep)
     files.write_json(path, [*rows_of(work, key, name)[1], row])  # another process may have measured meanwhile
     told.line(row)
@@ -169,8 +191,9 @@ def same_config() -> None:
         raise InputError(
             f"expected the config that {path} holds, found another; give another --workdir, or the old one"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, own)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, own)
 
 
 # ---- rates, tables
@@ -198,9 +221,9 @@ def choose(keys: list[str], pairs: list[tuple[int, int]]) -> None:
 
 def grid(key: str, name: str) -> list[Rates]:
     """The rates at which a method is tried in a setting."""
-    setting, row = COMPARED[key], METHODS[name]
-    own = any(phase.descends for phase in row.phases) and setting.replay > 0
-    return [(rate, retain) for retain in (setting.retained if own else setting.retained[:1]) for rate in setting.rates]
+    setting = COMPARED[key]
+    retained = setting.retained if descends(setting, name) else setting.retained[:1]
+    return [(rate, retain) for retain in retained for rate in setting.rates]
 
 
 def mean(row: dict, axis: str, metric: str) -> float:
@@ -277,7 +300,12 @@ def protocol() -> None:
 def parts(asked: set[str], keys: list[str]) -> None:
     """Those of the parts that are asked for, in the settings of ``keys``."""
     if "prepare" in asked:
-        prepare(only((CHOOSING if "choose" in asked else []) + (REPORTED if asked != {"prepare", "choose"} else [])))
+        prepare(
+            only(
+                (CHOOSING if "choose" in asked else [])
+                + (REPORTED if "choose" not in asked or "measure" in asked else [])
+            )
+        )
     if "choose" in asked:
         choose(keys, only(CHOOSING))
     if "measure" in asked:
@@ -290,8 +318,11 @@ def parts(asked: set[str], keys: list[str]) -> None:
         shown = {
             key: [(name, rates) for name, several in COMPARED[key].methods.items() for rates in several] for key in keys
         }
-        rates = {key: {label(COMPARED[key], *entry): entry[1] for entry in entries} for key, entries in shown.items()}
-        rows = {(key, label(COMPARED[key], *entry), pair): measured(pair, key, *entry, deep=key in DEEP)
+        rates = {
+            key: {label(COMPARED[key], *entry): said(COMPARED[key], *entry) for entry in entries}
+            for key, entries in shown.items()
+        }
+        rows = {(key, label(COMPARED[key], *entry), pair): read(pair, key, *entry)
                 for key, entries in shown.items() for entry in entries for pair in REPORTED}  # fmt: skip
         told.write(pathlib.Path(command.WORKDIR.value), rates, rows, {pair: baselines(pair) for pair in REPORTED})
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.compared import DEEP
 from mmu_jax import files, metrics
 from mmu_jax.report import figures
 from mmu_jax.report.tables import markdown
@@ -61,10 +62,9 @@ def _row(name: str, rate: str, rows: list[dict], golds: list[dict]) -> list[str]
     alive = [(row, gold) for row, gold in zip(rows, golds, strict=True) if row["axes"]]
     cells = [_per_cent([_mean(row, axis, metric) for row, _ in alive]) for _, axis, metric in COLUMNS]
     items = [(row["axes"]["forget_test"]["items"], gold["axes"]["forget_test"]["items"]) for row, gold in alive]
-    cells += [
-        f"{np.mean([distance(np.array(a), np.array(b)) for a, b in items]):.2f}"
-        for distance in (metrics.ks, metrics.js)
-    ]
+    for distance in (metrics.ks, metrics.js):
+        found = [distance(np.array(a), np.array(b)) for a, b in items]
+        cells.append(f"{np.mean(found):.2f}" if found else "–")
     cells += [
         _per_cent([float(np.mean(list(row["attacks"][a].values()))) for row, _ in alive if "attacks" in row])
         for _, a in ATTACKS
@@ -128,13 +128,18 @@ def told(title: str, best: str, found: dict[str, dict]) -> list[str]:
     return [lead, markdown([["Minus", *columns], *rows])]
 
 
-def picture(rows: dict, rates: dict, known: dict[Pair, dict]) -> Any:
-    """Retain Test VQA of every method in the settings that are relearned too: its pairs as dots, their mean as a bar."""
-    keys = [key for key in ("none", "all") if key in rates]
+def picture(rows: dict, rates: dict, known: dict[Pair, dict]) -> Any | None:
+    """Retain Test VQA of every method in the settings of ``DEEP``, None where there are none of these.
+
+    Pairs are dots, hollow where a run did not reach the level, their mean a bar.
+    """
+    keys = [key for key in DEEP if key in rates]
+    if not keys:
+        return None
     heights = [len(rates[key]) for key in keys]
     figure = figures.canvas(8.6, 0.34 * sum(heights) + 0.75 * len(keys) + 0.6)
     panels = figure.subplots(len(keys), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    axis, metric = COLUMNS[2][1:]
+    (axis, metric), lowest = COLUMNS[2][1:], 50.0
     for key, panel in zip(keys, panels, strict=True):
         lines = {
             name: 100 * np.mean([_mean(row[name], axis, metric) for row in known.values()])
@@ -150,15 +155,17 @@ def picture(rows: dict, rates: dict, known: dict[Pair, dict]) -> Any:
         for place, name in enumerate(reversed(rates[key])):
             ended = [row for row in (rows[key, name, pair] for pair in known) if row["axes"]]
             values = [100 * _mean(row, axis, metric) for row in ended]
-            text = 100 * np.mean([_mean(row, *COLUMNS[5][1:]) for row in ended])
-            colour = figures.colour(name.split(" at ")[0])
-            panel.plot(values, [place] * len(values), "o", color=colour, ms=4, alpha=0.4, mew=0)
-            panel.plot([np.mean(values)] * 2, [place - 0.32, place + 0.32], color=colour, lw=2.5)
-            panel.text(
-                103, place, f"{text:.0f}", va="center", fontsize=9, color=figures.INK if text >= 97 else figures.BAD
-            )
+            lowest = min([lowest, *values])
+            shade = figures.colour(name.split(" at ")[0])
+            for row, value in zip(ended, values, strict=True):
+                inside = shade if row["reached"] else "none"
+                panel.plot(value, place, "o", mfc=inside, mec=shade, ms=4, alpha=0.4, mew=0 if row["reached"] else 1)
+            if values:
+                panel.plot([np.mean(values)] * 2, [place - 0.32, place + 0.32], color=shade, lw=2.5)
+            text = _per_cent([_mean(row, *COLUMNS[5][1:]) for row in ended])
+            panel.text(103, place, text, va="center", fontsize=9)
         panel.set_yticks(range(len(rates[key])), list(reversed(rates[key])), fontsize=9)
-        panel.set(xlim=(20, 101), ylim=(-0.6, len(rates[key]) - 0.4))
+        panel.set(xlim=(lowest - 3, 101), ylim=(-0.6, len(rates[key]) - 0.4))
         panel.set_title(TITLES[key], loc="left", fontsize=10.5, fontweight="bold", pad=14)
     panels[0].text(
         103, 1.02, "Forget QA,\nexact, %", transform=panels[0].get_xaxis_transform(), fontsize=8, color=figures.MUTED
@@ -174,9 +181,10 @@ def write(workdir: pathlib.Path, rates: dict, rows: dict, known: dict[Pair, dict
     for key, found in rates.items():
         of = {name: [rows[key, name, pair] for pair in pairs] for name in found}
         table = [HEAD, *(_row(name, "", [known[p][name] for p in pairs], golds) for name in ("vanilla", "gold"))]
-        table += [_row(name, " / ".join(f"{rate:g}" for rate in found[name]), of[name], golds) for name in found]
+        table += [_row(name, found[name], of[name], golds) for name in found]
         best, decides = AGAINST[key]
-        against = minus(of[best], {name: of[name] for name in found if name != best}, pairs, decides)
+        rivals = {name: of[name] for name in found if name != best} | {"vanilla": [known[p]["vanilla"] for p in pairs]}
+        against = minus(of[best], rivals, pairs, decides)
         ends = {name: sum(map(landed, of[name], golds)) for name in found}
         parts += [f"## {TITLES[key]}", markdown(table), *told("", best, against)]
         shown = ", ".join(f"{name} {count} of {len(pairs)}" for name, count in ends.items())
@@ -189,7 +197,8 @@ def write(workdir: pathlib.Path, rates: dict, rows: dict, known: dict[Pair, dict
         parts += ["## Nothing replayed against all of it"]
         parts += told(" (projected without replay, the others with all retain questions)", "projected", kept["across"])
     files.write_json(workdir / "results.json", kept)
-    figures.png(picture(rows, rates, known), workdir / "results.png")
+    if (figure := picture(rows, rates, known)) is not None:
+        figures.png(figure, workdir / "results.png")
     text = "\n\n".join(parts) + "\n"
     (workdir / "results.md").write_text(text)
     print(text, flush=True)

@@ -225,7 +225,7 @@ class Examiner:
     ) -> tuple[dict, list[dict]]:
         """The same as ``metric -> summary``, with the chance level of choices and the share of distinct answers.
 
-        Probabilities are also there item by item (``'items'``), by which two models are compared.
+        Probabilities are also there item by item (``'items'``): two models are compared by how these are distributed.
         """
         found, answers = self.measure(params, people, kind, album, split)
         results = {name: metrics.summary(*items, samples=self.samples, seed=self.seed) for name, items in found.items()}

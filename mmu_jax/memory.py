@@ -24,6 +24,8 @@ SHARE = (
     0.7  # of the input directions of a weight: 95 % of a trace took up to 0.65 (stages/factors.json of configs/tiny.py)
 )
 
+GRAMS = 3  # sets of them held at once: of the faces, of the texts, and their sum
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -139,7 +141,7 @@ class Ledger:
 
         return {
             "params": self.params(),
-            "Grams": 3 * max(map(held, range(blocks))),
+            "Grams": GRAMS * max(map(held, range(blocks))),
             "factors": int(fraction * sum(grams.values())),
             "gradients": self.bytes(part, self.param_dtype),
             "activations (estimate)": self.activations(shape),

@@ -34,11 +34,20 @@ class Stop:
       level: a mean of ``p(answer)^(1 / length)``, from 0 to 1.
       every: iterations between two looks, at most; nor are they ever more than a quarter of those made.
       whose: what the level is, in words.
+    Raises:
+      InputError: a level that is no probability, or less than an iteration between two looks.
     """
 
     level: float
     every: int = 8
     whose: str = "the level of people never seen"
+
+    def __post_init__(self):
+        if not 0 <= self.level <= 1 or self.every < 1:
+            raise InputError(
+                f"expected a level from 0 to 1 and at least an iteration between two looks, found level={self.level:g}, "
+                f"every={self.every}; correct them, or give no Stop"
+            )
 
     def next(self, looks: Sequence[tuple[int, float]]) -> int:
         """After how many iterations to look next, where ``looks`` are those so far, ``(iterations, value)`` each."""

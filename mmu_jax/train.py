@@ -6,6 +6,7 @@ to stop.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -150,10 +151,8 @@ def fit(
     teaches, consumes = "teacher" in p.method.needs, p.trainable.consumes
     vanilla = params if not consumes else jax.tree.map(jnp.copy, params) if teaches else None
     state = _begin(p, model, params, mesh, checkpoints)
-    iterate, look = (
-        _iteration(p, model, state, streams, limits, vanilla, mesh),
-        _look(p, model, watched, limits, vanilla, mesh),
-    )
+    iterate = _iteration(p, model, state, streams, limits, vanilla, mesh)
+    look = _look(p, model, watched, limits, vanilla, mesh) if p.stop else None
     seen = looks(state)
 
     with jax.set_mesh(mesh):
@@ -162,7 +161,7 @@ def fit(
                 break
             state = iterate(state, i)
             ended = i + 1 == p.iterations
-            if p.stop and p.stop.next(seen) == i + 1:
+            if p.stop and (ended or p.stop.next(seen) == i + 1):
                 state, value = look(state, i)
                 seen.append((i + 1, value))
                 ended |= p.stop.reached(value)
@@ -209,14 +208,17 @@ def _look(
     p: Plan, model: Model, watched: Any, limits: Limits, vanilla: Any, mesh: jax.sharding.Mesh
 ) -> Callable[..., tuple]:
     """``state, iteration -> state, value``: what :class:`plan.Stop` looks at, noted in the history."""
-    if p.stop is None:
-        return lambda state, i: (state, None)
     watch, rows = make_watch(p, model), list(watched.epoch())  # on the host, and on the devices a batch at a time
     note = jax.jit(lambda curve, i, value: curve.at[i].set(value))
 
     def look(state, i):
         found = [watch(state.params, sharding.put(batch, mesh), limits, vanilla) for batch in rows]
         value = sum(total for total, _ in found) / sum(n for _, n in found)
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"expected a finite probability of the right answers about the people to forget, found {float(value)} after "
+                f"{i + 1} iterations; lower the learning rate"
+            )
         curve = jax.device_put(note(state.history[WATCHED], i, value), state.history[WATCHED].sharding)
         return state.replace(history=state.history | {WATCHED: curve}), float(value)
 

@@ -103,7 +103,8 @@ def front_figure(results: Results) -> Any | None:
     if not left or not others:
         return None
     forgotten, shown = left[-1], _shown(results)  # on new photos where there are any
-    marks = {name: "o^Dv<>PXhdp"[of_family(results, family(name)).index(name) % 11] for name in shown}
+    alike = {name: [other for other in shown if colour(other) == colour(name)] for name in shown}
+    marks = {name: "o^Dv<>PXhdp"[others.index(name) % 11] for name, others in alike.items()}
     marks |= {"vanilla": "s", "gold": "*"}
     width = 2 if len(others) in (2, 4) else min(len(others), 3)
     rows = -(-len(others) // width)

@@ -13,12 +13,14 @@ from mmu_jax.report import attacked, figures, tables
 from mmu_jax.report.results import FLAGS, Results, axes, cell, headline, judged_by, read, verdict
 
 FRONT = (
-    "Every axis against what is left of the forgotten, by the probability of the right answer; crosses are 95 % intervals. Gold was "
-    "never taught them: what is left of it is neither to be exceeded nor undercut."
+    "Every axis against what is left of the forgotten, by the probability of the right answer; crosses are 95 % intervals{}. Where methods "
+    "end at one level, they differ in height alone: in what it cost."
 )
+BAND = ", the grey band is gold's: what was never taught is neither to be exceeded nor undercut"
 DISTANCE = (
     "Probability of the right answers about the forgotten, in points above gold's or below it, and whether that is within gold's 95 % "
-    "interval: above is forgotten too little, below too much. KS and JS are distances of the answers one by one, from 0 (as gold) to 1."
+    "interval: above is forgotten too little, below too much. KS and JS are distances between the distributions of the items' "
+    "probabilities, from 0 (as gold) to 1; JS in bins of a tenth."
 )
 PROOF = (
     "Counted on device in every masked step. With LoRA it is the merged update that is counted, and the mask is a factor of "
@@ -102,7 +104,7 @@ def _gold(results: Results) -> list[Section]:
     """How far each model is from gold, and what was paid for it on every axis, where probabilities were asked for."""
     blocks = []
     if (figure := figures.front_figure(results)) is not None:
-        blocks += [*_notes(FRONT), Block("figure", figure, "front")]
+        blocks += [*_notes(FRONT.format(BAND if "gold" in results else "")), Block("figure", figure, "front")]
     if (table := tables.distance_table(results)) is not None:
         blocks += [*_notes(DISTANCE), Block("table", table)]
     return [Section("Forgetting against every axis", blocks)] if blocks else []

@@ -45,7 +45,7 @@ GROUP = {"total": float, "density": float, "outside": float, "inside": float}
 def _file() -> dict[str, Any]:
     """The shape of a result file; further keys are of no concern here."""
     cells = {"mcq?": CELL | {"chance": float}, "distinct?": {"mean": float, "n": float}, "*": CELL}
-    cells["probability?"] = CELL | {"items": [float]}
+    cells["probability?"] = CELL | {"items?": [float]}
     return {
         "results": {"*": {"*": cells}},
         "mask_proof": {"*": GROUP},

@@ -75,15 +75,76 @@ def test_the_tables_say_what_was_measured(tmp_path):
     known = {pair: {"vanilla": row(0.94) | deep, "gold": gold} for pair in pairs}
     rows = {("none", "projected", pair): row(0.9 - 0.1 * i) | deep for i, pair in enumerate(pairs)}
     rows |= {("none", "ga", pair): row(0.5) | deep for pair in pairs}
-    told.write(tmp_path, {"none": {"projected": (1e-4, 2e-4), "ga": (1e-5, 2e-4)}}, rows, known)
+    told.write(tmp_path, {"none": {"projected": "0.0001", "ga": "1e-05"}}, rows, known)
     text = (tmp_path / "results.md").read_text()
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
-    assert "| projected | 0.0001 / 0.0002 | 20.0 | 0.0 | 85.0 | 100.0 |" in text and "| 8 | 2 of 2 |" in text
+    assert "| projected | 0.0001 | 20.0 | 0.0 | 85.0 | 100.0 |" in text and "| 8 | 2 of 2 |" in text
     found = json.loads((tmp_path / "results.json").read_text())["none"]
     minus = found["minus"]["ga"]["Retain Test p ↑"]
     assert minus["mean"] == pytest.approx(0.35) and minus["above"] == minus["pairs"] == 2
     assert 0.3 <= minus["low"] <= 0.35 <= minus["high"] <= 0.4 + 1e-9
     assert found["landed"] == {"projected": 2, "ga": 2}  # 0.2 is within 0.1 to 0.3
+    assert found["minus"]["vanilla"]["Retain Test p ↑"]["mean"] == pytest.approx(-0.09)
+
+
+def test_what_has_no_picture_or_ended_nowhere_is_told_all_the_same(tmp_path):
+    from experiments import told
+
+    known = {(0, 2): {"vanilla": row(0.94), "gold": row(0.95)}}
+    rows = {("text", "text_ranks", (0, 2)): row(0.9), ("text", "text_own", (0, 2)): {"axes": {}, "diverged": "NaN"}}
+    told.write(tmp_path, {"text": {"text_ranks": "0.0016", "text_own": "0.0016"}}, rows, known)
+    assert not (tmp_path / "results.png").exists()
+    assert f"| text_own | 0.0016 |{' – |' * 13}" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("parts", "prepared", "done"),
+    [
+        (["prepare", "measure"], "reported", ["measure"]),
+        (["prepare"], "reported", []),
+        (["prepare", "choose"], "choosing", ["choose"]),
+        (["prepare", "choose", "measure"], "both", ["choose", "measure"]),
+    ],
+)
+def test_parts_prepare_the_pairs_that_they_need(monkeypatch, parts, prepared, done):
+    from experiments import protocol
+
+    made, ran = [], set()
+    wanted = {"choosing": protocol.CHOOSING, "reported": protocol.REPORTED}
+    wanted["both"] = protocol.CHOOSING + protocol.REPORTED
+    monkeypatch.setattr(protocol, "only", lambda pairs: pairs)
+    monkeypatch.setattr(protocol, "wanted", lambda key: ["ga"])
+    monkeypatch.setattr(protocol, "prepare", made.extend)
+    monkeypatch.setattr(protocol, "choose", lambda keys, pairs: ran.add("choose"))
+    monkeypatch.setattr(protocol, "measured", lambda *_, **__: ran.add("measure"))
+    protocol.parts(set(parts), ["none"])
+    assert made == wanted[prepared] and sorted(ran) == done
+
+
+def test_tables_are_made_of_what_was_measured_and_nothing_is_run_for_them(monkeypatch, tmp_path):
+    from experiments import compared, protocol
+
+    monkeypatch.setattr(protocol, "of_pair", lambda *pair: None)
+    path = tmp_path / "rows.json"
+    monkeypatch.setattr(protocol, "rows_of", lambda *_: (path, []))
+    (rates,) = compared.COMPARED["none"].methods["ga"]
+    with pytest.raises(
+        InputError, match="found no ga at 1e-05 .* on seed 0, group 2; run --part=prepare,measure first"
+    ):
+        protocol.read((0, 2), "none", "ga", rates)
+    sought, _ = protocol.there((0, 2), "none", "ga", rates)
+    shallow, deep = row(0.5) | sought, row(0.5) | sought | {"attacks": {}}
+    monkeypatch.setattr(protocol, "rows_of", lambda *_: (path, [shallow, deep]))
+    assert protocol.read((0, 2), "none", "ga", rates) is deep  # relearned too, in this setting
+
+
+def test_a_second_rate_is_told_where_there_are_steps_that_only_descend():
+    from experiments.compared import COMPARED, label, said
+
+    rates = (1e-4, 5e-5)
+    assert said(COMPARED["none"], "projected_retain", rates) == said(COMPARED["all"], "grad_diff", rates) == "0.0001"
+    assert said(COMPARED["all"], "projected_retain", rates) == "0.0001 / 5e-05"
+    assert label(COMPARED["all"], "grad_diff", (2e-5, 2e-4)) == "grad_diff at 2e-05"
 
 
 def test_the_picture_shows_every_pair_and_their_mean():
@@ -91,14 +152,20 @@ def test_the_picture_shows_every_pair_and_their_mean():
 
     known = {(0, 2): {"vanilla": row(0.94), "gold": row(0.95)}, (1, 2): {"vanilla": row(0.94), "gold": row(0.95)}}
     rows = {("all", "projected_retain", pair): row(0.9 - 0.1 * i) for i, pair in enumerate(known)}
-    rows |= {("all", "ga at 1e-05 / 0.0002", pair): row(0.5) if pair == (0, 2) else {"axes": {}} for pair in known}
-    rates = {"all": {"projected_retain": (1e-4, 2e-4), "ga at 1e-05 / 0.0002": (1e-5, 2e-4)}, "text": {}}
+    rows |= {
+        ("all", "ga at 1e-05", pair): row(0.5, reached=False) if pair == (0, 2) else {"axes": {}} for pair in known
+    }
+    rates = {"all": {"projected_retain": "0.0001 / 0.0002", "ga at 1e-05": "1e-05"}, "text": {}}
     (panel,) = told.picture(rows, rates, known).axes
-    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["ga at 1e-05 / 0.0002", "projected_retain"]
-    drawn = [line.get_xydata().tolist() for line in panel.lines[2:]]
-    assert drawn[0] == [[50.0, 0.0]]  # a run that diverged is no point
-    assert [[round(x, 6), y] for x, y in drawn[2]] == [[90.0, 1.0], [80.0, 1.0]]
-    assert drawn[3][0][0] == pytest.approx(85.0)
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["ga at 1e-05", "projected_retain"]
+    dots = [line for line in panel.lines if line.get_marker() == "o"]
+    assert [line.get_xydata()[0].tolist() for line in dots] == [
+        [50.0, 0.0],
+        pytest.approx([90.0, 1.0]),
+        pytest.approx([80.0, 1.0]),
+    ]
+    assert [line.get_mfc() == "none" for line in dots] == [True, False, False]  # it did not reach the level
+    assert panel.lines[-1].get_xdata()[0] == pytest.approx(85.0)
 
 
 def test_distances_are_those_of_scipy():

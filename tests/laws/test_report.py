@@ -220,15 +220,23 @@ def test_the_front_shows_every_axis_against_new_photos_of_the_forgotten(workdir)
 def test_forgetting_is_a_distance_from_gold(workdir, benchmark):
     results = judged.read(workdir)
     assert tables.distance_table(results) is None  # nothing to be compared with
+    report.write(workdir, ["vanilla", "ga", "mmunlearner"], benchmark)
+    assert "the grey band" not in (workdir / "report.md").read_text()
     gold = made("gold", 0.12, 0.95, width=0.015)
     gold["results"]["test"]["vqa"]["probability"]["items"] = [0.02, 0.5]
     (workdir / "results" / "gold.json").write_text(json.dumps(gold))
     report.write(workdir, ["vanilla", "gold", "ga", "mmunlearner"], benchmark)
     text = (workdir / "report.md").read_text()
+    assert "the grey band is gold's" in text
     head = "| Model | Forget VQA: p minus gold's | Forget VQA: KS | Forget VQA: JS | Forget Test VQA: p minus gold's |"
     assert head in text
     # mmunlearner: 0.11 and 0.055 against 0.02 and 0.5; in tenths 1 and 0 against 0 and 5.
     assert "| mmunlearner | -1.0, within | 0.50 | 0.00 | -1.0, within | 0.50 | 0.71 |" in text
+    del gold["results"]["test"]["vqa"]["probability"]["items"]  # a file of before
+    (workdir / "results" / "gold.json").write_text(json.dumps(gold))
+    assert tables.distance_table(judged.read(workdir))[0][1:] == [
+        f"Forget VQA: {x}" for x in ("p minus gold's", "KS", "JS")
+    ]
     assert "| ga | -10.7, below | 1.00 | 0.56 |" in text and "| vanilla | +88.0, above | 1.00 | 1.00 |" in text
 
 

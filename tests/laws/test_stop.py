@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from mmu_jax import InputError, checkpoint, hf, lora, losses, methods, objectives, trees
+from mmu_jax import InputError, NotFiniteError, checkpoint, hf, lora, losses, methods, objectives, trees
 from mmu_jax.curvature import Factor
 from mmu_jax.plan import Plan, Stop, describe
 from mmu_jax.train_state import WATCHED, latest
@@ -59,8 +59,8 @@ def by_hand(curve, level, every):
                 continue
         looks.append(done)
         if curve[done - 1] <= level:
-            break
-    return looks
+            return looks
+    return looks if looks[-1] == len(curve) else [*looks, len(curve)]  # where a run ends without, it is looked at too
 
 
 def test_what_is_seen_is_the_mean_probability_of_the_answers(curve):
@@ -98,6 +98,31 @@ def test_looks_are_as_dense_as_a_run_needs_to_end_close_to_the_level(curve):
     assert stop.next([(99, 0.9), (100, 0.9)]) == stop.next([(99, 0.3), (100, 0.4)]) == 108  # it does not fall
     assert stop.next([(90, 0.31), (100, 0.30)]) == 108 and stop.next([(90, 0.50), (100, 0.30)]) == 102
     assert stop.next([(90, 0.50), (100, 0.21)]) == 101 and stop.next([(4, 0.99), (5, 0.98)]) == 6
+
+
+def test_a_run_that_ends_before_the_level_says_where_it_ended(curve):
+    for level, reached in ((float(curve[-1]), True), (0.0, False)):
+        stop = Stop(level, every=8)
+        assert by_hand(curve, 0.0, 8)[-2:] == [21, 24]
+        state = go(stop)
+        assert int(state.step) == STEPS and stop.reached(latest(state)[WATCHED]) == reached
+        assert latest(state)[WATCHED] == curve[-1]
+
+
+def test_a_look_that_sees_nothing_is_an_error():
+    watched = Rows("watched", 3)
+    empty = watched.epoch
+    watched.epoch = lambda: [batch | {"weights": 0 * batch["weights"]} for batch in empty()]
+    with pytest.raises(NotFiniteError, match="expected a finite probability .* found nan after 1 iterations"):
+        fit_table(GA, rows(), stop=Stop(0.1), watched=watched, learning_rate=0.05)
+
+
+@pytest.mark.parametrize(
+    "options", [{"level": -0.1}, {"level": 1.5}, {"level": float("nan")}, {"level": 0.2, "every": 0}]
+)
+def test_a_stop_that_can_not_be_is_refused(options):
+    with pytest.raises(InputError, match="expected a level from 0 to 1 and at least an iteration between two looks"):
+        Stop(**options)
 
 
 def test_a_level_that_is_never_reached_changes_nothing(curve):
