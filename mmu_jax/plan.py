@@ -27,7 +27,7 @@ class Stop:
     next is half way to where the last two say that the level is met.
 
     >>> stop = Stop(0.2, every=8)
-    >>> stop.next([]), stop.next([(40, 0.50), (48, 0.49)]), stop.next([(40, 0.40), (48, 0.30)])
+    >>> stop.next([]), stop.next([(40, 0.50), (48, 0.49)]), stop.next([(40, 0.40), (48, 0.31)])
     (1, 56, 52)
 
     Attributes:
