@@ -90,9 +90,8 @@ def planned(ledger: memory.Ledger, name: str, spec: lora.LoRA, shape: memory.Sha
     """Bytes that the memory plan counts for what a program is given and holds: a run's other buffers left out."""
     if name == "factors":
         needs = ledger.factors(shape, BLOCKS, FRACTION)
-        return (
-            sum(needs.values()) - needs["factors"] - needs["Grams"] + needs["Grams"] // memory.GRAMS
-        )  # of the sets, one
+        needs |= {"factors": 0, "Grams": needs["Grams"] // memory.GRAMS}  # one set, of which nothing is made yet
+        return sum(needs.values())
     return sum(ledger.training(methods.METHODS[name], shape, spec, FRACTION).values())
 
 

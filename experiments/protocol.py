@@ -300,12 +300,8 @@ def protocol() -> None:
 def parts(asked: set[str], keys: list[str]) -> None:
     """Those of the parts that are asked for, in the settings of ``keys``."""
     if "prepare" in asked:
-        prepare(
-            only(
-                (CHOOSING if "choose" in asked else [])
-                + (REPORTED if "choose" not in asked or "measure" in asked else [])
-            )
-        )
+        choosing = CHOOSING if "choose" in asked else []
+        prepare(only(choosing + (REPORTED if "measure" in asked or not choosing else [])))
     if "choose" in asked:
         choose(keys, only(CHOOSING))
     if "measure" in asked:
