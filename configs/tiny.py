@@ -48,6 +48,8 @@ def get_config():
         num_attention_heads=4,
         num_key_value_heads=4,
     )
+    # What is asked by name, about a photo, and with all options in one row needs so many tokens; the rest is for other data.
+    config.data.tokens = (18, 26, 38, 64, 128, 256)
     config.vanilla.epochs = 14.28
     config.vanilla.rows = {"vqa": 48, "text": 24}
     config.vanilla.learning_rate = 1e-3

@@ -66,21 +66,26 @@ def prepare(pairs: list[tuple[int, int]]) -> None:
     """Vanilla models, factors and masks, and for the pairs that are reported gold models, each made once."""
     for seed in dict.fromkeys(seed for seed, _ in pairs):
         study_of(seed).run(["data", "base", "vanilla"])
-    for seed, group in pairs:
-        work = of_pair(seed, group)
-        print(f"seed {seed}, group {group}", flush=True)
-        names = {name for setting in COMPARED.values() for name in setting.methods}
-        with work.config.unlocked():
-            work.config.unlearn.methods = tuple(sorted(names))
-        if not work.factors.exists():
-            scoring.factors(work)
-        masked = [name for name in names if METHODS[name].mask and not work.mask(name).exists()]
-        for name in sorted(masked, key=lambda name: str(METHODS[name].mask.reads)):
-            scoring.mask(work, name)
-        if (seed, group) in REPORTED:
-            if not (work.folder("gold") / "config.json").exists():
-                steps.fine_tune(work, "gold")
-            baselines((seed, group))
+    for pair in pairs:
+        work = of_pair(*pair)
+        print(f"seed {pair[0]}, group {pair[1]}", flush=True)
+        with stages.alone(work.workdir):
+            prepare_pair(work, pair)
+
+
+def prepare_pair(work: Workspace, pair: tuple[int, int]) -> None:
+    names = {name for setting in COMPARED.values() for name in setting.methods}
+    with work.config.unlocked():
+        work.config.unlearn.methods = tuple(sorted(names))
+    if not work.factors.exists():
+        scoring.factors(work)
+    masked = [name for name in names if METHODS[name].mask and not work.mask(name).exists()]
+    for name in sorted(masked, key=lambda name: str(METHODS[name].mask.reads)):
+        scoring.mask(work, name)
+    if pair in REPORTED:
+        if not (work.folder("gold") / "config.json").exists():
+            steps.fine_tune(work, "gold")
+        baselines(pair)
 
 
 # ---- a run
@@ -144,7 +149,8 @@ def rows_of(work: Workspace, setting: str, name: str) -> tuple[pathlib.Path, lis
 def there(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: bool = False) -> tuple[dict, dict | None]:
     """What the row of a method at its rates is known by, and the row, None if it was not measured."""
     setting = COMPARED[key]
-    made = json.dumps([METHODS[name].arithmetic(), setting.iterations, setting.replay], sort_keys=True)
+    stop = of_pair(*pair).config.unlearn.stop.to_dict()
+    made = json.dumps([METHODS[name].arithmetic(), setting.iterations, setting.replay, stop], sort_keys=True)
     sought = {"setting": key, "method": name, "rate": rates[0], "retain_rate": rates[1], "made": made}
     rows = [row for row in rows_of(of_pair(*pair), key, name)[1] if sought.items() <= row.items()]
     return sought, next((row for row in rows if not deep or "attacks" in row or not row["axes"]), None)

@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError, NotFiniteError, generate, losses, metrics, models, sharding
-from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, Processor, loader, streams, text
+from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, Processor, branches, loader, streams, text
 from mmu_jax.data.sizes import ANY, Sizes
 from mmu_jax.questions import Prompts
 from mmu_jax.trees import Params
@@ -24,16 +25,11 @@ def answer_logps(model: models.Model, params: Params, batch: dict) -> jax.Array:
     return losses.sequence_logps(model.forward(params, batch), batch["tokens"], batch["weights"])
 
 
-@partial(jax.jit, static_argnums=0)
-def _probability(model: models.Model, params: Params, batch: dict) -> losses.Pair:
-    return losses.probability(model.forward(params, batch), batch["tokens"], batch["weights"])
-
-
-def recognised(model: models.Model, params: Params, stream: streams.Stream, mesh: jax.sharding.Mesh) -> float:
-    """Mean ``p(answer)^(1 / length)`` over the rows of a stream, each with its first photo: how well its people are known."""
-    with jax.set_mesh(mesh):
-        found = [_probability(model, params, sharding.put(batch, mesh)) for batch in stream.epoch()]
-    return float(sum(total for total, _ in found) / sum(n for _, n in found))
+@partial(jax.jit, static_argnums=(0, 3))
+def branch_logps(model: models.Model, params: Params, batch: dict, branches: int) -> jax.Array:
+    """log p(answer | prompt) of every branch of a batch of ``branches.Branched`` rows, ``[B, branches]``; 0 where there is none."""
+    logps = losses.next_logps(model.forward(params, batch), batch["said"]) * batch["told"]
+    return jnp.where(batch["of"][..., None] == jnp.arange(1, branches + 1), logps[..., None], 0.0).sum(axis=1)
 
 
 def check_finite(good: np.ndarray, whose: Callable[[int], str]) -> None:
@@ -76,6 +72,22 @@ class Items(NamedTuple):
     people: np.ndarray
 
 
+def recognised(model: models.Model, params: Params, stream: streams.Stream, mesh: jax.sharding.Mesh) -> Items:
+    """``p(answer)^(1 / length)`` of every row of a stream, each with its first photo: how well its people are known.
+
+    Raises:
+      InputError: one is not finite; its row is named.
+    """
+    logps = []
+    with jax.set_mesh(mesh):
+        for batch in stream.epoch():
+            found = np.asarray(answer_logps(model, params, sharding.put(batch, mesh)))[batch["row"] >= 0]
+            check_finite(np.isfinite(found), lambda i, b=batch: stream.describe({"row": b["row"][i : i + 1]}))
+            logps.append(found)
+    lengths = np.array([weights[1:].sum() for weights in stream.texts.weights])
+    return Items(np.exp(np.concatenate(logps) / lengths), np.array([e.person for e in stream.examples]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Examiner:
     """A model with what it takes to question it.
@@ -116,6 +128,14 @@ class Examiner:
             batch = streams.batch(sizes, texts, filled, [seen[i] for i in filled])
             batch["valid"][len(index) :] = False
             yield len(index), sharding.put(batch, self.mesh)
+
+    def room(self, texts: text.Rows, album: loader.Album | None) -> tuple[int, int]:
+        """The tokens of the largest photo, and how long a row of several options may be: the largest padded length.
+
+        Where no lengths are given, that is twice the longest of ``texts``.
+        """
+        shown = max((picture.tokens for picture in album.pictures), default=0) if album else 0
+        return shown, max(self.sizes.tokens, default=2 * int(texts.lengths(shown).max()))
 
     def answers(
         self,
@@ -162,12 +182,15 @@ class Examiner:
         pairs = [(choice.question, option) for choice in choices for option in choice.options.values()]
         counts = np.array([len(choice.options) for choice in choices])
         texts = text.encode(self.processor, pairs, 0 if album is None else 1)
-        photos = None if photos is None else np.repeat(photos, counts)
-        found = []
+        asked = np.repeat(np.arange(len(choices)), counts)
+        rows, of = branches.join(texts, counts, *self.room(texts, album))
+        photos = None if photos is None else photos[[asked[each[0]] for each in of]]
+        most, scored, found = max(map(len, of)), np.zeros(len(pairs)), []
         with jax.set_mesh(self.mesh):
-            for n, batch in self._batches(texts, photos, album):
-                found.append(np.asarray(answer_logps(self.model, params, batch))[:n])
-        scored, asked = np.concatenate(found), np.repeat(np.arange(len(choices)), counts)
+            for n, batch in self._batches(rows, photos, album):
+                found.append(np.asarray(branch_logps(self.model, params, batch, most))[:n])
+        for each, row in zip(of, np.concatenate(found), strict=True):
+            scored[each] = row[: len(each)]
         check_finite(np.isfinite(scored), lambda i: _whose(choices[asked[i]], split))
         there = np.arange(counts.max()) < counts[:, None]
         logps, lengths = np.full(there.shape, -np.inf), np.ones(there.shape)

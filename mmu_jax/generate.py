@@ -36,7 +36,7 @@ def _decode(model, params, batch, key, *, new_tokens, stop, temperature, top_p):
     # The last valid token of a row predicts its first new one, wherever the padding is.
     last = jnp.max(jnp.where(batch["valid"], jnp.arange(t), 0), axis=1)
     images = model.images(batch)
-    logits, cache = model.step(params, batch["tokens"], positions, mask, images, cache, jnp.int32(0), last)
+    logits, cache = model.step(params, batch["tokens"], positions, mask, images, cache, jnp.int32(0), last[:, None])
     first = logits[:, 0]
     # Text goes on after the largest position of its row on any axis of M-RoPE.
     axes = tuple(range(1, positions.ndim))

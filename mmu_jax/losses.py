@@ -19,15 +19,24 @@ def mean(total: jax.Array, count: jax.Array) -> jax.Array:
     return total / jnp.where(count > 0, count, 1)
 
 
+def next_logps(logits: jax.Array, said: jax.Array) -> jax.Array:
+    """The log-probability ``[B, A]`` that ``logits [B, A, V]`` give the tokens ``said [B, A]``; no one-hot, no full log-softmax.
+
+    >>> next_logps(jnp.zeros((1, 1, 2)), jnp.array([[1]])).round(3).tolist()
+    [[-0.6930000185966492]]
+    """
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, said[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
 def token_logps(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """``log p(token t | tokens before t)``, ``[B, T - 1]`` for t = 1 .. T - 1; no one-hot, no full log-softmax.
+    """``log p(token t | tokens before t)``, ``[B, T - 1]`` for t = 1 .. T - 1.
 
     >>> token_logps(jnp.zeros((1, 3, 2)), jnp.array([[0, 1, 0]])).round(3).tolist()
     [[-0.6930000185966492, -0.6930000185966492]]
     """
-    logits = logits[:, :-1].astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    return next_logps(logits[:, :-1], tokens[:, 1:])
 
 
 def sequence_logps(logits: jax.Array, tokens: jax.Array, weights: jax.Array) -> jax.Array:

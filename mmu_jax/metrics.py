@@ -258,6 +258,16 @@ def summary(values: np.ndarray, people: np.ndarray, *, samples: int = 1000, seed
     return {"mean": float(values.mean()), "low": float(low), "high": float(high), "n": len(values), "people": len(ids)}
 
 
+def standard_error(values: np.ndarray, people: np.ndarray) -> float:
+    """Of a mean over people, each the mean of its ``values``: ``std / sqrt(n)``, 0 where there is one person alone.
+
+    >>> round(standard_error(np.array([0.1, 0.3, 0.6]), np.array(['a', 'a', 'b'])), 3)
+    0.2
+    """
+    means = np.array([np.mean(values[people == person]) for person in np.unique(people)])
+    return float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else 0.0
+
+
 def distinct(texts: Sequence[str]) -> float:
     """Distinct answers per answer: near 0 where a collapsed model says the same thing to everything.
 

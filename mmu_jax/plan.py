@@ -20,11 +20,11 @@ from mmu_jax.trees import Mask, Params
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """When enough is forgotten: no less is known of the people than of people never seen.
+    """When enough is forgotten: no more is known of the people than of people never seen.
 
     The mean probability of the right answers about the people to forget is looked at, on photos that are trained on, none of the
     test's; when it is at the level or below, the run ends there. Looks are as dense as the run needs to end close to it: the
-    next is half way to where the last two say that the level is met.
+    next is half way to where the steeper of the last two falls says that the level is met.
 
     >>> stop = Stop(0.2, every=8)
     >>> stop.next([]), stop.next([(40, 0.50), (48, 0.49)]), stop.next([(40, 0.40), (48, 0.31)])
@@ -53,9 +53,9 @@ class Stop:
         """After how many iterations to look next, where ``looks`` are those so far, ``(iterations, value)`` each."""
         if len(looks) < 2:
             return len(looks) + 1
-        (before, was), (last, value) = looks[-2:]
+        last, value = looks[-1]
         between = min(self.every, last // 4)
-        if (fall := (was - value) / (last - before)) > 0:
+        if (fall := max((was - value) / (last - before) for before, was in looks[-3:-1])) > 0:
             between = min(between, (value - self.level) / fall / 2)
         return last + max(int(between), 1)
 

@@ -47,14 +47,17 @@ class Model:
         return {name: batch[name] for name in self.family.arrays if name in batch} or None
 
     def forward(self, params: dict, batch: dict) -> jax.Array:
-        """Logits ``[B,T,V]`` of a batch. A batch without images never runs the vision tower."""
-        mask = decoder.causal(batch["valid"])
-        return self.step(params, batch["tokens"], batch["positions"], mask, self.images(batch))[0]
+        """Logits ``[B,T,V]`` of a batch, or of its tokens ``at [B,A]`` where it says which are read (``data.branches``).
+
+        A batch without images never runs the vision tower.
+        """
+        mask, at = decoder.causal(batch["valid"], batch.get("branch")), batch.get("at")
+        return self.step(params, batch["tokens"], batch["positions"], mask, self.images(batch), at=at)[0]
 
     def step(self, params, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
         """Logits ``[B,T,V]`` and the cache with T new entries written at slot ``offset``.
 
-        With ``at [B]``, only the logits ``[B,1,V]`` of that token of each row: a prompt needs no others.
+        With ``at [B,A]``, only the logits ``[B,A,V]`` of those tokens of each row: a prompt needs its last alone.
         """
         return self.network.apply({"params": params}, tokens, positions, mask, images, cache, offset, at)
 

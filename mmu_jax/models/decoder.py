@@ -71,10 +71,16 @@ def biases(config: Config) -> tuple[bool, bool]:
     return both, both
 
 
-def causal(valid: jax.Array) -> jax.Array:
-    """``valid [B,T] -> [B,1,T,T]``: a token looks at itself and at the valid tokens before it."""
+def causal(valid: jax.Array, branch: jax.Array | None = None) -> jax.Array:
+    """``valid [B,T] -> [B,1,T,T]``: a token looks at itself and at the valid tokens before it.
+
+    With ``branch [B,T]``, at those of its own branch and of 0, which is everybody's.
+    """
     t = valid.shape[1]
-    return (jnp.tril(jnp.ones((t, t), bool)) & valid[:, None, :].astype(bool))[:, None]
+    seen = jnp.tril(jnp.ones((t, t), bool)) & valid[:, None, :].astype(bool)
+    if branch is not None:
+        seen &= (branch == 0)[:, None, :] | (branch[:, :, None] == branch[:, None, :])
+    return seen[:, None]
 
 
 class Attention(nn.Module):

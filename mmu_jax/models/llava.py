@@ -74,7 +74,7 @@ class Projector(nn.Module):
 
 
 class Network(nn.Module):
-    """Logits ``[B,T,V]``, or ``[B,1,V]`` for the token ``at [B]`` of each row, and the cache. ``config`` is a ``transformers.LlavaConfig``; ``images`` holds ``pixels [B,I,C,h,w]``.
+    """Logits ``[B,T,V]``, or ``[B,A,V]`` of the tokens ``at [B,A]`` of each row, and the cache. ``config`` is a ``transformers.LlavaConfig``; ``images`` holds ``pixels [B,I,C,h,w]``.
 
     Rows without an image may share a batch with rows that have one: their pixels are not looked at.
     """
@@ -104,7 +104,7 @@ class Network(nn.Module):
     def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
         x = constrain(self.embed(tokens, images), "data")
         x, cache = self.language_model(x, positions, mask, cache, offset)
-        x = x if at is None else jnp.take_along_axis(x, at[:, None, None], axis=1)
+        x = x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
         logits = self.language_model.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
         return constrain(logits, "data", None, "model"), cache
 

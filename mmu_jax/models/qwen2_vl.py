@@ -189,7 +189,7 @@ def _same(x: jax.Array) -> jax.Array:
 
 
 class Network(nn.Module):
-    """Logits ``[B,T,V]``, or ``[B,1,V]`` for the token ``at [B]`` of each row, and the cache. ``positions`` is ``[B,3,T]`` (M-RoPE) or, for text, ``[B,T]``."""
+    """Logits ``[B,T,V]``, or ``[B,A,V]`` of the tokens ``at [B,A]`` of each row, and the cache. ``positions`` is ``[B,3,T]`` (M-RoPE) or, for text, ``[B,T]``."""
 
     config: Config
     dtype: Dtype = jnp.float32
@@ -206,7 +206,7 @@ class Network(nn.Module):
         if images is not None:
             x = decoder.place(self.visual(**images), tokens == self.config.image_token_id, x)
         x, cache = self.language_model(constrain(x, "data"), positions, mask, cache, offset)
-        x = x if at is None else jnp.take_along_axis(x, at[:, None, None], axis=1)
+        x = x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
         logits = self.language_model.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
         return constrain(logits, "data", None, "model"), cache
 

@@ -106,7 +106,8 @@ def _unlearn() -> dict:
         replay=1.0,  # share of the questions about the people to keep that steps are taken on; 0: none of theirs
         stop=dict(
             every=8,  # iterations between two looks at what is still known of the people to forget, at most; 0: none, no stop
-            level=0.0,  # where to stop, a probability; 0 for that of people whom the vanilla model never saw
+            level=0.0,  # where to stop, a probability; 0 for that of people whom the vanilla model never saw, less
+            margin=1.0,  # so many standard errors of it, over those people
         ),
         learning_rate={name: 1e-5 for name in METHODS},  # of every method
         retain_rate=1e-5,  # of the steps that only descend

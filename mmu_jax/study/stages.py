@@ -101,23 +101,9 @@ class Stages:
         """Makes what is :meth:`wanted`."""
         wanted = self.wanted(only)
         if wanted:
-            with self._alone(), keeping_compiled(self.workdir / "compiled"):
+            with alone(self.workdir), keeping_compiled(self.workdir / "compiled"):
                 for name in wanted:
                     self._make(name)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """While this process works in the workdir, no other does; a lock ends with its process."""
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        with open(self.workdir / ".lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    f"expected a workdir that no other run works in, found one at work in {self.workdir}; wait for it, or give "
-                    "another --workdir"
-                ) from error
-            yield
 
     def _make(self, name: str) -> None:
         stage, record = self.table[name], self.record(name)
@@ -139,6 +125,25 @@ class Stages:
             cost["peak_device_bytes_so_far"] = device
         write_json(records.place(self.workdir, name), head | {"status": "done", "result": result, "cost": cost})
         shutil.rmtree(self.workdir / "checkpoints" / name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone(workdir: pathlib.Path) -> Iterator[None]:
+    """While this process works in a workdir, no other does; a lock ends with its process.
+
+    Raises:
+      InputError: another is at work.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"expected a workdir that no other run works in, found one at work in {workdir}; wait for it, or give "
+                "another --workdir"
+            ) from error
+        yield
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """How a method of the table becomes a job: its streams, mask and factors, its rates, and when it is to stop."""
 
-from mmu_jax import InputError, curvature, evaluate, factor, masks
+from mmu_jax import InputError, curvature, evaluate, factor, masks, metrics
 from mmu_jax.plan import Plan, Stop
 from mmu_jax.study import checks, records
 from mmu_jax.study.fitting import Job, fit
@@ -25,14 +25,17 @@ def prepare(work: Workspace, name: str, **rates: float) -> Job:
         logps = evaluate.reference_logps(work.model, work.load(work.vanilla), streams[stream], work.mesh)
         streams[stream].columns["ref_logps"] = logps
     limits = Limits(_read_mask(work, name) if method.mask else None, _read_factors(work) if method.projects else None)
-    stop = _stop(work)
+    stop = find_stop(work)
     plan = Plan.of(method, streams, c.epochs, stop=stop, **numbers)
     limits = limits._replace(mask=_reached(plan, limits.mask, name))
     return Job(plan, streams, limits, work.watched("forget") if stop else None)
 
 
-def _stop(work: Workspace) -> Stop | None:
-    """Where the people to forget are to be: at the level that is given, or at that of people whom vanilla never saw."""
+def find_stop(work: Workspace) -> Stop | None:
+    """Where the people to forget are to be: at the level that is given, or below that of people whom vanilla never saw.
+
+    By ``margin`` standard errors of it, so that chance in who was never seen leaves nobody better known than they are.
+    """
     c = work.config.unlearn.stop
     if not c.every:
         return None
@@ -46,10 +49,14 @@ def _stop(work: Workspace) -> Stop | None:
             flush=True,
         )
         return None
-    if not c.level and work.level is None:
+    if c.level:
+        return Stop(c.level, c.every, whose="the level that is given")
+    if work.strangers is None:
         vanilla = work.load(work.vanilla)
-        work.level = evaluate.recognised(work.model, vanilla, work.watched("unseen"), work.mesh)
-    return Stop(c.level, c.every, whose="the level that is given") if c.level else Stop(work.level, c.every)
+        work.strangers = evaluate.recognised(work.model, vanilla, work.watched("unseen"), work.mesh)
+    mean, error = float(work.strangers.values.mean()), metrics.standard_error(*work.strangers)
+    below = f"{c.margin:g} standard error{'s' * (c.margin != 1)} of {error:.3f} below " if c.margin else ""
+    return Stop(max(mean - c.margin * error, 0.0), c.every, whose=f"{below}the {mean:.3f} of people never seen")
 
 
 def _read_mask(work: Workspace, name: str) -> Mask:

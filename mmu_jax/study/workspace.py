@@ -52,7 +52,7 @@ class Workspace:
       params: the params of one directory at a time.
       scores: saliency of the vanilla model, of one kind at a time.
       planned: whether the memory plan was made and holds.
-      level: what vanilla takes people it never saw for, once it was looked at (``unlearning``).
+      strangers: how well vanilla knows people it never saw, once that was asked (``unlearning``).
     """
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, given: dict[str, Any]):
@@ -62,7 +62,7 @@ class Workspace:
         self.training_mesh = self.mesh if config.model.path else sharding.make_mesh(1)
         self.params, self.scores = Held(), Held()
         self.planned = False
-        self.level: float | None = None
+        self.strangers: evaluate.Items | None = None
 
     # ---- data
 
@@ -102,7 +102,10 @@ class Workspace:
             config.data.group = group
         other = Workspace(config, workdir, self.given)
         shared = ("data", "base", "vanilla", "adapter", "card", "processor", "model", "sizes")
-        other.__dict__ |= {name: getattr(self, name) for name in shared} | {"params": self.params, "level": self.level}
+        other.__dict__ |= {name: getattr(self, name) for name in shared} | {
+            "params": self.params,
+            "strangers": self.strangers,
+        }
         return other
 
     def forget_data(self) -> None:

@@ -1,16 +1,32 @@
 """When a run ends before its last iteration, and what a look-ahead steps with."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
-from mmu_jax import InputError, NotFiniteError, checkpoint, hf, lora, losses, methods, objectives, trees
+from mmu_jax import (
+    InputError,
+    NotFiniteError,
+    checkpoint,
+    evaluate,
+    hf,
+    lora,
+    losses,
+    methods,
+    objectives,
+    sharding,
+    trees,
+)
 from mmu_jax.curvature import Factor
+from mmu_jax.evaluate import Items
 from mmu_jax.plan import Plan, Stop, describe
+from mmu_jax.study import unlearning
 from mmu_jax.train_state import WATCHED, latest
 from toys import SPEC, Batches, Rows, Table, basis, fit_table, random_factors, run, same, streams, table
 
@@ -51,9 +67,9 @@ def by_hand(curve, level, every):
     looks = []
     for done in range(1, len(curve) + 1):
         if len(looks) >= 2:
-            before, last = looks[-2:]
+            last = looks[-1]
             between = min(every, max(last // 4, 1))
-            slope = (curve[last - 1] - curve[before - 1]) / (last - before)
+            slope = min((curve[last - 1] - curve[before - 1]) / (last - before) for before in looks[-3:-1])
             half_way = (level - curve[last - 1]) / slope / 2 if slope < 0 else np.inf
             if done < last + max(1, np.floor(min(between, half_way))):
                 continue
@@ -98,6 +114,8 @@ def test_looks_are_as_dense_as_a_run_needs_to_end_close_to_the_level(curve):
     assert stop.next([(99, 0.9), (100, 0.9)]) == stop.next([(99, 0.3), (100, 0.4)]) == 108  # it does not fall
     assert stop.next([(90, 0.31), (100, 0.30)]) == 108 and stop.next([(90, 0.50), (100, 0.30)]) == 102
     assert stop.next([(90, 0.50), (100, 0.21)]) == 101 and stop.next([(4, 0.99), (5, 0.98)]) == 6
+    # One look that sees a little more than the one before, near the level, is no reason to look away.
+    assert stop.next([(90, 0.50), (100, 0.30), (102, 0.302)]) == 105
 
 
 def test_a_run_that_ends_before_the_level_says_where_it_ended(curve):
@@ -115,6 +133,43 @@ def test_a_look_that_sees_nothing_is_an_error():
     watched.epoch = lambda: [batch | {"weights": 0 * batch["weights"]} for batch in empty()]
     with pytest.raises(NotFiniteError, match="expected a finite probability .* found nan after 1 iterations"):
         fit_table(GA, rows(), stop=Stop(0.1), watched=watched, learning_rate=0.05)
+
+
+class Work:
+    """What is read of a workspace to find where to stop; vanilla gives two people never seen 0.2 and 0.4 in the mean."""
+
+    model, mesh, vanilla, load = None, None, None, staticmethod(lambda path: None)
+    asked_by_photo = watched = staticmethod(lambda split: [split])
+
+    def __init__(self, **stop):
+        given = ConfigDict({"unlearn": {"stop": {"every": 8, "level": 0.0, "margin": 1.0} | stop}})
+        self.config, self.strangers = given, Items(np.array([0.1, 0.3, 0.35, 0.45]), np.array(["a", "a", "b", "b"]))
+        self.benchmark = types.SimpleNamespace(unseen=["a", "b"])
+
+
+def test_a_run_ends_a_standard_error_below_people_never_seen(capsys):
+    stop = unlearning.find_stop(Work())
+    assert stop.level == pytest.approx(0.3 - 0.1) and stop.every == 8  # std([0.2, 0.4], ddof=1) / sqrt(2) = 0.1
+    assert stop.whose == "1 standard error of 0.100 below the 0.300 of people never seen"
+    even = unlearning.find_stop(Work(margin=0.0))
+    assert even.level == pytest.approx(0.3) and even.whose == "the 0.300 of people never seen"
+    assert unlearning.find_stop(Work(margin=9.0)).level == 0.0, "no probability is below 0"
+    assert unlearning.find_stop(Work(level=0.25)) == Stop(0.25, 8, whose="the level that is given")
+    assert unlearning.find_stop(Work(every=0)) is None
+    alone = Work()
+    alone.strangers = Items(np.array([0.1, 0.3]), np.array(["a", "a"]))
+    assert unlearning.find_stop(alone).level == pytest.approx(0.2), "of one person alone no error is known"
+    alone.benchmark.unseen = []
+    assert unlearning.find_stop(alone) is None and "no people whom nobody was trained on" in capsys.readouterr().out
+
+
+def test_people_are_recognised_row_by_row(curve):
+    """What the level is made of is what a look sees, but for whose it is."""
+    watched, params = Rows("watched", 3), go().params
+    watched.texts = types.SimpleNamespace(weights=[w for b in watched.epoch() for w in b["weights"]])
+    watched.examples = [types.SimpleNamespace(person=str(i % 2)) for i in range(len(watched.texts.weights))]
+    found = evaluate.recognised(Table(), params, watched, sharding.make_mesh(1))
+    assert found.values.mean() == pytest.approx(curve[-1], rel=1e-5) and set(found.people) == {"0", "1"}
 
 
 @pytest.mark.parametrize(
