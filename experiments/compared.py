@@ -63,11 +63,11 @@ COMPARED = {
             "grad_diff_alternate": ((5e-5, 5e-5), (2e-4, 5e-5)),
             "mmunlearner": ((2e-4, 5e-5),),
             "mask_random": ((2e-4, 5e-5),),
-            "projected_retain": ((2e-4, 2e-4),),
+            "projected_retain": ((4e-4, 1e-3),),
         },
         (2e-5, 5e-5, 1e-4, 2e-4, 4e-4),
         2000,
-        (2e-4, 5e-5),
+        (2e-4, 5e-5, 1e-3),
     ),
     "text": Setting(
         0.0,

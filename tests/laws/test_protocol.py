@@ -1,9 +1,11 @@
 """How methods are compared: rates are chosen as the protocol says, and its tables say what was measured."""
 
 import json
+import types
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from mmu_jax import InputError, metrics
 
@@ -124,7 +126,9 @@ def test_parts_prepare_the_pairs_that_they_need(monkeypatch, parts, prepared, do
 def test_tables_are_made_of_what_was_measured_and_nothing_is_run_for_them(monkeypatch, tmp_path):
     from experiments import compared, protocol
 
-    monkeypatch.setattr(protocol, "of_pair", lambda *pair: None)
+    stop = {"every": 8, "level": 0.0, "margin": 1.0}
+    work = types.SimpleNamespace(config=ConfigDict({"unlearn": {"stop": stop}}))
+    monkeypatch.setattr(protocol, "of_pair", lambda *pair: work)
     path = tmp_path / "rows.json"
     monkeypatch.setattr(protocol, "rows_of", lambda *_: (path, []))
     (rates,) = compared.COMPARED["none"].methods["ga"]
@@ -136,6 +140,9 @@ def test_tables_are_made_of_what_was_measured_and_nothing_is_run_for_them(monkey
     shallow, deep = row(0.5) | sought, row(0.5) | sought | {"attacks": {}}
     monkeypatch.setattr(protocol, "rows_of", lambda *_: (path, [shallow, deep]))
     assert protocol.read((0, 2), "none", "ga", rates) is deep  # relearned too, in this setting
+    work.config.unlearn.stop.margin = 2.0
+    with pytest.raises(InputError, match="found no ga at 1e-05"):
+        protocol.read((0, 2), "none", "ga", rates)  # that run ended elsewhere
 
 
 def test_a_second_rate_is_told_where_there_are_steps_that_only_descend():
