@@ -12,9 +12,9 @@ another seed than the one shown:
 from configs import common
 from mmu_jax.methods import METHODS
 
-# Of the grid in docs/protocol.md, with one rate of the steps that only descend, 2e-4, for all, and the quicker of two rates where the
-# lower one takes twice the steps for a few points more (masks, projected with replay). What that grid does not hold has the rate of
-# the most alike.
+# Of the grid in docs/protocol.md, the quicker of two rates where the lower one takes twice the steps for a few points more (masks).
+# What that grid does not hold has the rate of the most alike. Steps that only descend are at 2e-4, projected ones, which can do no
+# harm to what is kept, at 1e-3.
 RATES = {
     "ga": 1e-5,
     "npo": 1e-5,
@@ -60,7 +60,7 @@ def get_config():
     config.unlearn.methods = common.SHOWN
     config.unlearn.epochs = 16.0  # at most: a run ends at the level of people never seen
     config.unlearn.rows = 8
-    config.unlearn.retain_rate = 2e-4
+    config.unlearn.retain_rate = {name: 1e-3 if METHODS[name].projects else 2e-4 for name in METHODS}
     config.unlearn.learning_rate = {name: RATES.get(name, MASKED) for name in METHODS}
     # The model was never taught the letter format, so letters are not asked for; a blank is asked for as it was taught.
     config.evaluate.rows = 64

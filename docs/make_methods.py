@@ -44,8 +44,8 @@ ELSEWHERE = ("phases", "mask", "family", "source", "note")  # in columns of thei
 FALLS = {1: "lowered", -1: "raised", 0: "neither"}
 LOSSES_HEAD = """\
 Equations and papers stand in the docstrings of [`mmu_jax.losses`](api/losses.md). *Cross-entropy* says what a loss does to
-the cross-entropy of its stream; a step whose losses all lower it has the learning rate `config.unlearn.retain_rate`, unless
-the row says `one_rate`. A stream is a row of `mmu_jax.data.slices.STREAMS`: photo or text questions, whose they are, and
+the cross-entropy of its stream; a step whose losses all lower it has the learning rate `config.unlearn.retain_rate.<method>`,
+unless the row says `one_rate`. A stream is a row of `mmu_jax.data.slices.STREAMS`: photo or text questions, whose they are, and
 which answers are taught.
 """
 

@@ -102,8 +102,7 @@ def label(setting: Setting, name: str, rates: Rates) -> str:
 
 def descends(setting: Setting, name: str) -> bool:
     """Whether a method has steps that only descend, in a setting where something is replayed."""
-    row = METHODS[name]
-    return setting.replay > 0 and not row.one_rate and any(phase.descends for phase in row.phases)
+    return setting.replay > 0 and METHODS[name].has_own_rate
 
 
 def said(setting: Setting, name: str, rates: Rates) -> str:

@@ -111,11 +111,10 @@ def by_person(items: evaluate.Items) -> dict[str, float]:
 def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
     """Attack -> person -> what is known of the other facts after relearning; ``params`` are consumed."""
     items, split = attacks.other_facts(work.benchmark)
-    c, found = work.config.attack, {}
+    found = {}
     for name in ("relearn_own", "relearn_benign"):
         own = jax.tree.map(lambda x: x.copy(), params)
-        scene = attacks.Scene(work.model, work.mesh, attacking.lesson(work, name), c.steps, c.learning_rate)
-        for _, now in attacks.ATTACKS[name].of(own, scene):
+        for _, now in attacks.ATTACKS[name].of(own, attacking.scene(work, name)):
             last = now
         found[name] = by_person(attacks.knowledge(work.examiner, last, items, work.albums[split]))
     return found
@@ -291,7 +290,7 @@ def protocol() -> None:
         command.given(),
         [
             (
-                r"seed|gold|data\.group|unlearn\.(methods|replay|learning_rate.*|retain_rate|stop\..*)|factors\.path",
+                r"seed|gold|data\.group|unlearn\.(methods|replay|learning_rate.*|retain_rate.*|stop\..*)|factors\.path",
                 True,
                 "",
             )

@@ -9,12 +9,11 @@ the options, 0 where all are still right), forget QA, retain VQA, retain test VQ
 seeds wins, the smaller rate on a tie; one that ends in NaN or infinity is the worst. What is measured is kept in
 ``<workdir>/sweep.json``; the same command resumes.
 
-With ``--retain_rates`` the rate of the steps that only descend is chosen too, one for all methods: that at which the
-methods of the sweep do best on average, each at its own best learning rate.
+With ``--retain_rates`` the rate of the steps that only descend is chosen too, of the methods that have such steps: the best of all
+pairs.
 """
 
 import hashlib
-import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -25,14 +24,15 @@ from absl import app, flags
 
 from experiments import command
 from mmu_jax import InputError, NotFiniteError, files
+from mmu_jax.methods import METHODS
 from mmu_jax.study import settings, steps, unlearning
 from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 
 SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds to choose on.")
 RATES = flags.DEFINE_list("rates", ["3e-5", "1e-4", "2e-4", "3e-4", "5e-4", "8e-4"], "The grid, for every method.")
-RETAIN_RATES = flags.DEFINE_list("retain_rates", [], "Grid of config.unlearn.retain_rate; default the config's own.")
-METHODS = flags.DEFINE_list("methods", [], "Only these methods; default those of the config.")
+RETAIN_RATES = flags.DEFINE_list("retain_rates", [], "Grid of config.unlearn.retain_rate.*; default the config's own.")
+NAMES = flags.DEFINE_list("methods", [], "Only these methods; default those of the config.")
 
 
 ROW = {"seed": float, "method": str, "retain_rate": float, "learning_rate": float, "axes": {"*": float}}
@@ -85,24 +85,21 @@ def measure(work: Workspace, name: str, **rates: float) -> dict[str, dict[str, f
     return {"axes": found}
 
 
-def choose(rows: list[dict]) -> tuple[float, dict[str, float]]:
-    """Rows of a sweep -> the best retain rate and, at that, the best learning rate of every method that has one.
+def choose(rows: list[dict]) -> dict[str, tuple[float, float]]:
+    """Rows of a sweep -> the best learning rate of every method and its best rate of the steps that only descend.
 
-    A row without axes diverged and is worse than any other; a method all of whose rows did has no rate.
+    A row without axes diverged and is worse than any other; a method all of whose rows did has no rates.
     """
-    seeds: dict[tuple[float, str, float], list[float]] = {}
+    seeds: dict[tuple[str, float, float], list[float]] = {}
     for row in rows:
-        key = (row["retain_rate"], row["method"], row["learning_rate"])
+        key = (row["method"], row["learning_rate"], row["retain_rate"])
         seeds.setdefault(key, []).append(min(row["axes"].values(), default=-1.0))
-    best: dict[float, dict[str, tuple[float, float]]] = {}
-    for (retain_rate, name, rate), worth in sorted(seeds.items()):
-        found = best.setdefault(retain_rate, {})
-        if name not in found or np.mean(worth) > found[name][0]:
-            found[name] = (float(np.mean(worth)), rate)
-    # max keeps the first of equals, and the rates are in rising order.
-    chosen = max(best, key=lambda retain_rate: np.mean([worth for worth, _ in best[retain_rate].values()]))
-    alive = {row["method"] for row in rows if row["axes"] and row["retain_rate"] == chosen}
-    return chosen, {name: rate for name, (_, rate) in best[chosen].items() if name in alive}
+    best: dict[str, tuple[float, tuple[float, float]]] = {}
+    for (name, *rates), worth in sorted(seeds.items()):  # in rising order: the first of equals stays
+        if name not in best or np.mean(worth) > best[name][0]:
+            best[name] = (float(np.mean(worth)), tuple(rates))
+    alive = {row["method"] for row in rows if row["axes"]}
+    return {name: rates for name, (_, rates) in best.items() if name in alive}
 
 
 def numbers(values: list[str], flag: str, kind: type, good: Callable[[Any], bool]) -> list:
@@ -140,8 +137,8 @@ def check_given(given: dict[str, Any]) -> None:
         ("seed", True, "--seeds names them"),
         ("gold", True, "a sweep makes none"),
         (r"unlearn\.learning_rate\..*", True, "--rates is the grid of every method"),
-        (r"unlearn\.retain_rate", RETAIN_RATES.value, "--retain_rates is its grid"),
-        (r"unlearn\.methods", METHODS.value, "--methods names them"),
+        (r"unlearn\.retain_rate\..*", RETAIN_RATES.value, "--retain_rates is the grid of every method"),
+        (r"unlearn\.methods", NAMES.value, "--methods names them"),
     ]
     if found := [f"config.{key} ({reason})" for key, reason in settings.matching(given, table)]:
         raise InputError(
@@ -168,12 +165,17 @@ def sweep() -> None:
         config = command.CONFIG.value.copy_and_resolve_references()
         with config.unlocked():
             config.seed, config.gold = seed, False
-            config.unlearn.methods = tuple(METHODS.value) or config.unlearn.methods
+            config.unlearn.methods = tuple(NAMES.value) or config.unlearn.methods
         study = Study(config, workdir / f"seed{seed}", given)
         study.run(
             [name for name in study.stages.table if name in FIRST or name.startswith("saliency/") or name == "factors"]
         )
-        grid = itertools.product(config.unlearn.methods, retained or [config.unlearn.retain_rate], rates)
+        grid = [
+            (name, retain_rate, rate)
+            for name in config.unlearn.methods
+            for retain_rate in (METHODS[name].has_own_rate and retained) or [config.unlearn.retain_rate[name]]
+            for rate in rates
+        ]
         for name, retain_rate, rate in grid:
             key = {"seed": seed, "method": name, "retain_rate": retain_rate, "learning_rate": rate}
             key["made"] = made(study, name)
@@ -185,13 +187,16 @@ def sweep() -> None:
             asked.append(row)
             shown = "  ".join(f"{axis} {100 * v:.0f}" for axis, v in row["axes"].items()) or "diverged"
             print(f"{name} at {rate:g}, retain rate {retain_rate:g}, seed {seed}: {shown}", flush=True)
-    retain_rate, best = choose(asked)
-    print(f"config.unlearn.retain_rate = {retain_rate:g}")
+    best = choose(asked)
     for name in dict.fromkeys(row["method"] for row in asked):
-        rate = (
-            f"{best[name]:g}" if name in best else "none found: it diverged at every rate; give smaller ones in --rates"
-        )
-        print(f"config.unlearn.learning_rate.{name} = {rate}")
+        if name not in best:
+            print(
+                f"config.unlearn.learning_rate.{name}: none found, it diverged at every rate; give smaller ones in --rates"
+            )
+            continue
+        print(f"config.unlearn.learning_rate.{name} = {best[name][0]:g}")
+        if METHODS[name].has_own_rate:
+            print(f"config.unlearn.retain_rate.{name} = {best[name][1]:g}")
 
 
 def main(argv: list[str]) -> None:

@@ -23,6 +23,7 @@ from mmu_jax.evaluate import Examiner, Items
 from mmu_jax.methods import Method, Phase
 from mmu_jax.models import Model
 from mmu_jax.plan import Plan
+from mmu_jax.train_state import TrainState
 from mmu_jax.trainable import Limits
 from mmu_jax.trees import Params
 
@@ -120,6 +121,26 @@ class Scene:
     lesson: Stream | None = None
     steps: int = 32
     learning_rate: float = 1e-4
+    compiled: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(LESSON, self.steps, learning_rate=self.learning_rate)
+
+    def step(self, like: TrainState) -> Callable[..., TrainState]:
+        """A step on the lesson, ``state, batches -> state``: compiled once for all models that are alike."""
+        key = tuple((x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(like.params))
+        if key not in self.compiled:
+            step = train.make_step(self.plan, self.model, 0, like)
+            count = jax.jit(lambda step: step + 1, out_shardings=like.step.sharding)
+            self.compiled[key] = step, count
+        step, count = self.compiled[key]
+
+        def taken(state, batches):
+            state = step(state, batches, Limits(), None)
+            return state.replace(step=count(state.step))
+
+        return taken
 
 
 def round_trip(weight: jax.Array, *, bits: int, group: int = 0) -> jax.Array:
@@ -188,16 +209,13 @@ def relearn(params: Params, scene: Scene) -> Iterator[tuple[int, Params]]:
     Raises:
       NotFiniteError: a loss, a gradient or what a step would leave is not finite.
     """
-    plan = Plan(LESSON, scene.steps, learning_rate=scene.learning_rate)
-    state = train.init(plan, scene.model, params, scene.mesh)
-    step = train.make_step(plan, scene.model, 0, state)
-    count = jax.jit(lambda step: step + 1, out_shardings=state.step.sharding)
+    state = train.init(scene.plan, scene.model, params, scene.mesh)
+    step = scene.step(state)
     yield 0, state.params
     for start, stop in zip(marks(scene.steps), marks(scene.steps)[1:], strict=False):
         with jax.set_mesh(scene.mesh):
             for i in range(start, stop):
-                state = step(state, {"vqa": sharding.put(scene.lesson.batch(i), scene.mesh)}, Limits(), None)
-                state = state.replace(step=count(state.step))
+                state = step(state, {"vqa": sharding.put(scene.lesson.batch(i), scene.mesh)})
         if (failed := int(state.failed)) >= 0:
             rows = scene.lesson.describe(scene.lesson.batch(failed))
             raise NotFiniteError(

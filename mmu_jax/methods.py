@@ -117,6 +117,11 @@ class Method:
         """Whether it needs the factors of what is kept."""
         return any(phase.projected for phase in self.phases)
 
+    @property
+    def has_own_rate(self) -> bool:
+        """Whether it has steps that only descend, with a rate of their own."""
+        return not self.one_rate and any(phase.descends for phase in self.phases)
+
     def alone(self) -> "Method":
         """The same where nothing of the kept people is at hand: no loss on a stream of theirs, no step that has no other.
 

@@ -1,6 +1,7 @@
 """The networks, one file a family; ``Model`` binds one to a checkpoint's config. To add a family, add a row to ``MODELS``."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -75,4 +76,8 @@ class Model:
 
     def abstract(self) -> dict:
         """The parameter tree as ``jax.ShapeDtypeStruct``; no memory is used."""
+        return jax.tree.map(lambda x: x, self._shapes)  # the caller's own
+
+    @functools.cached_property
+    def _shapes(self) -> dict:
         return jax.eval_shape(self._init, jax.random.key(0))

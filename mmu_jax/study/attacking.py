@@ -47,6 +47,16 @@ def lesson(work: Workspace, name: str) -> Stream:
     return stream(name, work.processor, examples, work.albums["full"], **numbers)
 
 
+def scene(work: Workspace, name: str) -> Scene:
+    """What an attack may use, made once for all models: its lesson is the same, and so is its compiled step."""
+    if name not in work.scenes:
+        c, taught = work.config.attack, {}
+        if ATTACKS[name].trains:
+            taught = {"lesson": lesson(work, name), "steps": c.steps, "learning_rate": c.learning_rate}
+        work.scenes[name] = Scene(work.model, work.mesh, **taught)
+    return work.scenes[name]
+
+
 def attack(work: Workspace, model: str, name: str) -> dict:
     """Attacks a model and writes what came back, point by point: ``<workdir>/attacks/<model>/<attack>.json``.
 
@@ -56,11 +66,9 @@ def attack(work: Workspace, model: str, name: str) -> dict:
     work.scores.drop()  # room for the moments
     row, c = ATTACKS[name], work.config.attack
     items, split = attacks.other_facts(work.benchmark)
-    taught = {"lesson": lesson(work, name), "steps": c.steps, "learning_rate": c.learning_rate} if row.trains else {}
-    scene = Scene(work.model, work.mesh, **taught)
     params, points = work.load(work.folder(model), consumed=True), []
     bar = Progress(f"attack/{model}/{name}", len(attacks.marks(c.steps)) if row.trains else 2)
-    for step, now in row.of(params, scene, **row.options):
+    for step, now in row.of(params, scene(work, name), **row.options):
         points.append({"step": step} | attacks.returned(work.examiner, now, items, work.albums[split]))
         bar.to(len(points), {"returned": points[-1]["mean"]})
     bar.close()

@@ -110,7 +110,7 @@ def _unlearn() -> dict:
             margin=1.0,  # so many standard errors of it, over those people
         ),
         learning_rate={name: 1e-5 for name in METHODS},  # of every method
-        retain_rate=1e-5,  # of the steps that only descend
+        retain_rate={name: 1e-5 for name in METHODS},  # of the steps of every method that only descend
         schedule="constant",
         clip=1.0,
         lora=_lora(),

@@ -199,10 +199,6 @@ def _unread(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     ]
 
 
-def _has_own_rate(row: methods.Method) -> bool:
-    return not row.one_rate and any(phase.descends for phase in row.phases)
-
-
 def _only_descends(row: methods.Method) -> bool:
     return not row.one_rate and all(phase.descends for phase in row.phases)
 
@@ -232,21 +228,24 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
         (r"factors\.share", c.factors.fraction or c.factors.alpha, "config.factors.fraction or .alpha says how many"),
         (r"unlearn\.stop\.(level|margin)", not c.unlearn.stop.every, "config.unlearn.stop.every is 0"),
         (r"unlearn\.stop\.margin", c.unlearn.stop.level, "config.unlearn.stop.level says where to stop"),
-        (r"unlearn\.retain_rate", not any(map(_has_own_rate, rows)), "no step of these methods only descends at it"),
         (r"evaluate\.prompts\.letter", not c.evaluate.letters, "letters are not asked for"),
         (r"attack\.(?!names).*", not any(attacks.ATTACKS[n].trains for n in c.attack.names), "no attack trains"),
         (r"unlearn\.lora\.(alpha|targets)", not c.unlearn.lora.rank, "config.unlearn.lora.rank is 0"),
         (r"vanilla\.lora\.(alpha|targets)", not c.vanilla.lora.rank, "config.vanilla.lora.rank is 0"),
     ]
     table += [
-        (rf"unlearn\.learning_rate\.{name}", name not in c.unlearn.methods, "the method is not run")
+        (rf"unlearn\.(learning|retain)_rate\.{name}", name not in c.unlearn.methods, "the method is not run")
         for name in c.unlearn.learning_rate
+    ]
+    table += [
+        (rf"unlearn\.retain_rate\.{name}", not row.has_own_rate, "no step of this method only descends at it")
+        for name, row in zip(c.unlearn.methods, rows, strict=True)
     ]
     table += [
         (
             rf"unlearn\.learning_rate\.{name}",
             _only_descends(row),
-            "its steps only descend, at config.unlearn.retain_rate",
+            f"its steps only descend, at config.unlearn.retain_rate.{name}",
         )
         for name, row in zip(c.unlearn.methods, rows, strict=True)
     ]

@@ -121,8 +121,9 @@ def _scored(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
 
 def _unlearned(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
     c = work.config.to_dict()
-    how = {k: v for k, v in c["unlearn"].items() if k not in ("methods", "learning_rate")}
-    how |= {"learning_rate": c["unlearn"]["learning_rate"].get(name), "seed": c["seed"]}
+    rates = ("learning_rate", "retain_rate")
+    how = {k: v for k, v in c["unlearn"].items() if k not in ("methods", *rates)}
+    how |= {key: c["unlearn"][key].get(name) for key in rates} | {"seed": c["seed"]}
     method, inputs = checks.method(work.config, name), [start]
     reads = {"unlearn": how, "method": method.arithmetic(), "numbers": numbers}
     inputs += [f"saliency/{name}"] if method.mask else []

@@ -12,14 +12,16 @@ from mmu_jax.trees import Mask
 def prepare(work: Workspace, name: str, **rates: float) -> Job:
     """The job of a method; ``learning_rate`` and ``retain_rate`` stand for those of the config."""
     c, method = work.config.unlearn, checks.method(work.config, name)
-    numbers = {key: c[key] for key in ("retain_rate", "schedule", "clip")}
+    numbers = {key: c[key] for key in ("schedule", "clip")}
     numbers |= {
         "learning_rate": c.learning_rate.get(name),
+        "retain_rate": c.retain_rate.get(name),
         "trainable": checks.trainable(work.config, "unlearn", work.model),
         "seed": work.config.seed,
     } | rates
-    if numbers["learning_rate"] is None:
-        raise InputError(f"expected config.unlearn.learning_rate.{name}, found none; set it")
+    for key in ("learning_rate", "retain_rate"):
+        if numbers[key] is None:
+            raise InputError(f"expected config.unlearn.{key}.{name}, found none; set it")
     streams = {stream: work.stream(stream, c.rows, share=c.replay or 1.0) for stream in sorted(method.streams)}
     for stream in sorted(method.referenced):
         logps = evaluate.reference_logps(work.model, work.load(work.vanilla), streams[stream], work.mesh)

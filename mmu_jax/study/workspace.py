@@ -52,6 +52,7 @@ class Workspace:
       params: the params of one directory at a time.
       scores: saliency of the vanilla model, of one kind at a time.
       planned: whether the memory plan was made and holds.
+      scenes: what every attack may use, by its name (``attacking``).
       strangers: how well vanilla knows people it never saw, once that was asked (``unlearning``).
     """
 
@@ -63,6 +64,7 @@ class Workspace:
         self.params, self.scores = Held(), Held()
         self.planned = False
         self.strangers: evaluate.Items | None = None
+        self.scenes: dict[str, Any] = {}
 
     # ---- data
 
@@ -112,6 +114,7 @@ class Workspace:
         """Whatever was read of the data set is read again when it is next needed."""
         for name in ("data", "benchmark", "albums", "people"):
             self.__dict__.pop(name, None)
+        self.scenes.clear()
 
     def stream(self, name: str, rows: int, without: frozenset[str] = frozenset(), share: float = 1.0) -> Stream:
         """A row of ``slices.STREAMS`` in batches of ``rows``, but for people whose id is in ``without``.

@@ -306,13 +306,13 @@ def test_the_sweep_judges_a_rate_by_its_worst_axis():
         row("m", 1.0, 0.3, 0.5, 0.5),
         row("m", 1.0, 0.2, 0.5, 0.5),  # as good at a smaller rate
         row("n", 1.0, 0.1, 0.4, 0.8),
-        row("m", 2.0, 0.1, 0.6, 0.6),  # better for m alone, worse for both
+        row("m", 2.0, 0.1, 0.6, 0.6),  # better for m, worse for n
         row("n", 2.0, 0.1, 0.2, 0.8),
     ]
-    assert sweep.choose(rows) == (1.0, {"m": 0.2, "n": 0.1})
-    assert sweep.choose(rows[-2:]) == (2.0, {"m": 0.1, "n": 0.1})
-    assert sweep.choose([row("m", 1.0, 0.1), row("m", 1.0, 0.2, 0.0)]) == (1.0, {"m": 0.2})  # one without axes diverged
-    assert sweep.choose([row("m", 1.0, 0.1), row("m", 2.0, 0.1, 0.0)]) == (2.0, {"m": 0.1})
+    assert sweep.choose(rows) == {"m": (0.1, 2.0), "n": (0.1, 1.0)}
+    assert sweep.choose(rows[:4]) == {"m": (0.2, 1.0), "n": (0.1, 1.0)}
+    assert sweep.choose([row("m", 1.0, 0.1), row("m", 1.0, 0.2, 0.0)]) == {"m": (0.2, 1.0)}  # one without axes diverged
+    assert sweep.choose([row("m", 1.0, 0.1), row("m", 2.0, 0.1, 0.0)]) == {"m": (0.1, 2.0)}
     assert np.isclose(sweep.axes(made("m", 0.2, 0.9)["results"])["test VQA"], 0.8)
 
 

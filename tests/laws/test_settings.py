@@ -49,7 +49,7 @@ BAD = {
     "unlearn.methods": [(), ("ga", "ga"), ("nonsense",), "", (1,)],
     "unlearn.epochs": [0.0, NAN],
     "unlearn.rows": [0, -1],
-    "unlearn.retain_rate": [0.0, NAN],
+    "unlearn.retain_rate.mmunlearner": [0.0, NAN],
     "unlearn.schedule": ["step"],
     "unlearn.clip": [-1.0, INF],
     "unlearn.lora.targets": ["["],
@@ -216,7 +216,8 @@ def test_the_published_job_is_the_default():
     ("names", "key", "why"),
     [
         (("retain_ft",), "unlearn.learning_rate.retain_ft", "its steps only descend"),
-        (("ga", "mmunlearner_official"), "unlearn.retain_rate", "no step of these methods only descends"),
+        (("ga",), "unlearn.retain_rate.ga", "no step of this method only descends"),
+        (("ga", "mmunlearner_official"), "unlearn.retain_rate.mmunlearner", "the method is not run"),
         (("mmunlearner_official",), "saliency.eps", "every mask has its own"),
         (("mmunlearner_official",), "saliency.rows", "every mask is scored by batch"),
     ],

@@ -89,5 +89,5 @@ def test_a_sweep_measures_anew_what_another_config_made(tmp_path):
     for name in ("npo", "mmunlearner"):
         assert sweep.made(known, name) != sweep.made(other, name)
     config = config.copy_and_resolve_references()
-    config.unlearn.learning_rate.npo, config.unlearn.retain_rate = 0.5, 0.5  # the rates are swept
+    config.unlearn.learning_rate.npo, config.unlearn.retain_rate.npo = 0.5, 0.5  # the rates are swept
     assert sweep.made(Study(config, tmp_path / "w"), "npo") == sweep.made(other, "npo")

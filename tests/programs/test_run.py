@@ -261,7 +261,7 @@ def test_a_rate_that_diverges_is_the_worst_of_a_sweep(whole):
     assert found["axes"] == {} and "expected finite" in found["diverged"]
     key = {"seed": 1, "method": "ga", "retain_rate": 1.0}
     rows = [key | {"learning_rate": 1e30} | found, key | {"learning_rate": 2.0, "axes": {"forget VQA": 0.1}}]
-    assert sweep.choose(rows) == (1.0, {"ga": 2.0}) and sweep.choose(rows[:1]) == (1.0, {})
+    assert sweep.choose(rows) == {"ga": (2.0, 1.0)} and sweep.choose(rows[:1]) == {}
 
 
 def json_stages(workdir):
