@@ -43,7 +43,7 @@ COMPARED = {
             "projected": ((1e-4, 2e-4),),
         },
         (1e-5, 3e-5, 1e-4),
-        1200,
+        2000,
     ),
     "little": Setting(
         0.01,
