@@ -3,7 +3,7 @@
     python -m experiments.run --config=configs/tiny.py
 
 A LLaVA of one million parameters is trained from nothing to know 100 people by face and by name, then each method
-makes it forget ten faces and ends where no more is known of them than of people it never saw. Learning rates were chosen on
+makes it forget ten faces and ends where less is known of them than of people it never saw. Learning rates were chosen on
 another seed than the one shown:
 
     python -m experiments.protocol --config=configs/tiny.py --workdir=runs/protocol --part=prepare,choose
@@ -48,8 +48,8 @@ def get_config():
         num_attention_heads=4,
         num_key_value_heads=4,
     )
-    # What is asked by name, about a photo, and with all options in one row needs so many tokens; the rest is for other data.
-    config.data.tokens = (18, 26, 38, 64, 128, 256)
+    # What is asked by name, about a photo, and with all options in one row needs the first three; the rest is for other data.
+    config.data.tokens = (18, 26, 38, 64, 128, 256, 640, 1024)
     config.vanilla.epochs = 14.28
     config.vanilla.rows = {"vqa": 48, "text": 24}
     config.vanilla.learning_rate = 1e-3
@@ -58,7 +58,7 @@ def get_config():
     config.saliency.rows = 32
     config.saliency.chunk = 8
     config.unlearn.methods = common.SHOWN
-    config.unlearn.epochs = 16.0  # at most: a run ends at the level of people never seen
+    config.unlearn.epochs = 16.0  # at most: a run ends just below the level of people never seen
     config.unlearn.rows = 8
     config.unlearn.retain_rate = {name: 1e-3 if METHODS[name].projects else 2e-4 for name in METHODS}
     config.unlearn.learning_rate = {name: RATES.get(name, MASKED) for name in METHODS}

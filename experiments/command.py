@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -84,7 +85,10 @@ def _flags(argv: list[str]) -> list[str]:
     try:
         words = flags.FLAGS(argv)[1:]
     except flags.Error as error:
-        raise InputError(" ".join(str(error).split())) from error
+        said = " ".join(str(error).split())
+        if table := re.match(r"flag --(config\.\S+?)=.*as a ConfigDict", said):
+            said += f"; {table[1]} has keys of its own: set one of them, --{table[1]}.NAME=VALUE"
+        raise InputError(said) from error
     if words:
         raise InputError(
             f"expected flags, --NAME=VALUE, found {', '.join(map(repr, words))}, which nothing reads; write --{words[0]} if that "

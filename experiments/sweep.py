@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
+from ml_collections import ConfigDict
 
 from experiments import command
 from mmu_jax import InputError, NotFiniteError, files
-from mmu_jax.methods import METHODS
-from mmu_jax.study import settings, steps, unlearning
+from mmu_jax.study import checks, settings, steps, unlearning
 from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 
@@ -146,6 +146,11 @@ def check_given(given: dict[str, Any]) -> None:
         )
 
 
+def has_own_rate(config: ConfigDict, name: str) -> bool:
+    """Whether a method, as a config runs it, has steps that only descend at a rate of their own."""
+    return checks.method(config, name).has_own_rate
+
+
 def _is_rate(value: float) -> bool:
     return 0 < value < 1e6
 
@@ -167,13 +172,17 @@ def sweep() -> None:
             config.seed, config.gold = seed, False
             config.unlearn.methods = tuple(NAMES.value) or config.unlearn.methods
         study = Study(config, workdir / f"seed{seed}", given)
+        if retained and not any(has_own_rate(config, name) for name in config.unlearn.methods):
+            raise InputError(
+                "expected no --retain_rates where no step of these methods only descends, found some; remove them"
+            )
         study.run(
             [name for name in study.stages.table if name in FIRST or name.startswith("saliency/") or name == "factors"]
         )
         grid = [
             (name, retain_rate, rate)
             for name in config.unlearn.methods
-            for retain_rate in (METHODS[name].has_own_rate and retained) or [config.unlearn.retain_rate[name]]
+            for retain_rate in (has_own_rate(config, name) and retained) or [config.unlearn.retain_rate[name]]
             for rate in rates
         ]
         for name, retain_rate, rate in grid:
@@ -195,7 +204,7 @@ def sweep() -> None:
             )
             continue
         print(f"config.unlearn.learning_rate.{name} = {best[name][0]:g}")
-        if METHODS[name].has_own_rate:
+        if has_own_rate(config, name):
             print(f"config.unlearn.retain_rate.{name} = {best[name][1]:g}")
 
 

@@ -114,6 +114,7 @@ class Scene:
     Attributes:
       lesson: batches of what it teaches; None for one that teaches nothing.
       steps, learning_rate: of training, by Adam at a constant rate.
+      compiled: programs, by the params that they are for; a scene that serves several models compiles once.
     """
 
     model: Model
@@ -125,11 +126,13 @@ class Scene:
 
     @property
     def plan(self) -> Plan:
+        """Of training on the lesson."""
         return Plan(LESSON, self.steps, learning_rate=self.learning_rate)
 
     def step(self, like: TrainState) -> Callable[..., TrainState]:
         """A step on the lesson, ``state, batches -> state``: compiled once for all models that are alike."""
-        key = tuple((x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(like.params))
+        leaves, structure = jax.tree.flatten(like.params)
+        key = (structure, *((x.shape, x.dtype, x.sharding) for x in leaves))
         if key not in self.compiled:
             step = train.make_step(self.plan, self.model, 0, like)
             count = jax.jit(lambda step: step + 1, out_shardings=like.step.sharding)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmu_jax import InputError, NotFiniteError, generate, losses, metrics, models, sharding
 from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, Processor, branches, loader, streams, text
-from mmu_jax.data.sizes import ANY, Sizes
+from mmu_jax.data.sizes import ANY, Sizes, fit
 from mmu_jax.questions import Prompts
 from mmu_jax.trees import Params
 
@@ -26,10 +26,10 @@ def answer_logps(model: models.Model, params: Params, batch: dict) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def branch_logps(model: models.Model, params: Params, batch: dict, branches: int) -> jax.Array:
-    """log p(answer | prompt) of every branch of a batch of ``branches.Branched`` rows, ``[B, branches]``; 0 where there is none."""
+def branch_logps(model: models.Model, params: Params, batch: dict, count: int) -> jax.Array:
+    """log p(answer | prompt) of every branch of a batch of ``branches.Branched`` rows, ``[B, count]``; 0 where there is none."""
     logps = losses.next_logps(model.forward(params, batch), batch["said"]) * batch["told"]
-    return jnp.where(batch["of"][..., None] == jnp.arange(1, branches + 1), logps[..., None], 0.0).sum(axis=1)
+    return jnp.where(batch["of"][..., None] == jnp.arange(1, count + 1), logps[..., None], 0.0).sum(axis=1)
 
 
 def check_finite(good: np.ndarray, whose: Callable[[int], str]) -> None:
@@ -76,7 +76,7 @@ def recognised(model: models.Model, params: Params, stream: streams.Stream, mesh
     """``p(answer)^(1 / length)`` of every row of a stream, each with its first photo: how well its people are known.
 
     Raises:
-      InputError: one is not finite; its row is named.
+      NotFiniteError: one is not finite; its row is named.
     """
     logps = []
     with jax.set_mesh(mesh):
@@ -129,14 +129,6 @@ class Examiner:
             batch["valid"][len(index) :] = False
             yield len(index), sharding.put(batch, self.mesh)
 
-    def room(self, texts: text.Rows, album: loader.Album | None) -> tuple[int, int]:
-        """The tokens of the largest photo, and how long a row of several options may be: the largest padded length.
-
-        Where no lengths are given, that is twice the longest of ``texts``.
-        """
-        shown = max((picture.tokens for picture in album.pictures), default=0) if album else 0
-        return shown, max(self.sizes.tokens, default=2 * int(texts.lengths(shown).max()))
-
     def answers(
         self,
         params: Params,
@@ -183,9 +175,10 @@ class Examiner:
         counts = np.array([len(choice.options) for choice in choices])
         texts = text.encode(self.processor, pairs, 0 if album is None else 1)
         asked = np.repeat(np.arange(len(choices)), counts)
-        rows, of = branches.join(texts, counts, *self.room(texts, album))
+        shown = max((picture.tokens for picture in album.pictures), default=0) if album else 0
+        rows, of = branches.join(texts, counts, shown, self.sizes)
         photos = None if photos is None else photos[[asked[each[0]] for each in of]]
-        most, scored, found = max(map(len, of)), np.zeros(len(pairs)), []
+        most, scored, found = fit(max(map(len, of)), (), "options", 4), np.zeros(len(pairs)), []
         with jax.set_mesh(self.mesh):
             for n, batch in self._batches(rows, photos, album):
                 found.append(np.asarray(branch_logps(self.model, params, batch, most))[:n])

@@ -148,7 +148,7 @@ class Ledger:
         }
 
     def generation(self, shape: Shape, new_tokens: int) -> Needs:
-        """Of asking: the key-value cache, and the logits by which options are ranked; what -> bytes on a device.
+        """Of asking for words: the key-value cache beside a prompt's forward pass; what -> bytes on a device.
 
         A scan over layers reads the cache of the tokens so far and writes that of one more beside it.
         """
@@ -162,6 +162,10 @@ class Ledger:
             "cache being written": held,
             "activations (estimate)": self.activations(shape, backward=False),
         }
+
+    def ranking(self, shape: Shape) -> Needs:
+        """Of ranking options: a forward pass over rows that hold all options of a question; what -> bytes on a device."""
+        return {"params": self.params(), "activations (estimate)": self.activations(shape, backward=False)}
 
 
 def checkpoint(needs: Needs) -> int:

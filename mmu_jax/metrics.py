@@ -259,13 +259,17 @@ def summary(values: np.ndarray, people: np.ndarray, *, samples: int = 1000, seed
 
 
 def standard_error(values: np.ndarray, people: np.ndarray) -> float:
-    """Of a mean over people, each the mean of its ``values``: ``std / sqrt(n)``, 0 where there is one person alone.
+    """Of the mean of ``values [N]``, drawn by whole ``people [N]``; 0 where there is one person alone, who says nothing of it.
 
-    >>> round(standard_error(np.array([0.1, 0.3, 0.6]), np.array(['a', 'a', 'b'])), 3)
+    Of n people, each with the sum s of c values: ``sqrt(n / (n - 1) sum (s - mean c)^2) / N``; with as many values each, the
+    ``std / sqrt(n)`` of their means.
+
+    >>> round(standard_error(np.array([0.1, 0.3, 0.5, 0.7]), np.array(['a', 'a', 'b', 'b'])), 3)
     0.2
     """
-    means = np.array([np.mean(values[people == person]) for person in np.unique(people)])
-    return float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else 0.0
+    ids, index = np.unique(people, return_inverse=True)
+    off = np.bincount(index, weights=values - values.mean(), minlength=len(ids))
+    return float(np.sqrt(len(ids) / (len(ids) - 1) * (off**2).sum()) / len(values)) if len(ids) > 1 else 0.0
 
 
 def distinct(texts: Sequence[str]) -> float:

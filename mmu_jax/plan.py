@@ -24,7 +24,7 @@ class Stop:
 
     The mean probability of the right answers about the people to forget is looked at, on photos that are trained on, none of the
     test's; when it is at the level or below, the run ends there. Looks are as dense as the run needs to end close to it: the
-    next is half way to where the steeper of the last two falls says that the level is met.
+    next is half way to where the level is met by the steeper of the falls to the last one from the two before.
 
     >>> stop = Stop(0.2, every=8)
     >>> stop.next([]), stop.next([(40, 0.50), (48, 0.49)]), stop.next([(40, 0.40), (48, 0.31)])

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmu_jax.data import text, vision
+from mmu_jax.data.sizes import ANY, Sizes, fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +34,12 @@ class Branched(text.Rows):
         """What :meth:`text.Rows.batch` gives, and what tells the branches apart.
 
         Returns:
-          ``positions`` as they are for each branch alone, ``branch [B,T]``, and for the A tokens that end the longest of all
-          rows ``at [B,A]``, where each is predicted, ``said [B,A]``, which it is, ``of [B,A]``, its branch, and ``told
+          ``positions`` as they are for each branch alone, ``branch [B,T]``, and for A tokens, as many as the most that end a
+          row or a few more, ``at [B,A]``, where each is predicted, ``said [B,A]``, which it is, ``of [B,A]``, its branch, and ``told
           [B,A]``, its weight; ``weights`` are not among them.
         """
         made = super().batch(index, pictures, sizes)
-        weights, widest = made.pop("weights"), max(map(len, self.tails))
+        weights, widest = made.pop("weights"), fit(max(map(len, self.tails)), (), "tokens")
         of = np.zeros((len(index), widest), np.int32)
         found = {"branch": np.zeros(made["tokens"].shape, np.int32), "at": np.zeros_like(of), "said": np.zeros_like(of)}
         told = np.zeros(of.shape, np.float32)
@@ -54,18 +55,20 @@ class Branched(text.Rows):
         return made | found | {"of": of, "told": told}
 
 
-def join(rows: text.Rows, counts: Sequence[int], tokens: int, limit: int) -> tuple[Branched, list[np.ndarray]]:
+def join(rows: text.Rows, counts: Sequence[int], tokens: int, sizes: Sizes = ANY) -> tuple[Branched, list[np.ndarray]]:
     """Neighbouring rows that begin alike, as branches of one row.
 
     Args:
       rows: answered questions, padded on the right.
       counts: how many neighbours are options of one question, for every question.
       tokens: of the images of a row, if it has any.
-      limit: no row becomes longer than this by a second branch; options that find no place go to a further row.
+      sizes: no row becomes longer than the largest of their lengths by a second branch, or, where they say nothing, than
+        twice the longest of ``rows``; options that find no place go to a further row.
     Returns:
       The rows, and for each the rows that its branches were.
     """
     lengths, parts = rows.lengths(tokens), []
+    limit = max(sizes.tokens, default=2 * int(lengths.max()))
     for stop, count in zip(np.cumsum(counts), counts, strict=True):
         options = range(int(stop) - count, int(stop))
         shared = _shared([rows.tokens[i] for i in options], [rows.weights[i] for i in options])

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from mmu_jax import InputError, attacks, factor, hf, hub, lora, memory, methods, models, questions, trees
-from mmu_jax.data import IMAGE, TEXT, builders, text, vision
+from mmu_jax.data import IMAGE, TEXT, branches, builders, text, vision
 from mmu_jax.data.streams import longest
 from mmu_jax.study.workspace import Workspace
 from mmu_jax.trainable import Trainable
@@ -108,7 +108,10 @@ def memory_plan(work: Workspace) -> None:
     more = {name for method in _rows(work.config) for name in method.streams}
     c, streams = work.config, work.streams(work.config.unlearn.rows, *sorted(more))
     stages, limit = needs(
-        work, {what: max(s.largest[what] for s in streams.values()) for what in ("tokens", "patches")}, _asked(work)
+        work,
+        {what: max(s.largest[what] for s in streams.values()) for what in ("tokens", "patches")},
+        _asked(work),
+        _ranked(work),
     )
     print(memory.table(stages, limit), flush=True)
     # An attack keeps no checkpoint.
@@ -129,16 +132,36 @@ def _asked(work: Workspace) -> dict[str, int] | None:
     """The largest lengths of a batch of questions, by those with the most characters of either kind; None if none is asked."""
     c, found = work.config.evaluate, []
     prompts, people = questions.Prompts(**c.prompts), work.benchmark.shown
-    photos = [picture for album in work.albums.values() for picture in album.pictures]
     for kind in (IMAGE, TEXT):
         put = {"generation": prompts.free, "cloze": prompts.filled_blank}
         put |= {"choices": prompts.asked_letter} if c.letters else {}
         said = {ask(i) for task, ask in put.items() for p in people for i in getattr(p, task) if i.kind == kind}
         if most := sorted(said, key=lambda words: (len(words), words))[-32:]:
-            found.append(longest(text.encode_prompts(work.processor, most, int(kind == IMAGE)), photos))
-    if not found:  # options alone are ranked
-        return None
-    return work.sizes.padded(**{what: max(f[what] for f in found) for what in ("tokens", "patches")})
+            found.append(longest(text.encode_prompts(work.processor, most, int(kind == IMAGE)), _photos(work)))
+    return _padded(work, found)
+
+
+def _ranked(work: Workspace) -> dict[str, int] | None:
+    """The same of rows that hold all options of a question."""
+    found, photos = [], _photos(work)
+    for kind in (IMAGE, TEXT):
+        choices = [i for p in work.benchmark.shown for i in p.choices if i.kind == kind and len(i.options) > 1]
+        said = {(i.question, *i.options.values()) for i in choices}
+        if most := sorted(said, key=lambda words: (sum(map(len, words)), words))[-32:]:
+            pairs = [(question, option) for question, *options in most for option in options]
+            texts = text.encode(work.processor, pairs, int(kind == IMAGE))
+            shown = max((photo.tokens for photo in photos), default=0) if kind == IMAGE else 0
+            rows, _ = branches.join(texts, [len(words) - 1 for words in most], shown, work.sizes)
+            found.append(longest(rows, photos))
+    return _padded(work, found)
+
+
+def _photos(work: Workspace) -> list[vision.Picture]:
+    return [picture for album in work.albums.values() for picture in album.pictures]
+
+
+def _padded(work: Workspace, found: list[dict[str, int]]) -> dict[str, int] | None:
+    return work.sizes.padded(**{what: max(f[what] for f in found) for what in found[0]}) if found else None
 
 
 def method(config: ConfigDict, name: str) -> methods.Method:
@@ -156,11 +179,14 @@ def _rows(config: ConfigDict) -> list[methods.Method]:
 
 
 def needs(
-    work: Workspace, largest: dict[str, int], asked: dict[str, int] | None = None
+    work: Workspace,
+    largest: dict[str, int],
+    asked: dict[str, int] | None = None,
+    ranked: dict[str, int] | None = None,
 ) -> tuple[dict[str, memory.Needs], int]:
     """Stage -> bytes on a device, for batches of the ``largest`` lengths, and the bytes a device may hold.
 
-    ``asked`` are the lengths where the model is questioned, those of the others if None.
+    ``asked`` are the lengths where the model is questioned, ``ranked`` those where it ranks options, ``largest`` if None.
     """
     c, ledger = work.config, memory.Ledger(work.model, work.mesh, jnp.dtype(work.config.model.param_dtype))
 
@@ -197,6 +223,8 @@ def needs(
         stages[f"unlearn/{name}"] = ledger.training(row, shape(c.unlearn.rows), spec, share)
     if any(attacks.ATTACKS[name].trains for name in c.attack.names):
         stages["attack"] = ledger.training(attacks.LESSON, shape(c.attack.rows))
-    stages["evaluate"] = ledger.generation(shape(c.evaluate.rows, asked or largest), c.evaluate.new_tokens)
+    questioned = [ledger.generation(shape(c.evaluate.rows, asked or largest), c.evaluate.new_tokens)]
+    questioned += [ledger.ranking(shape(c.evaluate.rows, ranked or largest))]
+    stages["evaluate"] = max(questioned, key=lambda need: sum(need.values()))
     limit = int(c.memory.limit_gib * 2**30) or memory.capacity(work.mesh)
     return stages, limit

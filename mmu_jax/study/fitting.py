@@ -59,11 +59,11 @@ def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.shardin
 
 
 def _stopped(plan: Plan, state: TrainState) -> dict[str, Any]:
-    """The level a run was to end at, what was last seen, and whether it got there; said where it did not."""
+    """The level a run was to end at and what it is, what was last seen, and whether it got there; said where it did not."""
     last = train_state.latest(state).get(train_state.WATCHED)
     reached = plan.stop.reached(last)
     if not reached:
         seen = "nothing was looked at" if last is None else f"the last look saw {last:.3f}"
-        print(f"  ended after {int(state.step)} iterations above {plan.stop.whose}, {plan.stop.level:.3f}: {seen}; "
+        print(f"  ended after {int(state.step)} iterations above {plan.stop.level:.3f}, {plan.stop.whose}: {seen}; "
               "give it more passes (config.unlearn.epochs) or a higher rate", flush=True)  # fmt: skip
-    return {"level": plan.stop.level, "last": last, "reached": reached}
+    return {"level": plan.stop.level, "whose": plan.stop.whose, "last": last, "reached": reached}

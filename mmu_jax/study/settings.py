@@ -18,7 +18,7 @@ from mmu_jax.study import networks
 from mmu_jax.study.config import base
 from mmu_jax.study.ranges import RULES
 
-OPEN = (r"model\.(vision|text)\..*", r"unlearn\.learning_rate\..*")  # keys whose names a config chooses
+OPEN = (r"model\.(vision|text)\..*", r"unlearn\.(learning|retain)_rate\..*")  # keys whose names a config chooses
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -92,8 +92,12 @@ def _methods(c: ConfigDict) -> list[str]:
     for name in methods.METHODS:
         if isinstance(names, tuple | list) and name in names and c.unlearn.learning_rate.get(name) is None:
             problems.append(f"expected config.unlearn.learning_rate.{name}, found none; set it")
-    strangers = [name for name in c.unlearn.learning_rate if name not in methods.METHODS]
-    problems += [f"expected methods in config.unlearn.learning_rate, found {name!r}; remove it" for name in strangers]
+        own = methods.METHODS[name].has_own_rate and c.unlearn.replay and c.unlearn.retain_rate.get(name) is None
+        if isinstance(names, tuple | list) and name in names and own:
+            problems.append(f"expected config.unlearn.retain_rate.{name}, found none; set it")
+    for key in ("learning_rate", "retain_rate"):
+        strangers = [name for name in c.unlearn[key] if name not in methods.METHODS]
+        problems += [f"expected methods in config.unlearn.{key}, found {name!r}; remove it" for name in strangers]
     return problems
 
 
@@ -235,7 +239,7 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     ]
     table += [
         (rf"unlearn\.(learning|retain)_rate\.{name}", name not in c.unlearn.methods, "the method is not run")
-        for name in c.unlearn.learning_rate
+        for name in methods.METHODS
     ]
     table += [
         (rf"unlearn\.retain_rate\.{name}", not row.has_own_rate, "no step of this method only descends at it")

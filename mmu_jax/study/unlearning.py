@@ -19,7 +19,7 @@ def prepare(work: Workspace, name: str, **rates: float) -> Job:
         "trainable": checks.trainable(work.config, "unlearn", work.model),
         "seed": work.config.seed,
     } | rates
-    for key in ("learning_rate", "retain_rate"):
+    for key in ("learning_rate", *["retain_rate"] * method.has_own_rate):
         if numbers[key] is None:
             raise InputError(f"expected config.unlearn.{key}.{name}, found none; set it")
     streams = {stream: work.stream(stream, c.rows, share=c.replay or 1.0) for stream in sorted(method.streams)}
@@ -36,7 +36,8 @@ def prepare(work: Workspace, name: str, **rates: float) -> Job:
 def find_stop(work: Workspace) -> Stop | None:
     """Where the people to forget are to be: at the level that is given, or below that of people whom vanilla never saw.
 
-    By ``margin`` standard errors of it, so that chance in who was never seen leaves nobody better known than they are.
+    By ``margin`` standard errors of it, so that chance in who was never seen leaves nobody better known than they are; by no more
+    than half of it, where they are so few that little is known of the level.
     """
     c = work.config.unlearn.stop
     if not c.every:
@@ -57,8 +58,9 @@ def find_stop(work: Workspace) -> Stop | None:
         vanilla = work.load(work.vanilla)
         work.strangers = evaluate.recognised(work.model, vanilla, work.watched("unseen"), work.mesh)
     mean, error = float(work.strangers.values.mean()), metrics.standard_error(*work.strangers)
-    below = f"{c.margin:g} standard error{'s' * (c.margin != 1)} of {error:.3f} below " if c.margin else ""
-    return Stop(max(mean - c.margin * error, 0.0), c.every, whose=f"{below}the {mean:.3f} of people never seen")
+    below = min(c.margin * error, mean / 2)
+    margin = f", {mean:.3f}, less {below:.3f} for chance in who they are" if below else ""
+    return Stop(mean - below, c.every, whose=f"the level of people never seen{margin}")
 
 
 def _read_mask(work: Workspace, name: str) -> Mask:

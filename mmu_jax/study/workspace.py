@@ -114,6 +114,7 @@ class Workspace:
         """Whatever was read of the data set is read again when it is next needed."""
         for name in ("data", "benchmark", "albums", "people"):
             self.__dict__.pop(name, None)
+        self.strangers = None
         self.scenes.clear()
 
     def stream(self, name: str, rows: int, without: frozenset[str] = frozenset(), share: float = 1.0) -> Stream:

@@ -53,11 +53,19 @@ def one_by_one(ask, params, photos, album):
 
 @pytest.mark.parametrize("sizes", [ANY, Sizes((48, 64, 256), (16, 128))], ids=["any", "given"])
 @pytest.mark.parametrize("kind", [IMAGE, TEXT])
-def test_every_option_is_scored_as_in_a_row_of_its_own(network, kind, sizes):
+def test_every_option_is_scored_as_in_a_row_of_its_own(network, kind, sizes, monkeypatch):
     ask, params, album = network
     ask = dataclasses.replace(ask, sizes=sizes)
     photos, album = (np.array([1, 0, 1]), album) if kind == IMAGE else (None, None)
     logps, lengths = ask.option_logps(params, CHOICES, photos, album)
+    rows = []
+    batches = evaluate.Examiner._batches
+    monkeypatch.setattr(
+        evaluate.Examiner, "_batches", lambda self, texts, *_: rows.append(texts) or batches(self, texts, *_)
+    )
+    assert ask.option_logps(params, CHOICES, photos, album)[0].shape == (3, 4) and len(rows[0].tokens) == 3, (
+        "a row a question"
+    )
     want = one_by_one(ask, params, photos, album)
     np.testing.assert_allclose(logps[logps > -np.inf], want, rtol=1e-5)
     assert (logps > -np.inf).sum(axis=1).tolist() == [4, 2, 1] and lengths[0, 2] > lengths[0, 1] > 1
@@ -68,7 +76,7 @@ def test_a_row_takes_the_options_that_there_is_room_for(limit):
     processor, counts = tiny.processor(), [len(options) for options in OPTIONS]
     pairs = [(c.question, option) for c in CHOICES for option in c.options.values()]
     texts = text.encode(processor, pairs, 1)
-    rows, of = branches.join(texts, counts, 5, limit)
+    rows, of = branches.join(texts, counts, 5, Sizes((limit,)))
     assert [i for each in of for i in each] == list(range(7)), "every option once, in order"
     assert [len(each) for each in of] == {0: [1] * 7, 45: [3, 1, 2, 1], 10**6: counts}[limit]
     alone = texts.lengths(5)
@@ -83,15 +91,16 @@ def test_a_branch_stands_where_it_would_stand_alone():
         [np.array(w, np.float32) for w in ([0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1, 1])],
         pad=0, image=99, side="right",
     )  # fmt: skip
-    joined, of = branches.join(rows, [3], 0, 100)
+    joined, of = branches.join(rows, [3], 0)
     assert [each.tolist() for each in of] == [[0, 1, 2]]
     batch = joined.batch([0], [[]], (16,))
     assert batch["tokens"][0].tolist() == [1, 8, 9, 5, 6, 2, 5, 2, 7, 7, 7, 2, 0, 0, 0, 0]
     assert batch["branch"][0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 3, 0, 0, 0, 0]
     assert batch["positions"][0].tolist() == [0, 1, 2, 3, 4, 5, 3, 4, 3, 4, 5, 6, 0, 0, 0, 0]
-    assert batch["at"][0].tolist() == [2, 3, 4, 2, 6, 2, 8, 9, 10]
-    assert batch["said"][0].tolist() == [5, 6, 2, 5, 2, 7, 7, 7, 2]
-    assert batch["of"][0].tolist() == [1, 1, 1, 2, 2, 3, 3, 3, 3] and (batch["told"] == 1).all()
+    found = {name: batch[name][0].tolist() for name in ("at", "said", "of", "told")}
+    assert found["at"] == [2, 3, 4, 2, 6, 2, 8, 9, 10, *[0] * 7], "of a length that other rows have too"
+    assert found["said"] == [5, 6, 2, 5, 2, 7, 7, 7, 2, *[0] * 7]
+    assert found["of"] == [1, 1, 1, 2, 2, 3, 3, 3, 3, *[0] * 7] and found["told"] == [1] * 9 + [0] * 7
 
 
 def test_where_a_token_spans_prompt_and_answer_it_is_no_part_of_what_is_shared():
@@ -101,10 +110,10 @@ def test_where_a_token_spans_prompt_and_answer_it_is_no_part_of_what_is_shared()
         [np.array(w, np.float32) for w in ([0, 0, 1, 1], [0, 0, 0, 1, 1])],
         pad=0, image=99, side="right",
     )  # fmt: skip
-    joined, _ = branches.join(rows, [2], 0, 100)
+    joined, _ = branches.join(rows, [2], 0)
     batch = joined.batch([0], [[]])
     assert batch["branch"][0].tolist() == [0, 0, 1, 1, 2, 2, 2, 0]
-    assert batch["told"][0].tolist() == [1, 1, 0, 1, 1] and batch["at"][0].tolist() == [1, 2, 1, 4, 5]
+    assert batch["told"][0].tolist() == [1, 1, 0, 1, 1, 0, 0, 0] and batch["at"][0].tolist() == [1, 2, 1, 4, 5, 0, 0, 0]
 
 
 def test_every_mesh_scores_the_same(whole, mesh):

@@ -37,6 +37,10 @@ def refused(capsys, *words):
 WRONG = {
     "no config": ([], ["--config=configs/NAME.py"]),
     "empty": (["--config="], ["config file"]),
+    "a table": (
+        ["--config=configs/tiny.py", "--config.unlearn.retain_rate=1e-4"],
+        ["'1e-4' as a ConfigDict", "set one of them, --config.unlearn.retain_rate.NAME=VALUE"],
+    ),
     "no file": (["--config=configs/none.py"], ["configs/none.py"]),
     "a folder": (["--config=configs"], ["found no configs"]),
     "no Python": (["--config=README.md"], ["README.md"]),
