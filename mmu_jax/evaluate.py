@@ -99,6 +99,7 @@ class Examiner:
       sizes: padded lengths of the batches.
       letters: also ask for a letter and parse it, as the benchmark does (strictly and as published).
       stop: token ids that end an answer; default the tokenizer's end of sequence.
+      encoded: what was asked so far, encoded: every model is asked the same.
     """
 
     model: models.Model
@@ -112,10 +113,18 @@ class Examiner:
     letters: bool = True
     sizes: Sizes = ANY
     stop: tuple[int, ...] = ()
+    encoded: dict[tuple, text.Rows] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self):
         if not self.stop:
             object.__setattr__(self, "stop", text.end_of_turn(self.processor))
+
+    def _encode(self, how: Callable[..., text.Rows], words: list, images: int) -> text.Rows:
+        """``how(processor, words, images)``, once for all models that are asked."""
+        key = (how, tuple(words), images)
+        if key not in self.encoded:
+            self.encoded[key] = how(self.processor, words, images)
+        return self.encoded[key]
 
     def _batches(self, texts: text.Rows, photos: np.ndarray | None, album: loader.Album | None):
         """Batches of ``rows`` rows; rows that only fill the last one are all padding."""
@@ -144,7 +153,7 @@ class Examiner:
         """
         if not questions:
             return []
-        texts = text.encode_prompts(self.processor, list(questions), 0 if album is None else 1)
+        texts = self._encode(text.encode_prompts, list(questions), 0 if album is None else 1)
         found = []
         with jax.set_mesh(self.mesh):
             for n, batch in self._batches(texts, photos, album):
@@ -173,7 +182,7 @@ class Examiner:
         """
         pairs = [(choice.question, option) for choice in choices for option in choice.options.values()]
         counts = np.array([len(choice.options) for choice in choices])
-        texts = text.encode(self.processor, pairs, 0 if album is None else 1)
+        texts = self._encode(text.encode, pairs, 0 if album is None else 1)
         asked = np.repeat(np.arange(len(choices)), counts)
         shown = max((picture.tokens for picture in album.pictures), default=0) if album else 0
         rows, of = branches.join(texts, counts, shown, self.sizes)

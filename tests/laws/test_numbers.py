@@ -86,6 +86,17 @@ def test_a_row_without_finite_logits_says_so_and_its_neighbours_go_on(examiner):
         generate.texts(ask.processor, got, (10**6,))
 
 
+def test_what_several_models_are_asked_is_encoded_once(examiner, monkeypatch):
+    ask, params = examiner
+    ask, made, encode = dataclasses.replace(ask, encoded={}), [], evaluate.text.encode
+    monkeypatch.setattr(evaluate.text, "encode", lambda *args: made.append(args) or encode(*args))
+    other = jax.tree.map(lambda x: 2 * x, params)
+    first, second, again = (ask.option_logps(p, [TWO], None, None)[0] for p in (params, other, params))
+    assert len(made) == 1 and (first == again).all() and not np.allclose(first, second)
+    asked = dataclasses.replace(TWO, options={"B": "baker", "A": "clerk"})
+    assert not np.allclose(ask.option_logps(params, [asked], None, None)[0], first) and len(made) == 2
+
+
 def test_finite_numbers_pass_and_results_are_json(examiner, tmp_path):
     ask, params = examiner
     who = person("0007", [TWO, dataclasses.replace(TWO, options={"B": "baker"})], [FREE], [FREE])
