@@ -13,8 +13,8 @@ from configs import common
 from mmu_jax.methods import METHODS
 
 # Of the grid in docs/protocol.md, the quicker of two rates where the lower one takes twice the steps for a few points more (masks).
-# What that grid does not hold has the rate of the most alike. Steps that only descend are at 2e-4, projected ones, which can do no
-# harm to what is kept, at 1e-3.
+# What that grid does not hold has the rate of the most alike. Steps that only descend are at 2e-4, projected ones at 1e-3: off
+# the directions of text they can be so fast and leave it whole (at 2e-3 not).
 RATES = {
     "ga": 1e-5,
     "npo": 1e-5,

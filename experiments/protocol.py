@@ -74,6 +74,7 @@ def prepare(pairs: list[tuple[int, int]]) -> None:
 
 
 def prepare_pair(work: Workspace, pair: tuple[int, int]) -> None:
+    """Factors and masks of a pair, and where it is reported its gold model and what that and vanilla know."""
     names = {name for setting in COMPARED.values() for name in setting.methods}
     with work.config.unlocked():
         work.config.unlearn.methods = tuple(sorted(names))
