@@ -8,6 +8,7 @@ it (arguments and the temporary buffers beside them), in GiB. With a LoRA of ran
 Grams in eight blocks of layers, rows and lengths of the model's config.
 """
 
+import math
 import os
 import time
 from typing import Any
@@ -21,7 +22,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from configs import llava as llava_config
 from configs import qwen2_vl as qwen_config
 from experiments import command
-from mmu_jax import InputError, curvature, factor, lora, memory, methods, models, objectives, sharding, train, trees
+from mmu_jax import InputError, curvature, factor, lora, memory, methods, models, objectives, sharding, step, trees
 from mmu_jax.models.published import PUBLISHED
 from mmu_jax.plan import Plan
 from mmu_jax.train_state import abstract
@@ -68,13 +69,22 @@ def factors_of(params: Params, leaves: str) -> Tree:
     return jax.tree.map(leaf, trees.split(params, curvature.matrices(params, leaves))[0])
 
 
-def stepping(model: models.Model, params: Params, name: str, spec: lora.LoRA, shape: memory.Shape, mesh: Mesh) -> Any:
-    """The first step of an iteration of a method, lowered."""
+def stepping(
+    model: models.Model, params: Params, name: str, spec: lora.LoRA, shape: memory.Shape, mesh: Mesh
+) -> tuple[Any, int]:
+    """The gradient of the first step of an iteration of a method, lowered; and the bytes a device holds beside it.
+
+    Those are the moments, and the gradient itself: it is made while all else is there, and the update that follows needs no
+    activations.
+    """
     plan = Plan(methods.METHODS[name], 8, learning_rate=1e-4, trainable=spec)
     like = abstract(plan, model, params, mesh)
     limits = Limits(None, factors_of(params, model.family.eligible) if plan.method.projects else None)
     batches = {stream: batch(model, shape, mesh) for stream in plan.method.phases[0].losses}
-    return train.make_step(plan, model, 0, like).lower(like, batches, limits, params)
+    gradient = step.make_gradient(plan, model, 0, like)
+    beside = (like.opt_state, plan.trainable.view(like.params, params, limits, plan.method.phases[0]).part)
+    held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(beside))
+    return gradient.lower(like.params, batches, limits, params, None), held
 
 
 def measuring(model: models.Model, params: Params, shape: memory.Shape, mesh: Mesh) -> Any:
@@ -82,8 +92,8 @@ def measuring(model: models.Model, params: Params, shape: memory.Shape, mesh: Me
     part, rest = trees.split(params, curvature.matrices(params, model.family.eligible))
     block = (0, BLOCKS)
     like = curvature.accumulators(part, -1, block)
-    step = curvature.accumulator(objectives.of_params("sketch", model), -1, block, like)
-    return step.lower(like, part, rest, batch(model, shape, mesh))
+    adding = curvature.accumulator(objectives.of_params("sketch", model), -1, block, like)
+    return adding.lower(like, part, rest, batch(model, shape, mesh))
 
 
 def planned(ledger: memory.Ledger, name: str, spec: lora.LoRA, shape: memory.Shape) -> int:
@@ -126,11 +136,11 @@ def compiled() -> None:
                 began = time.perf_counter()
                 with jax.set_mesh(mesh):
                     if program == "factors":
-                        lowered = measuring(model, params, shape, mesh)
+                        lowered, beside = measuring(model, params, shape, mesh), 0
                     else:
-                        lowered = stepping(model, params, program, spec, shape, mesh)
+                        lowered, beside = stepping(model, params, program, spec, shape, mesh)
                 allotted = lowered.compile().memory_analysis()
-                found = [allotted.argument_size_in_bytes / 2**30, allotted.temp_size_in_bytes / 2**30]
+                found = [(allotted.argument_size_in_bytes + beside) / 2**30, allotted.temp_size_in_bytes / 2**30]
                 needed = planned(ledger, program, spec, shape) / 2**30
                 print(f"  {name:14s} {said:>6s}  {program:12s}{needed:7.1f} /{sum(found):6.1f} = {found[0]:.1f} + {found[1]:.1f}   "
                       f"({time.perf_counter() - began:.0f} s)", flush=True)  # fmt: skip

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, NotFiniteError, metrics, sharding, train, trees
+from mmu_jax import InputError, NotFiniteError, metrics, sharding, train_state, trees
 from mmu_jax.data import IMAGE, Benchmark, Choice, Example, loader, slices
 from mmu_jax.data.streams import Stream
 from mmu_jax.evaluate import Examiner, Items
 from mmu_jax.methods import Method, Phase
 from mmu_jax.models import Model
 from mmu_jax.plan import Plan
-from mmu_jax.train_state import TrainState
+from mmu_jax.step import counted, make_step
 from mmu_jax.trainable import Limits
 from mmu_jax.trees import Params
 
@@ -114,7 +114,6 @@ class Scene:
     Attributes:
       lesson: batches of what it teaches; None for one that teaches nothing.
       steps, learning_rate: of training, by Adam at a constant rate.
-      compiled: programs, by the params that they are for; a scene that serves several models compiles once.
     """
 
     model: Model
@@ -122,28 +121,11 @@ class Scene:
     lesson: Stream | None = None
     steps: int = 32
     learning_rate: float = 1e-4
-    compiled: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @property
     def plan(self) -> Plan:
         """Of training on the lesson."""
         return Plan(LESSON, self.steps, learning_rate=self.learning_rate)
-
-    def step(self, like: TrainState) -> Callable[..., TrainState]:
-        """A step on the lesson, ``state, batches -> state``: compiled once for all models that are alike."""
-        leaves, structure = jax.tree.flatten(like.params)
-        key = (structure, *((x.shape, x.dtype, x.sharding) for x in leaves))
-        if key not in self.compiled:
-            step = train.make_step(self.plan, self.model, 0, like)
-            count = jax.jit(lambda step: step + 1, out_shardings=like.step.sharding)
-            self.compiled[key] = step, count
-        step, count = self.compiled[key]
-
-        def taken(state, batches):
-            state = step(state, batches, Limits(), None)
-            return state.replace(step=count(state.step))
-
-        return taken
 
 
 def round_trip(weight: jax.Array, *, bits: int, group: int = 0) -> jax.Array:
@@ -212,13 +194,14 @@ def relearn(params: Params, scene: Scene) -> Iterator[tuple[int, Params]]:
     Raises:
       NotFiniteError: a loss, a gradient or what a step would leave is not finite.
     """
-    state = train.init(scene.plan, scene.model, params, scene.mesh)
-    step = scene.step(state)
+    state = train_state.init(scene.plan, scene.model, params, scene.mesh)
+    step = make_step(scene.plan, scene.model, 0, state)
     yield 0, state.params
     for start, stop in zip(marks(scene.steps), marks(scene.steps)[1:], strict=False):
         with jax.set_mesh(scene.mesh):
             for i in range(start, stop):
-                state = step(state, {"vqa": sharding.put(scene.lesson.batch(i), scene.mesh)})
+                batches = {"vqa": sharding.put(scene.lesson.batch(i), scene.mesh)}
+                state = counted(step(state, batches, Limits(), None))
         if (failed := int(state.failed)) >= 0:
             rows = scene.lesson.describe(scene.lesson.batch(failed))
             raise NotFiniteError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import optax
 
 from mmu_jax import InputError, curvature, masks, transforms, trees
@@ -61,6 +62,43 @@ class Stop:
 
     def reached(self, value: float | None) -> bool:
         return value is not None and value <= self.level
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How a gradient becomes an update, but for the learning rate, which a compiled step is given.
+
+    Attributes:
+      clip: global norm that a gradient may have.
+      adam: keyword arguments of ``transforms.adam``.
+      limit: what holds the update back: ``'projected'``, a mask (``'clip after mask'``, ``'clip before mask'``) or nothing.
+      gradients_only: of ``transforms.masked``.
+      schedule, warmup, steps: of ``transforms.learning_rate``.
+    """
+
+    clip: float
+    adam: tuple[tuple[str, Any], ...] = ()
+    limit: str = ""
+    gradients_only: bool = False
+    schedule: str = "constant"
+    warmup: float = 0.0
+    steps: int = 0
+
+    def transform(self, rate: float | jax.Array = 1.0) -> optax.GradientTransformationExtraArgs:
+        """Clip, Adam, decay, learning rate, the highest of which is ``rate``; masked where the method puts the mask, or projected
+        last. Its state does not depend on ``rate``."""
+        rates = transforms.learning_rate(rate, self.steps, schedule=self.schedule, warmup=self.warmup)
+        clip = optax.clip_by_global_norm(self.clip) if self.clip < math.inf else optax.identity()
+        adam = transforms.adam(rates, **dict(self.adam))
+        masked = partial(transforms.masked, gradients_only=self.gradients_only)
+        match self.limit:
+            case "projected":
+                return transforms.projected(optax.chain(clip, adam))
+            case "clip after mask":
+                return masked(optax.chain(clip, adam))
+            case "clip before mask":
+                return optax.chain(clip, masked(adam))
+        return optax.with_extra_args_support(optax.chain(clip, adam))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,19 +201,20 @@ class Plan:
         own = self.retain_rate is not None and self.method.phases[index].descends and not self.method.one_rate
         return self.retain_rate if own else self.learning_rate
 
-    def optimizer(self, index: int) -> optax.GradientTransformationExtraArgs:
-        """Of phase ``index``: clip, Adam, decay, learning rate; masked where the method puts the mask, or projected last."""
+    def optimizer(self, index: int) -> "Optimizer":
+        """Of phase ``index``."""
         phase, rule = self.method.phases[index], self.method.mask
-        steps = self.steps(self.moments(index))
-        rate = transforms.learning_rate(self.rate(index), steps, schedule=self.schedule, warmup=self.warmup)
-        clip = optax.clip_by_global_norm(self.clip) if phase.clip else optax.identity()
-        adam = transforms.adam(rate, **(self.adam | self.method.adam))
-        if self.trainable.limits_in_params or not (phase.masked or phase.projected):  # nothing is left for a transform
-            return optax.with_extra_args_support(optax.chain(clip, adam))
-        if phase.projected:
-            return transforms.projected(optax.chain(clip, adam))
-        masked = partial(transforms.masked, gradients_only=rule.gradients_only)
-        return masked(optax.chain(clip, adam)) if rule.clip == "after" else optax.chain(clip, masked(adam))
+        limit = ""
+        if not self.trainable.limits_in_params:  # else nothing is left for a transform
+            limit = "projected" if phase.projected else f"clip {rule.clip} mask" if phase.masked else ""
+        shape = {"schedule": self.schedule, "warmup": self.warmup, "steps": self.steps(self.moments(index))}
+        return Optimizer(
+            clip=self.clip if phase.clip else math.inf,
+            adam=tuple(sorted((self.adam | self.method.adam).items())),
+            limit=limit,
+            gradients_only=phase.masked and rule.gradients_only,
+            **({} if self.schedule == "constant" and not self.warmup else shape),
+        )
 
 
 def describe(p: Plan, params: Params, mask: Mask | None, factors: Factors | None = None) -> str:

@@ -76,6 +76,16 @@ def replicated(tree: Tree) -> float:
     return whole / max(trees.nbytes(tree), 1)
 
 
+# Where the leaves of a tree are, as something that can be looked up.
+Places = tuple[jax.tree_util.PyTreeDef, tuple[jax.sharding.Sharding, ...]]
+
+
+def places(tree: Tree) -> Places:
+    """Where the arrays of a tree (or their shapes) are placed; ``jax.tree.unflatten(*places)`` is the tree of them."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(x.sharding for x in leaves)
+
+
 def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Host batch -> device, rows over ``data`` (replicated where the rows do not divide)."""
     return {

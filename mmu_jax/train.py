@@ -1,115 +1,28 @@
-"""The training loop, written once: state, step, fit.
+"""The training loop, written once.
 
-One iteration runs the phases of a method in order; each phase is one jitted optimizer step on donated state. Losses
+One iteration runs the phases of a method in order; each phase is one optimizer step (``step``) on donated state. Losses
 are written on device into ``state.history``; nothing per step goes to the host, but for one number where a plan looks whether
 to stop.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
-from mmu_jax import InputError, NotFiniteError, checkpoint, curvature, losses, objectives, sharding, trees
+from mmu_jax import InputError, NotFiniteError, checkpoint, curvature, sharding, trees
 from mmu_jax.curvature import Factors
 from mmu_jax.data.streams import Stream
 from mmu_jax.methods import Phase
 from mmu_jax.models import Model
-from mmu_jax.objectives import Seen
 from mmu_jax.plan import Plan
+from mmu_jax.step import counted, make_step, make_watch
 from mmu_jax.train_state import WATCHED, TrainState, abstract, init, latest, looks
 from mmu_jax.trainable import Limits
-from mmu_jax.trees import Batch, Mask, Params, Tree
-
-# ---- a step
-
-
-def objective(phase: Phase, seen: Seen, batches: dict[str, Batch]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The sum of the phase's losses, each divided by its own count, and every loss by ``stream/loss`` name."""
-    values = {}
-    for stream, name in phase.losses.items():
-        pair = objectives.take(name, seen, batches[stream], phase.options.get(name))
-        values[f"{stream}/{name}"] = losses.mean(*pair)
-    return jnp.sum(jnp.stack(jax.tree.leaves(values))), values
-
-
-def _finite(tree: Tree) -> jax.Array:
-    """Whether no float of a tree is NaN or infinite; a scalar."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
-
-
-def _gradient(model: Model, phase: Phase, part: Tree, whole: Any, batches: dict, beside: dict, vanilla: Any) -> tuple:
-    """``(value, values), gradient`` of a phase at ``part``; with a look-ahead, the mean of it and of one beside the path."""
-
-    def loss(part):
-        return objective(phase, Seen(model, whole(part), vanilla), batches)
-
-    told, grads = jax.value_and_grad(loss, has_aux=True)(part)
-    if not phase.lookahead:
-        return told, grads
-    other = {name: "descent" for name in phase.losses}
-    relearn = dataclasses.replace(phase, losses=other, options={}, lookahead=0.0)
-    down = jax.grad(lambda part: objective(relearn, Seen(model, whole(part), vanilla), beside)[0])(part)
-    scale = phase.lookahead / jnp.maximum(optax.global_norm(down), 1e-30)
-    ahead = jax.grad(loss, has_aux=True)(jax.tree.map(lambda x, d: x - scale * d, part, down))[0]
-    return told, jax.tree.map(lambda g, a: (g + a) / 2, grads, ahead)
-
-
-def make_step(p: Plan, model: Model, index: int, like: TrainState) -> Callable[..., TrainState]:
-    """The jitted step of phase ``index``: ``state, batches, limits, vanilla, beside -> state``, donated and sharded as ``like``.
-
-    ``batches`` are those of the phase's streams, ``beside`` others of them for a look-ahead. A step whose loss or
-    gradient is not finite changes nothing but ``state.failed``; so does every step after one that left params or moments
-    that are not.
-    """
-    phase, key = p.method.phases[index], p.moments(index)
-    tx, in_params = p.optimizer(index), p.trainable.limits_in_params
-
-    def step(state, batches, limits, vanilla, beside=None):
-        view, extra = p.trainable.view(state.params, vanilla, limits, phase), {}
-        (value, values), grads = _gradient(model, phase, view.part, view.whole, batches, beside, vanilla)
-        good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads)) & (state.failed < 0)
-        if phase.masked and not in_params:
-            extra["mask"] = trees.part(limits.mask, view.part)
-        if phase.projected and not in_params:
-            extra["factors"] = trees.part(limits.factors, view.part)
-        updates, opt_state = tx.update(grads, state.opt_state[key], view.part, **extra)
-        new = optax.apply_updates(view.part, updates)
-        new, opt_state = jax.tree.map(partial(jnp.where, good), (new, opt_state), (view.part, state.opt_state[key]))
-        sound = good & _finite((new, opt_state))  # of what is kept, so that nothing is held twice to be judged
-        moved = dict(state.moved)
-        if phase.masked:
-            for name, (outside, inside) in p.trainable.moved(view.part, new, limits.mask).items():
-                moved[name] = jnp.stack([moved[name][0] + outside, jnp.maximum(moved[name][1], inside)])
-        history = {name: state.history[name].at[state.step].set(v) for name, v in values.items()}
-        return state.replace(
-            params=view.kept(new),
-            opt_state=state.opt_state | {key: opt_state},
-            history=state.history | history,
-            failed=jnp.where((state.failed < 0) & ~sound, state.step, state.failed),
-            moved=moved,
-        )
-
-    return jax.jit(step, donate_argnums=0, out_shardings=jax.tree.map(lambda x: x.sharding, like))
-
-
-def make_watch(p: Plan, model: Model) -> Callable[..., losses.Pair]:
-    """Jitted ``trained, batch, limits, vanilla -> `` the ``losses.probability`` of a batch's answers."""
-
-    def watch(trained, batch, limits, vanilla):
-        view = p.trainable.view(trained, vanilla, limits, p.method.phases[-1])
-        logits = model.forward(view.whole(view.part), batch)
-        return losses.probability(logits, batch["tokens"], batch["weights"])
-
-    return jax.jit(watch)
-
+from mmu_jax.trees import Batch, Mask, Params
 
 # ---- the loop
 
@@ -179,14 +92,13 @@ def _iteration(
 ) -> Callable[[TrainState, int], TrainState]:
     """``state, i -> state``: the phases of a method, in order."""
     steps = [make_step(p, model, index, like) for index in range(len(p.method.phases))]
-    count = jax.jit(lambda step: step + 1, out_shardings=like.step.sharding)
 
     def iterate(state, i):
         for phase, step in zip(p.method.phases, steps, strict=True):
             if (at := p.turn(phase, i)) is not None:
                 beside = _beside(phase, streams, at, mesh)
                 state = step(state, _batches(phase, streams, at, mesh), limits, vanilla, beside)
-        return state.replace(step=count(state.step))
+        return counted(state)
 
     return iterate
 

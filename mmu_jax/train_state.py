@@ -1,5 +1,7 @@
 """What a run carries from one iteration to the next, and what is read off it."""
 
+import functools
+from collections.abc import Callable
 from functools import partial
 
 import flax.struct
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 
 from mmu_jax import masks, sharding, trees
 from mmu_jax.models import Model
-from mmu_jax.plan import Plan
+from mmu_jax.plan import Optimizer, Plan
 from mmu_jax.trainable import Limits
 from mmu_jax.trees import Mask, Params, Tree
 
@@ -52,7 +54,7 @@ def abstract(p: Plan, model: Model, params: Params, mesh: jax.sharding.Mesh) -> 
     opt_state, moved = {}, {}
     for index, phase in enumerate(p.method.phases):
         part = p.trainable.view(trained, params, Limits(), phase).part
-        opt_state[p.moments(index)] = placed(jax.eval_shape(p.optimizer(index).init, part))
+        opt_state[p.moments(index)] = placed(jax.eval_shape(p.optimizer(index).transform().init, part))
         if phase.masked:
             moved = jax.eval_shape(p.trainable.moved, part, part, bits)
     names = [f"{s}/{name}" for phase in p.method.phases for s, name in phase.losses.items()] + [WATCHED] * bool(p.stop)
@@ -68,6 +70,11 @@ def abstract(p: Plan, model: Model, params: Params, mesh: jax.sharding.Mesh) -> 
     )
 
 
+@functools.lru_cache(16)
+def _moments_program(optimizer: Optimizer, where: sharding.Places) -> Callable[[Tree], Tree]:
+    return jax.jit(optimizer.transform().init, out_shardings=jax.tree.unflatten(*where))
+
+
 def init(p: Plan, model: Model, params: Params, mesh: jax.sharding.Mesh) -> TrainState:
     """A state at iteration 0. Where ``params`` are consumed, they are its params, to be donated step by step."""
     like = abstract(p, model, params, mesh)
@@ -75,9 +82,8 @@ def init(p: Plan, model: Model, params: Params, mesh: jax.sharding.Mesh) -> Trai
     trained = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), trained, like.params)
     opt_state = {}
     for index, phase in enumerate(p.method.phases):
-        where = jax.tree.map(lambda x: x.sharding, like.opt_state[p.moments(index)])
-        part = p.trainable.view(trained, params, Limits(), phase).part
-        opt_state[p.moments(index)] = jax.jit(p.optimizer(index).init, out_shardings=where)(part)
+        part, key = p.trainable.view(trained, params, Limits(), phase).part, p.moments(index)
+        opt_state[key] = _moments_program(p.optimizer(index), sharding.places(like.opt_state[key]))(part)
 
     def full(tree, value):
         return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype, device=x.sharding), tree)

@@ -48,7 +48,7 @@ def lesson(work: Workspace, name: str) -> Stream:
 
 
 def scene(work: Workspace, name: str) -> Scene:
-    """What an attack may use, made once for all models of a workspace: its lesson is the same, and so is its compiled step."""
+    """What an attack may use, made once for all models of a workspace: its lesson is the same."""
     if name not in work.scenes:
         c, taught = work.config.attack, {}
         if ATTACKS[name].trains:

@@ -21,11 +21,11 @@ def test_a_step_is_given_what_the_plan_counts(llava, devices):
     where = sharding.shardings(model.abstract(), model.family.rules, mesh)
     params = compiled.placed(model.abstract(), where, jnp.bfloat16)
     with jax.set_mesh(mesh):
-        lowered = compiled.stepping(model, params, "projected", SPEC, SHAPE, mesh)
-    given = lowered.compile().memory_analysis().argument_size_in_bytes
+        lowered, beside = compiled.stepping(model, params, "projected", SPEC, SHAPE, mesh)
+    given = lowered.compile().memory_analysis().argument_size_in_bytes + beside
     ledger = memory.Ledger(model, mesh, jnp.bfloat16)
     needs = ledger.training(methods.METHODS["projected"], SHAPE, SPEC, compiled.FRACTION)
-    kept = sum(needs[name] for name in ("params", "adapters", "moments"))
+    kept = sum(needs[name] for name in ("params", "adapters", "moments", "gradients"))
     reached = jax.tree.leaves(compiled.factors_of(params, SPEC.targets))  # what LoRA does not adapt, no step reads
     kept += sum(4 * math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape) for x in reached)
     batch = trees.nbytes(make_batch(rows=8)) // devices[0]

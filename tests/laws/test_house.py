@@ -22,6 +22,7 @@ FLOORS = (
     ("methods",),
     ("generate", "hf", "memory", "plan"),
     ("train_state",),
+    ("step",),
     ("adapters", "evaluate", "report", "train"),
     ("attacks",),
     ("study",),

@@ -1,0 +1,206 @@
+"""One optimizer step of a phase, as two programs: its gradient, and the update that follows from it.
+
+Methods differ in few of their parts. Either program is a function of what it computes and of nothing else, so that plans which
+share a loss share its gradient, those that share an optimizer its update, whatever their learning rates, and each is compiled once.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mmu_jax import losses, objectives, sharding, trees
+from mmu_jax.methods import Phase
+from mmu_jax.models import Model
+from mmu_jax.objectives import LOSSES, Loss, Seen
+from mmu_jax.plan import Optimizer, Plan
+from mmu_jax.train_state import TrainState
+from mmu_jax.trainable import Limits, Trainable
+from mmu_jax.trees import Batch, Tree
+
+KEPT = 64  # programs of either kind, the latest used; a plan needs one or two of each
+
+# ---- what a step is made of
+
+
+def objective(phase: Phase, seen: Seen, batches: dict[str, Batch]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The sum of the phase's losses, each divided by its own count, and every loss by ``stream/loss`` name."""
+    values = {}
+    for stream, name in phase.losses.items():
+        pair = objectives.take(name, seen, batches[stream], phase.options.get(name))
+        values[f"{stream}/{name}"] = losses.mean(*pair)
+    return jnp.sum(jnp.stack(jax.tree.leaves(values))), values
+
+
+def _finite(tree: Tree) -> jax.Array:
+    """Whether no float of a tree is NaN or infinite; a scalar."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
+
+
+def _gradient(model: Model, phase: Phase, part: Tree, whole: Any, batches: dict, beside: dict, vanilla: Any) -> tuple:
+    """``(value, values), gradient`` of a phase at ``part``; with a look-ahead, the mean of it and of one beside the path."""
+
+    def loss(part):
+        return objective(phase, Seen(model, whole(part), vanilla), batches)
+
+    told, grads = jax.value_and_grad(loss, has_aux=True)(part)
+    if not phase.lookahead:
+        return told, grads
+    other = {name: "descent" for name in phase.losses}
+    relearn = dataclasses.replace(phase, losses=other, options={}, lookahead=0.0)
+    down = jax.grad(lambda part: objective(relearn, Seen(model, whole(part), vanilla), beside)[0])(part)
+    scale = phase.lookahead / jnp.maximum(optax.global_norm(down), 1e-30)
+    ahead = jax.grad(loss, has_aux=True)(jax.tree.map(lambda x, d: x - scale * d, part, down))[0]
+    return told, jax.tree.map(lambda g, a: (g + a) / 2, grads, ahead)
+
+
+# ---- programs
+
+
+@functools.lru_cache(KEPT)
+def _gradient_program(
+    model: Model, trainable: Trainable, phase: Phase, rows: tuple[Loss, ...], where: sharding.Places
+) -> Callable[..., tuple]:
+    del rows  # a row of the table that was written anew is another program
+
+    def gradient(trained, batches, limits, vanilla, beside):
+        view = trainable.view(trained, vanilla, limits, phase)
+        (value, values), grads = _gradient(model, phase, view.part, view.whole, batches, beside, vanilla)
+        return value, values, grads
+
+    return jax.jit(gradient, out_shardings=(None, None, jax.tree.unflatten(*where)))
+
+
+@functools.lru_cache(KEPT)
+def _update_program(
+    trainable: Trainable, phase: Phase, optimizer: Optimizer, where: sharding.Places
+) -> Callable[..., tuple]:
+    in_params = trainable.limits_in_params
+
+    def update(carried, grads, value, step, limits, rate):
+        trained, before, failed, moved = carried
+        view, extra, tx = trainable.view(trained, None, Limits(), phase), {}, optimizer.transform(rate)
+        good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads)) & (failed < 0)
+        if phase.masked and not in_params:
+            extra["mask"] = trees.part(limits.mask, view.part)
+        if phase.projected and not in_params:
+            extra["factors"] = trees.part(limits.factors, view.part)
+        updates, after = tx.update(grads, before, view.part, **extra)
+        new = optax.apply_updates(view.part, updates)
+        new, after = jax.tree.map(partial(jnp.where, good), (new, after), (view.part, before))
+        sound = good & _finite((new, after))  # of what is kept, so that nothing is held twice to be judged
+        failed = jnp.where((failed < 0) & ~sound, step, failed)
+        if phase.masked:
+            counts = trainable.moved(view.part, new, limits.mask)
+            moved = {name: jnp.stack([moved[name][0] + out, jnp.maximum(moved[name][1], into)])
+                     for name, (out, into) in counts.items()}  # fmt: skip
+        return view.kept(new), after, failed, moved
+
+    return jax.jit(update, donate_argnums=0, out_shardings=jax.tree.unflatten(*where))
+
+
+@functools.lru_cache(KEPT)
+def _note_program(where: jax.sharding.Sharding) -> Callable[..., dict]:
+    def note(curves, step, values):
+        return {name: curve.at[step].set(values[name]) for name, curve in curves.items()}
+
+    return jax.jit(note, donate_argnums=0, out_shardings=where)
+
+
+@functools.lru_cache(KEPT)
+def _count_program(where: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda step: step + 1, out_shardings=where)
+
+
+@functools.lru_cache(KEPT)
+def _watch_program(model: Model, trainable: Trainable, phase: Phase) -> Callable[..., losses.Pair]:
+    def watch(trained, batch, limits, vanilla):
+        view = trainable.view(trained, vanilla, limits, phase)
+        logits = model.forward(view.whole(view.part), batch)
+        return losses.probability(logits, batch["tokens"], batch["weights"])
+
+    return jax.jit(watch)
+
+
+# ---- of a plan
+
+
+def _as_seen(p: Plan, index: int, **without: Any) -> Phase:
+    """A phase as the model sees it: without what shows in no gradient, and with ``without`` of what does."""
+    beside = {} if p.trainable.limits_in_params else {"masked": False, "projected": False}
+    return dataclasses.replace(p.method.phases[index], spread=False, clip=True, **(beside | without))
+
+
+def _seen_limits(p: Plan, limits: Limits) -> Limits:
+    return limits if p.trainable.limits_in_params else Limits()
+
+
+def make_gradient(p: Plan, model: Model, index: int, like: TrainState) -> Callable[..., tuple]:
+    """Jitted ``trained, batches, limits, vanilla, beside -> value, values, gradient`` of phase ``index``.
+
+    The gradient is placed as ``like`` says of what the phase moves; ``values`` are the losses by ``stream/loss`` name.
+    """
+    phase = p.method.phases[index]
+    part = p.trainable.view(like.params, None, Limits(), phase).part
+    rows = tuple(LOSSES[name] for name in phase.losses.values())
+    return _gradient_program(model, p.trainable, _as_seen(p, index), rows, sharding.places(part))
+
+
+def make_update(p: Plan, index: int, like: TrainState) -> Callable[..., tuple]:
+    """Jitted ``carried, gradient, value, step, limits, rate -> carried`` of phase ``index``, donated and placed as ``like``.
+
+    ``carried`` is ``trained, moments, failed, moved``, of which ``moved`` is empty but in masked phases.
+    """
+    phase = p.method.phases[index]
+    carried = (like.params, like.opt_state[p.moments(index)], like.failed, like.moved if phase.masked else {})
+    moves = dataclasses.replace(phase, losses={}, options={}, spread=False, lookahead=0.0, clip=True)
+    return _update_program(p.trainable, moves, p.optimizer(index), sharding.places(carried))
+
+
+def make_step(p: Plan, model: Model, index: int, like: TrainState) -> Callable[..., TrainState]:
+    """The step of phase ``index``: ``state, batches, limits, vanilla, beside -> state``, donated and sharded as ``like``.
+
+    ``batches`` are those of the phase's streams, ``beside`` others of them for a look-ahead. A step whose loss or
+    gradient is not finite changes nothing but ``state.failed``; so does every step after one that left params or moments
+    that are not.
+    """
+    phase, key = p.method.phases[index], p.moments(index)
+    with np.errstate(over="ignore"):  # more than a float32 holds is infinite, and so is the step, which says so
+        rate = np.float32(p.rate(index))
+    gradient, update = make_gradient(p, model, index, like), make_update(p, index, like)
+    note = _note_program(like.failed.sharding)
+
+    def step(state, batches, limits, vanilla, beside=None):
+        value, values, grads = gradient(state.params, batches, _seen_limits(p, limits), vanilla, beside)
+        carried = (state.params, state.opt_state[key], state.failed, state.moved if phase.masked else {})
+        own = Limits(limits.mask if phase.masked else None, limits.factors if phase.projected else None)
+        params, moments, failed, moved = update(carried, grads, value, state.step, own, rate)
+        curves = note({name: state.history[name] for name in values}, state.step, values)
+        return state.replace(
+            params=params,
+            opt_state=state.opt_state | {key: moments},
+            history=state.history | curves,
+            failed=failed,
+            moved=moved if phase.masked else state.moved,
+        )
+
+    return step
+
+
+def counted(state: TrainState) -> TrainState:
+    """The state with an iteration done."""
+    return state.replace(step=_count_program(state.step.sharding)(state.step))
+
+
+def make_watch(p: Plan, model: Model) -> Callable[..., losses.Pair]:
+    """``trained, batch, limits, vanilla -> `` the ``losses.probability`` of a batch's answers."""
+    last = len(p.method.phases) - 1
+    watch = _watch_program(model, p.trainable, _as_seen(p, last, losses={}, options={}, lookahead=0.0))
+    return lambda trained, batch, limits, vanilla: watch(trained, batch, _seen_limits(p, limits), vanilla)
