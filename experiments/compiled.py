@@ -4,8 +4,9 @@
     python -m experiments.compiled [--topology=v5p:2x2x1] [--mesh=1x1] [--models=llava-1.5-7b] [--programs=...]
 
 No weight is made and nothing runs. Of every program: what the memory plan says a device needs, and what the compiler gives
-it (arguments and the temporary buffers beside them), in GiB. With a LoRA of rank 16, bfloat16 params, factors of a quarter of the inputs,
-Grams in eight blocks of layers, rows and lengths of the model's config.
+it (arguments and the temporary buffers beside them; with those of a step's gradient, the moments and itself), in GiB. With a
+LoRA of rank 16, bfloat16 params, factors of a quarter of the inputs, Grams in eight blocks of layers, rows and lengths of the
+model's config.
 """
 
 import math

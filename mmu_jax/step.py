@@ -24,7 +24,7 @@ from mmu_jax.train_state import TrainState
 from mmu_jax.trainable import Limits, Trainable
 from mmu_jax.trees import Batch, Tree
 
-KEPT = 64  # programs of either kind, the latest used; a plan needs one or two of each
+KEPT = 64  # programs of each kind, the latest used; a plan needs one or two
 
 # ---- what a step is made of
 
@@ -149,7 +149,8 @@ def make_gradient(p: Plan, model: Model, index: int, like: TrainState) -> Callab
     """
     phase = p.method.phases[index]
     part = p.trainable.view(like.params, None, Limits(), phase).part
-    rows = tuple(LOSSES[name] for name in phase.losses.values())
+    names = [*phase.losses.values()] + ["descent"] * bool(phase.lookahead)
+    rows = tuple(LOSSES[name] for name in names)
     return _gradient_program(model, p.trainable, _as_seen(p, index), rows, sharding.places(part))
 
 

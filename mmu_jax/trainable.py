@@ -42,7 +42,8 @@ class View:
 
 
 class Trainable(Protocol):
-    """A parametrisation of the params. :class:`Whole` is one, ``lora.LoRA`` another.
+    """A parametrisation of the params, compared by value, as compiled programs are kept by it. :class:`Whole` is one,
+    ``lora.LoRA`` another.
 
     Attributes:
       consumes: whether the params become the state, and so have to be float32; else they stay frozen beside it.
