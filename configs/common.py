@@ -13,6 +13,8 @@ ALL = (
     "grad_diff",
     "grad_diff_alternate",
     "mmunlearner",
+    "mask_random",  # beside a mask, always: what one as dense does without scores,
+    "linear_only",  # and what is done without any mask
     "projected",
     "projected_retain",
 )

@@ -119,8 +119,8 @@ class Rule:
 
     @property
     def needs_scores(self) -> bool:
-        """Whether it needs the scores themselves: one signed accumulator decides the ratio alone."""
-        return self.by not in ("ratio", "all") or self.fraction is not None or self.preserve != "pooled"
+        """Whether it needs the scores themselves: one signed accumulator decides the ratio, and so how much is drawn at random."""
+        return self.by not in ("ratio", "random", "all") or self.fraction is not None or self.preserve != "pooled"
 
     @property
     def needs_sum(self) -> bool:
@@ -223,16 +223,18 @@ def make_signed(
     difference: Scores,
     params: Params,
     sides: dict[str, str],
+    key: jax.Array,
     *,
     tau: float = 1.0,
     eps: float = 1e-15,
     noise: float = masks.NOISE,
 ) -> Mask:
-    """The mask of a rule by ratio from ``F_forget - tau * F_preserve`` (``saliency.difference``).
+    """The mask of a rule by ratio, or a random one as dense, from ``F_forget - tau * F_preserve`` (``saliency.difference``).
 
-    ``tau``, ``eps`` and ``noise`` are those of ``masks.sign``. The preserve set of each side is that of :func:`make`.
+    ``tau``, ``eps`` and ``noise`` are those of ``masks.sign``. The preserve set of each side is that of :func:`make`, and so is
+    ``key``.
 
-    >>> make_signed(Rule(), {'w': jnp.array([3., -3.])}, {'w': jnp.zeros(2)}, {})['w']
+    >>> make_signed(Rule(), {'w': jnp.array([3., -3.])}, {'w': jnp.zeros(2)}, {}, jax.random.key(0))['w']
     Array([ True, False], dtype=bool)
 
     Raises:
@@ -240,11 +242,11 @@ def make_signed(
     """
     if rule.needs_scores:
         raise InputError(
-            "expected a mask rule that one signed accumulator decides (by ratio, pooled, at tau), found by="
+            "expected a mask rule that one signed accumulator decides (by ratio or random, pooled, at tau), found by="
             f"{rule.by!r}, preserve={rule.preserve!r}, fraction={rule.fraction!r}; keep the scores (keep_scores)"
         )
-    weighed = masks.sign(difference, tau=tau, **rule.numbers(eps, noise))
-    return _unlisted(rule, _one_side(rule, weighed, sides), params)
+    weighed = _one_side(rule, masks.sign(difference, tau=tau, **rule.numbers(eps, noise)), sides)
+    return _unlisted(rule, masks.random(key, weighed) if rule.by == "random" else weighed, params)
 
 
 def make_unscored(rule: Rule, params: Params, sides: dict[str, str], eligible: str) -> Mask:

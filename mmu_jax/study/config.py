@@ -79,7 +79,7 @@ def _saliency() -> dict:
         tau=1.0,  # how much larger a forget score must be
         eps=1e-15,  # added to both scores
         noise=1e-12,  # of a layer's largest score: what lies below in both is no evidence
-        keep_scores=True,  # False: one signed accumulator, for masks by ratio
+        keep_scores=True,  # False: one signed accumulator, for masks by ratio and random ones as dense
     )
 
 

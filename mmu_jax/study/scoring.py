@@ -22,15 +22,15 @@ def mask(work: Workspace, name: str) -> dict:
     """Makes the mask of a method; returns how much of every leaf group it selects."""
     c, rule = work.config.saliency, methods.METHODS[name].mask
     params, sides = work.load(work.vanilla), work.model.family.sides
-    numbers = dict(tau=c.tau, eps=c.eps, noise=c.noise)
+    numbers, key = dict(tau=c.tau, eps=c.eps, noise=c.noise), jax.random.key(work.config.seed)
     if not rule.scored:
         made = rules.make_unscored(rule, params, sides, work.model.family.eligible)
     elif c.keep_scores:
-        evidence, key = work.scores.get(rule.reads, lambda: _evidence(work, rule)), jax.random.key(work.config.seed)
+        evidence = work.scores.get(rule.reads, lambda: _evidence(work, rule))
         made = rules.make(rule, evidence, params, sides, key, **numbers)
     else:
         difference = work.scores.get(rule.reads, lambda: _difference(work, rule))
-        made = rules.make_signed(rule, difference, params, sides, **numbers)
+        made = rules.make_signed(rule, difference, params, sides, key, **numbers)
     masks.check(made, params)
     path = work.mask(name)
     partial = path.with_suffix(".partial")

@@ -242,7 +242,7 @@ def test_one_accumulator_makes_the_same_mask(name, mixed):
         leaves = rf"(?={llava.SIDES[side]}\Z)(?:{rule.leaves})"
         options = {"leaves": leaves, "unit": rule.unit}
         found.append(saliency.difference(loss, params, data["forget"].dealt, preserve, **options))
-    signed = rules.make_signed(rule, trees.merge(*found), params, llava.SIDES, noise=0.5, eps=1.0)
+    signed = rules.make_signed(rule, trees.merge(*found), params, llava.SIDES, jax.random.key(0), noise=0.5, eps=1.0)
     jax.tree.map(np.testing.assert_array_equal, signed, mask)
 
 

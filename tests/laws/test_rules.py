@@ -71,10 +71,31 @@ def test_a_fraction_is_exact_in_every_layer():
 
 def test_a_rule_that_one_accumulator_does_not_decide_wants_the_scores():
     assert not Rule().needs_scores and not Rule(by="all").needs_scores and not Rule(by="all").scored
-    for rule in (Rule(preserve="text"), Rule(fraction=0.5), Rule(by="random")):
+    for rule in (Rule(preserve="text"), Rule(fraction=0.5), Rule(by="top_k"), Rule(by="random", fraction=0.5)):
         assert rule.needs_scores
         with pytest.raises(InputError, match="one signed accumulator decides"):
-            rules.make_signed(rule, FORGET, FORGET, SIDES)
+            rules.make_signed(rule, FORGET, FORGET, SIDES, jax.random.key(0))
+
+
+def test_a_random_mask_of_one_accumulator_is_that_of_the_scores():
+    rng, key = np.random.default_rng(0), jax.random.key(3)
+    forget, kept = (
+        {
+            "layers": {"w": jnp.asarray(rng.random((3, 40, 5)), jnp.float32)},
+            "bare": jnp.asarray(rng.random(64), jnp.float32),
+        }
+        for _ in range(2)
+    )
+    sides = {"vision": "bare", "language": "layers/.*"}
+    difference = jax.tree.map(lambda f, k: f - k, forget, kept)
+    evidence = Evidence(forget, kept, kept, 1.0, 1.0, None)
+    ratio = rules.make_signed(Rule(), difference, forget, sides, key)
+    drawn = rules.make_signed(Rule(by="random"), difference, forget, sides, key)
+    jax.tree.map(np.testing.assert_array_equal, drawn, rules.make(Rule(by="random"), evidence, forget, sides, key))
+    assert not np.array_equal(drawn["bare"], ratio["bare"])
+    jax.tree.map(np.testing.assert_array_equal, masks.layer_counts(drawn), masks.layer_counts(ratio))
+    alone = rules.make_signed(Rule(by="random", side="vision"), difference, forget, sides, key)
+    assert masks.count(alone) == int(ratio["bare"].sum())
 
 
 def test_every_linear_weight_without_scores():

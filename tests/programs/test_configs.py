@@ -121,7 +121,7 @@ def test_what_would_be_refused_after_hours_is_refused_at_once(llava_folder, tmp_
     for options, word in (
         (["--config.model.param_dtype=bfloat16"], "config.vanilla.lora.rank"),
         ([*lora, "--config.unlearn.methods=('mmunlearner_official',)"], "would do nothing"),
-        (["--config.unlearn.methods=('mask_random',)"], "config.saliency.keep_scores"),
+        (["--config.unlearn.methods=('mask_top_k',)"], "config.saliency.keep_scores"),
     ):
         ends_in_one_line(run(tmp_path / "w", *base, *options, config="configs/llava.py:benchmark=faces,lora=0"), word)
         assert not (tmp_path / "w").exists()
