@@ -23,7 +23,7 @@ from mmu_jax.evaluate import Examiner, Items
 from mmu_jax.methods import Method, Phase
 from mmu_jax.models import Model
 from mmu_jax.plan import Plan
-from mmu_jax.step import counted, make_step
+from mmu_jax.programs import Programs, counted, make_step
 from mmu_jax.trainable import Limits
 from mmu_jax.trees import Params
 
@@ -114,6 +114,7 @@ class Scene:
     Attributes:
       lesson: batches of what it teaches; None for one that teaches nothing.
       steps, learning_rate: of training, by Adam at a constant rate.
+      programs: compiled ones; a scene that serves several models compiles its step once.
     """
 
     model: Model
@@ -121,6 +122,7 @@ class Scene:
     lesson: Stream | None = None
     steps: int = 32
     learning_rate: float = 1e-4
+    programs: Programs = dataclasses.field(default_factory=Programs, repr=False, compare=False)
 
     @property
     def plan(self) -> Plan:
@@ -195,7 +197,7 @@ def relearn(params: Params, scene: Scene) -> Iterator[tuple[int, Params]]:
       NotFiniteError: a loss, a gradient or what a step would leave is not finite.
     """
     state = train_state.init(scene.plan, scene.model, params, scene.mesh)
-    step = make_step(scene.plan, scene.model, 0, state)
+    step = make_step(scene.plan, scene.model, 0, state, scene.programs)
     yield 0, state.params
     for start, stop in zip(marks(scene.steps), marks(scene.steps)[1:], strict=False):
         with jax.set_mesh(scene.mesh):

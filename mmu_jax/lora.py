@@ -88,6 +88,9 @@ class LoRA:
             lambda part: trained | {kind: part},
         )
 
+    def sees(self, phase: "Phase") -> str:
+        return _kind(phase)
+
     def moved(self, before: Tree, after: Tree, mask: Mask) -> Counts:
         return moved(self, before, after, mask)
 

@@ -97,6 +97,8 @@ class Ledger:
             needs["mask"] = self.bytes(whole, np.bool_)
         if method.projects:
             needs["factors"] = int(fraction * sum(self._grams().values()))
+            if not trainable.limits_in_params:  # the norms before and after a projection are of all weights together
+                needs["updates"] = 2 * self.bytes(trees.split(whole, self.model.family.eligible)[0], np.float32)
         return needs | {"activations (estimate)": self.activations(shape)}
 
     def saliency(self, wanted: list[Rule], shape: Shape, chunk: int, keep_scores: bool) -> Needs:

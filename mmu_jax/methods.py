@@ -4,7 +4,6 @@ To add a method, add a row to ``METHODS``; a new loss is a row of ``objectives.L
 """
 
 import dataclasses
-import json
 from typing import Any
 
 from mmu_jax import InputError
@@ -57,9 +56,6 @@ class Phase:
             raise InputError(f"expected options of losses of the phase, found those of {', '.join(idle)}; correct it")
         for name, given in self.options.items():
             known(f"options of {name}", given, LOSSES[name].options)
-
-    def __hash__(self):
-        return hash(json.dumps(dataclasses.asdict(self), sort_keys=True, default=str))
 
     @property
     def descends(self) -> bool:

@@ -64,16 +64,25 @@ class Stop:
         return value is not None and value <= self.level
 
 
+LIMITS = ("projected", "clip after mask", "clip before mask")
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How a gradient becomes an update, but for the learning rate, which a compiled step is given.
+    """How a gradient becomes an update, but for the learning rate, which a compiled program is given.
+
+    >>> Optimizer(1.0, limit='mask')
+    Traceback (most recent call last):
+    mmu_jax.InputError: expected a limit among projected, clip after mask, clip before mask or none, found 'mask'; correct it
 
     Attributes:
       clip: global norm that a gradient may have.
       adam: keyword arguments of ``transforms.adam``.
-      limit: what holds the update back: ``'projected'``, a mask (``'clip after mask'``, ``'clip before mask'``) or nothing.
+      limit: what holds the update back: of :data:`LIMITS`, or nothing.
       gradients_only: of ``transforms.masked``.
-      schedule, warmup, steps: of ``transforms.learning_rate``.
+      schedule, warmup, steps: of ``transforms.learning_rate``; no steps where the rate is constant.
+    Raises:
+      InputError: a limit that is none.
     """
 
     clip: float
@@ -84,9 +93,18 @@ class Optimizer:
     warmup: float = 0.0
     steps: int = 0
 
+    def __post_init__(self):
+        if self.limit and self.limit not in LIMITS:
+            raise InputError(f"expected a limit among {', '.join(LIMITS)} or none, found {self.limit!r}; correct it")
+
     def transform(self, rate: float | jax.Array = 1.0) -> optax.GradientTransformationExtraArgs:
-        """Clip, Adam, decay, learning rate, the highest of which is ``rate``; masked where the method puts the mask, or projected
-        last. Its state does not depend on ``rate``."""
+        """Clip, Adam, decay, and a learning rate that peaks at ``rate``; masked where the method puts the mask, or projected last.
+
+        Its state does not depend on ``rate``, which may be traced.
+
+        Raises:
+          InputError: an unknown schedule or arithmetic.
+        """
         rates = transforms.learning_rate(rate, self.steps, schedule=self.schedule, warmup=self.warmup)
         clip = optax.clip_by_global_norm(self.clip) if self.clip < math.inf else optax.identity()
         adam = transforms.adam(rates, **dict(self.adam))
@@ -201,8 +219,8 @@ class Plan:
         own = self.retain_rate is not None and self.method.phases[index].descends and not self.method.one_rate
         return self.retain_rate if own else self.learning_rate
 
-    def optimizer(self, index: int) -> "Optimizer":
-        """Of phase ``index``."""
+    def optimizer(self, index: int) -> Optimizer:
+        """What phase ``index`` makes of its gradient; ``.transform(rate)`` is the optax transformation."""
         phase, rule = self.method.phases[index], self.method.mask
         limit = ""
         if not self.trainable.limits_in_params:  # else nothing is left for a transform
@@ -210,7 +228,9 @@ class Plan:
         shape = {"schedule": self.schedule, "warmup": self.warmup, "steps": self.steps(self.moments(index))}
         return Optimizer(
             clip=self.clip if phase.clip else math.inf,
-            adam=tuple(sorted((self.adam | self.method.adam).items())),
+            adam=tuple(
+                sorted((k, v.item() if hasattr(v, "item") else v) for k, v in (self.adam | self.method.adam).items())
+            ),
             limit=limit,
             gradients_only=phase.masked and rule.gradients_only,
             **({} if self.schedule == "constant" and not self.warmup else shape),

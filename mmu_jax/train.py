@@ -1,6 +1,6 @@
 """The training loop, written once.
 
-One iteration runs the phases of a method in order; each phase is one optimizer step (``step``) on donated state. Losses
+One iteration runs the phases of a method in order; each phase is one optimizer step (``programs``) on donated state. Losses
 are written on device into ``state.history``; nothing per step goes to the host, but for one number where a plan looks whether
 to stop.
 """
@@ -19,7 +19,7 @@ from mmu_jax.data.streams import Stream
 from mmu_jax.methods import Phase
 from mmu_jax.models import Model
 from mmu_jax.plan import Plan
-from mmu_jax.step import counted, make_step, make_watch
+from mmu_jax.programs import Programs, counted, make_step, make_watch
 from mmu_jax.train_state import WATCHED, TrainState, abstract, init, latest, looks
 from mmu_jax.trainable import Limits
 from mmu_jax.trees import Batch, Mask, Params
@@ -37,6 +37,7 @@ def fit(
     mask: Mask | None = None,
     factors: Factors | None = None,
     watched: Stream | None = None,
+    programs: Programs | None = None,
     checkpoints: checkpoint.Checkpoints | None = None,
     save_every: int = 200,
     report: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
@@ -50,6 +51,7 @@ def fit(
       mask: required if the method has one; checked against the params.
       factors: required if the method has a projected phase; trees of ``curvature.Factor`` like the params.
       watched: required if the plan has a stop: the right answers about the people to forget, whose probability is looked at.
+      programs: those of other runs of this model, with which this one shares what it can.
       checkpoints: where the state is kept every ``save_every`` iterations; the same call again resumes from there and
         ends in the same bits.
       report: called every ``report_every`` iterations with the latest losses.
@@ -57,15 +59,15 @@ def fit(
       InputError: mask or factors do not fit or are not there; a loss, a gradient or what a step would leave is not finite (the
         iteration, the rows of its batches and the last good checkpoint are named; the state on disk is untouched).
     """
-    limits = Limits(mask, factors)
+    limits, programs = Limits(mask, factors), programs or Programs()
     _check(p, params, limits, watched)
     for name in p.method.streams:
         check_batch(streams[name].batch(0), name)
     teaches, consumes = "teacher" in p.method.needs, p.trainable.consumes
     vanilla = params if not consumes else jax.tree.map(jnp.copy, params) if teaches else None
     state = _begin(p, model, params, mesh, checkpoints)
-    iterate = _iteration(p, model, state, streams, limits, vanilla, mesh)
-    look = _look(p, model, watched, limits, vanilla, mesh) if p.stop else None
+    iterate = _iteration(p, model, state, streams, limits, vanilla, mesh, programs)
+    look = _look(p, model, watched, limits, vanilla, mesh, programs) if p.stop else None
     seen = looks(state)
 
     with jax.set_mesh(mesh):
@@ -88,10 +90,17 @@ def fit(
 
 
 def _iteration(
-    p: Plan, model: Model, like: TrainState, streams: dict[str, Stream], limits: Limits, vanilla: Any, mesh: Any
+    p: Plan,
+    model: Model,
+    like: TrainState,
+    streams: dict[str, Stream],
+    limits: Limits,
+    vanilla: Any,
+    mesh: Any,
+    programs: Programs,
 ) -> Callable[[TrainState, int], TrainState]:
     """``state, i -> state``: the phases of a method, in order."""
-    steps = [make_step(p, model, index, like) for index in range(len(p.method.phases))]
+    steps = [make_step(p, model, index, like, programs) for index in range(len(p.method.phases))]
 
     def iterate(state, i):
         for phase, step in zip(p.method.phases, steps, strict=True):
@@ -117,10 +126,19 @@ def _beside(phase: Phase, streams: dict[str, Stream], at: int, mesh: jax.shardin
 
 
 def _look(
-    p: Plan, model: Model, watched: Any, limits: Limits, vanilla: Any, mesh: jax.sharding.Mesh
+    p: Plan,
+    model: Model,
+    watched: Any,
+    limits: Limits,
+    vanilla: Any,
+    mesh: jax.sharding.Mesh,
+    programs: Programs,
 ) -> Callable[..., tuple]:
     """``state, iteration -> state, value``: what :class:`plan.Stop` looks at, noted in the history."""
-    watch, rows = make_watch(p, model), list(watched.epoch())  # on the host, and on the devices a batch at a time
+    watch, rows = (
+        make_watch(p, model, programs),
+        list(watched.epoch()),
+    )  # on the host, and on the devices a batch at a time
     note = jax.jit(lambda curve, i, value: curve.at[i].set(value))
 
     def look(state, i):

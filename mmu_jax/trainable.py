@@ -1,7 +1,7 @@
 """What trains: the params themselves, or something from which they follow. The loop in ``train`` asks nothing else."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
@@ -42,8 +42,9 @@ class View:
 
 
 class Trainable(Protocol):
-    """A parametrisation of the params, compared by value, as compiled programs are kept by it. :class:`Whole` is one,
-    ``lora.LoRA`` another.
+    """A parametrisation of the params: :class:`Whole` is one, ``lora.LoRA`` another.
+
+    Compared by value (a frozen dataclass), since compiled programs are looked up by it.
 
     Attributes:
       consumes: whether the params become the state, and so have to be float32; else they stay frozen beside it.
@@ -65,7 +66,13 @@ class Trainable(Protocol):
         """What trains, at iteration 0."""
 
     def view(self, trained: Tree, frozen: Params | None, limits: Limits, phase: "Phase") -> View:
-        """What ``phase`` sees of it; ``frozen`` are the params where they are not consumed."""
+        """What ``phase`` sees of it; ``frozen`` are the params where they are not consumed.
+
+        Only ``View.whole`` may read ``frozen`` and ``limits``: who asks for the part alone gives none.
+        """
+
+    def sees(self, phase: "Phase") -> Hashable:
+        """What of a phase :meth:`view` looks at: phases for which it is the same share compiled programs."""
 
     def moved(self, before: Tree, after: Tree, mask: Mask) -> Counts:
         """Leaf name -> entries of the params that a step changed ``(outside, inside)`` the mask."""
@@ -116,6 +123,10 @@ class Whole:
         del frozen, limits, phase
         part, rest = trees.split(trained, self.scope)
         return View(part, lambda part: trees.merge(part, rest), lambda part: trees.merge(part, rest))
+
+    def sees(self, phase: "Phase") -> Hashable:
+        del phase
+        return None
 
     def moved(self, before: Tree, after: Tree, mask: Mask) -> Counts:
         before, after, mask, counts = trees.flatten(before), trees.flatten(after), trees.flatten(mask), {}

@@ -114,7 +114,7 @@ def random_factors(model, params, seed=0):
 
 def run(model, params, name, *, iterations=8, where=None, mesh=None, data=None, **numbers):
     data, method = data or streams(), methods.METHODS[name]
-    limits = {key: numbers.pop(key) for key in ("mask", "factors", "watched") if key in numbers}
+    limits = {key: numbers.pop(key) for key in ("mask", "factors", "watched", "programs") if key in numbers}
     plan = dataclasses.replace(Plan.of(method, data, 1.0, learning_rate=1e-3, **numbers), iterations=iterations)
     kept = None if where is None else checkpoint.Checkpoints(where)
     params = params if not plan.trainable.consumes else jax.tree.map(jnp.copy, params)  # fit consumes what it trains
@@ -174,7 +174,7 @@ def table():
 
 
 def fit_table(method, data, where=None, epochs=1.0, save_every=1, **numbers):
-    limits = {key: numbers.pop(key) for key in ("mask", "factors", "watched") if key in numbers}
+    limits = {key: numbers.pop(key) for key in ("mask", "factors", "watched", "programs") if key in numbers}
     plan = Plan.of(method, data, epochs, **({"learning_rate": 0.1} | numbers))
     kept = None if where is None else checkpoint.Checkpoints(where)
     options = {"mesh": sharding.make_mesh(1), "checkpoints": kept, "save_every": save_every}

@@ -53,7 +53,7 @@ def scene(work: Workspace, name: str) -> Scene:
         c, taught = work.config.attack, {}
         if ATTACKS[name].trains:
             taught = {"lesson": lesson(work, name), "steps": c.steps, "learning_rate": c.learning_rate}
-        work.scenes[name] = Scene(work.model, work.mesh, **taught)
+        work.scenes[name] = Scene(work.model, work.mesh, programs=work.programs, **taught)
     return work.scenes[name]
 
 

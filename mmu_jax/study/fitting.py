@@ -29,6 +29,7 @@ class Job:
     def fit(self, work: Workspace, params: Params, mesh: jax.sharding.Mesh, **options: Any) -> TrainState:
         """``train.fit`` from ``params``."""
         given = dict(mesh=mesh, mask=self.limits.mask, factors=self.limits.factors, watched=self.watched)
+        given["programs"] = work.programs
         return train.fit(self.plan, work.model, params, self.streams, **given, **options)
 
 

@@ -15,6 +15,7 @@ from mmu_jax import adapters, evaluate, hf, hub, models, questions, sharding
 from mmu_jax.data import Benchmark, Example, Processor, builders, loader, slices
 from mmu_jax.data.sizes import Sizes
 from mmu_jax.data.streams import Stream, stream
+from mmu_jax.programs import Programs
 from mmu_jax.trees import Tree
 
 # Splits with photos of their own, evaluated where they are there.
@@ -53,6 +54,7 @@ class Workspace:
       scores: saliency of the vanilla model, of one kind at a time.
       planned: whether the memory plan was made and holds.
       scenes: what every attack may use, by its name (``attacking``).
+      programs: compiled ones, which all runs share.
       strangers: how well vanilla knows people it never saw, once that was asked (``unlearning``).
     """
 
@@ -63,6 +65,7 @@ class Workspace:
         self.training_mesh = self.mesh if config.model.path else sharding.make_mesh(1)
         self.params, self.scores = Held(), Held()
         self.planned = False
+        self.programs = Programs()
         self.strangers: evaluate.Items | None = None
         self.scenes: dict[str, Any] = {}
 
@@ -106,6 +109,7 @@ class Workspace:
         shared = ("data", "base", "vanilla", "adapter", "card", "processor", "model", "sizes")
         other.__dict__ |= {name: getattr(self, name) for name in shared} | {
             "params": self.params,
+            "programs": self.programs,
             "strangers": self.strangers,
         }
         return other

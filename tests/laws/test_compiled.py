@@ -21,7 +21,7 @@ def test_a_step_is_given_what_the_plan_counts(llava, devices):
     where = sharding.shardings(model.abstract(), model.family.rules, mesh)
     params = compiled.placed(model.abstract(), where, jnp.bfloat16)
     with jax.set_mesh(mesh):
-        lowered, beside = compiled.stepping(model, params, "projected", SPEC, SHAPE, mesh)
+        (lowered, beside), (update, others) = compiled.stepping(model, params, "projected", SPEC, SHAPE, mesh)
     given = lowered.compile().memory_analysis().argument_size_in_bytes + beside
     ledger = memory.Ledger(model, mesh, jnp.bfloat16)
     needs = ledger.training(methods.METHODS["projected"], SHAPE, SPEC, compiled.FRACTION)
@@ -30,6 +30,9 @@ def test_a_step_is_given_what_the_plan_counts(llava, devices):
     kept += sum(4 * math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape) for x in reached)
     batch = trees.nbytes(make_batch(rows=8)) // devices[0]
     assert 0.97 * kept < given - batch < 1.03 * kept, (kept, given, batch)
+    assert (
+        update.compile().memory_analysis().argument_size_in_bytes + others >= 0.97 * kept
+    )  # all factors, not only those reached
 
 
 def test_the_first_block_of_grams_is_what_is_measured(llava):

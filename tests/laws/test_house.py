@@ -22,7 +22,7 @@ FLOORS = (
     ("methods",),
     ("generate", "hf", "memory", "plan"),
     ("train_state",),
-    ("step",),
+    ("programs",),
     ("adapters", "evaluate", "report", "train"),
     ("attacks",),
     ("study",),

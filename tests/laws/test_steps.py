@@ -10,7 +10,7 @@ from mmu_jax import (
     checkpoint,
     methods,
     objectives,
-    step,
+    programs,
     transforms,
 )
 from mmu_jax.plan import Plan
@@ -135,5 +135,7 @@ def test_npo_with_a_retain_term_is_the_sum_of_both_in_one_step():
     plan, state = fit_table(methods.METHODS["npo_retain"], data)
     assert plan.iterations == 2 and set(state.history) == {"forget/npo", "retain/descent"}
     batch = Rows("forget", 1).batch(0)
-    total, values = step.objective(plan.method.phases[0], objectives.Seen(Table(), table()), dict.fromkeys(data, batch))
+    total, values = programs.objective(
+        plan.method.phases[0], objectives.Seen(Table(), table()), dict.fromkeys(data, batch)
+    )
     np.testing.assert_allclose(total, values["forget/npo"] + values["retain/descent"])

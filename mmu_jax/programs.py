@@ -1,12 +1,13 @@
-"""One optimizer step of a phase, as two programs: its gradient, and the update that follows from it.
+"""The compiled programs of a phase: its gradient, the update that follows from it, and a look at what is forgotten.
 
-Methods differ in few of their parts. Either program is a function of what it computes and of nothing else, so that plans which
-share a loss share its gradient, those that share an optimizer its update, whatever their learning rates, and each is compiled once.
+Most methods share a loss with another, and nearly all an optimizer but for its learning rate. So a step is two programs, and an
+update is given its rate: runs that are given the same :class:`Programs` compile each gradient and each update once.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,29 @@ import optax
 from mmu_jax import losses, objectives, sharding, trees
 from mmu_jax.methods import Phase
 from mmu_jax.models import Model
-from mmu_jax.objectives import LOSSES, Loss, Seen
+from mmu_jax.objectives import Seen
 from mmu_jax.plan import Optimizer, Plan
 from mmu_jax.train_state import TrainState
 from mmu_jax.trainable import Limits, Trainable
 from mmu_jax.trees import Batch, Tree
 
-KEPT = 64  # programs of each kind, the latest used; a plan needs one or two
+
+class Programs:
+    """Programs that were compiled, kept as long as this is, for any number of runs.
+
+    Whatever a trace reads must stay as it is meanwhile: the model (told apart by identity), what trains (by value), the rows
+    of ``objectives.LOSSES``. Where one of these is changed, make new ``Programs``.
+    """
+
+    def __init__(self):
+        self._kept: dict[Hashable, Callable] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Callable]) -> Callable:
+        """What was kept by ``key``, or else is now."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
 
 # ---- what a step is made of
 
@@ -64,12 +81,7 @@ def _gradient(model: Model, phase: Phase, part: Tree, whole: Any, batches: dict,
 # ---- programs
 
 
-@functools.lru_cache(KEPT)
-def _gradient_program(
-    model: Model, trainable: Trainable, phase: Phase, rows: tuple[Loss, ...], where: sharding.Places
-) -> Callable[..., tuple]:
-    del rows  # a row of the table that was written anew is another program
-
+def _gradient_program(model: Model, trainable: Trainable, phase: Phase, where: sharding.Places) -> Callable[..., tuple]:
     def gradient(trained, batches, limits, vanilla, beside):
         view = trainable.view(trained, vanilla, limits, phase)
         (value, values), grads = _gradient(model, phase, view.part, view.whole, batches, beside, vanilla)
@@ -78,13 +90,12 @@ def _gradient_program(
     return jax.jit(gradient, out_shardings=(None, None, jax.tree.unflatten(*where)))
 
 
-@functools.lru_cache(KEPT)
 def _update_program(
     trainable: Trainable, phase: Phase, optimizer: Optimizer, where: sharding.Places
 ) -> Callable[..., tuple]:
     in_params = trainable.limits_in_params
 
-    def update(carried, grads, value, step, limits, rate):
+    def update(carried, grads, value, iteration, limits, rate):
         trained, before, failed, moved = carried
         view, extra, tx = trainable.view(trained, None, Limits(), phase), {}, optimizer.transform(rate)
         good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads)) & (failed < 0)
@@ -96,7 +107,7 @@ def _update_program(
         new = optax.apply_updates(view.part, updates)
         new, after = jax.tree.map(partial(jnp.where, good), (new, after), (view.part, before))
         sound = good & _finite((new, after))  # of what is kept, so that nothing is held twice to be judged
-        failed = jnp.where((failed < 0) & ~sound, step, failed)
+        failed = jnp.where((failed < 0) & ~sound, iteration, failed)
         if phase.masked:
             counts = trainable.moved(view.part, new, limits.mask)
             moved = {name: jnp.stack([moved[name][0] + out, jnp.maximum(moved[name][1], into)])
@@ -106,20 +117,6 @@ def _update_program(
     return jax.jit(update, donate_argnums=0, out_shardings=jax.tree.unflatten(*where))
 
 
-@functools.lru_cache(KEPT)
-def _note_program(where: jax.sharding.Sharding) -> Callable[..., dict]:
-    def note(curves, step, values):
-        return {name: curve.at[step].set(values[name]) for name, curve in curves.items()}
-
-    return jax.jit(note, donate_argnums=0, out_shardings=where)
-
-
-@functools.lru_cache(KEPT)
-def _count_program(where: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda step: step + 1, out_shardings=where)
-
-
-@functools.lru_cache(KEPT)
 def _watch_program(model: Model, trainable: Trainable, phase: Phase) -> Callable[..., losses.Pair]:
     def watch(trained, batch, limits, vanilla):
         view = trainable.view(trained, vanilla, limits, phase)
@@ -129,54 +126,80 @@ def _watch_program(model: Model, trainable: Trainable, phase: Phase) -> Callable
     return jax.jit(watch)
 
 
+@functools.lru_cache(16)  # by where it is: it holds nothing of a model
+def _note_program(where: jax.sharding.Sharding) -> Callable[..., dict]:
+    def note(curves, iteration, values):
+        return {name: curve.at[iteration].set(values[name]) for name, curve in curves.items()}
+
+    return jax.jit(note, donate_argnums=0, out_shardings=where)
+
+
+@functools.lru_cache(16)
+def _count_program(where: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda iteration: iteration + 1, out_shardings=where)
+
+
 # ---- of a plan
 
 
-def _as_seen(p: Plan, index: int, **without: Any) -> Phase:
-    """A phase as the model sees it: without what shows in no gradient, and with ``without`` of what does."""
-    beside = {} if p.trainable.limits_in_params else {"masked": False, "projected": False}
-    return dataclasses.replace(p.method.phases[index], spread=False, clip=True, **(beside | without))
+def _known(trainable: Trainable) -> Hashable:
+    """By what a trainable is known: its value, or where that cannot be looked up, itself."""
+    return trainable if isinstance(trainable, Hashable) else id(trainable)
+
+
+def _asked(phase: Phase) -> Hashable:
+    """What of a phase shows in its gradient, however the params are seen."""
+    try:
+        options = json.dumps(phase.options, sort_keys=True)
+    except TypeError:  # an array, say
+        options = id(phase.options)
+    return tuple(phase.losses.items()), options, phase.lookahead
 
 
 def _seen_limits(p: Plan, limits: Limits) -> Limits:
     return limits if p.trainable.limits_in_params else Limits()
 
 
-def make_gradient(p: Plan, model: Model, index: int, like: TrainState) -> Callable[..., tuple]:
-    """Jitted ``trained, batches, limits, vanilla, beside -> value, values, gradient`` of phase ``index``.
+def make_gradient(
+    p: Plan, model: Model, index: int, like: TrainState, programs: Programs | None = None
+) -> Callable[..., tuple]:
+    """Jitted ``trained, batches, limits, vanilla, beside -> value, values, gradient`` of phase ``index``; nothing is donated.
 
     The gradient is placed as ``like`` says of what the phase moves; ``values`` are the losses by ``stream/loss`` name.
     """
-    phase = p.method.phases[index]
-    part = p.trainable.view(like.params, None, Limits(), phase).part
-    names = [*phase.losses.values()] + ["descent"] * bool(phase.lookahead)
-    rows = tuple(LOSSES[name] for name in names)
-    return _gradient_program(model, p.trainable, _as_seen(p, index), rows, sharding.places(part))
+    phase, trainable = p.method.phases[index], p.trainable
+    where = sharding.places(trainable.view(like.params, None, Limits(), phase).part)
+    key = ("gradient", id(model), _known(trainable), trainable.sees(phase), _asked(phase), where)
+    return (programs or Programs()).get(key, lambda: _gradient_program(model, trainable, phase, where))
 
 
-def make_update(p: Plan, index: int, like: TrainState) -> Callable[..., tuple]:
-    """Jitted ``carried, gradient, value, step, limits, rate -> carried`` of phase ``index``, donated and placed as ``like``.
+def make_update(p: Plan, index: int, like: TrainState, programs: Programs | None = None) -> Callable[..., tuple]:
+    """Jitted ``carried, gradient, value, iteration, limits, rate -> carried`` of phase ``index``, placed as ``like``.
 
-    ``carried`` is ``trained, moments, failed, moved``, of which ``moved`` is empty but in masked phases.
+    ``carried``, which is donated, is ``trained, moments, failed, moved``, of which ``moved`` is empty but in masked phases.
     """
-    phase = p.method.phases[index]
-    carried = (like.params, like.opt_state[p.moments(index)], like.failed, like.moved if phase.masked else {})
-    moves = dataclasses.replace(phase, losses={}, options={}, spread=False, lookahead=0.0, clip=True)
-    return _update_program(p.trainable, moves, p.optimizer(index), sharding.places(carried))
+    phase, trainable, optimizer = p.method.phases[index], p.trainable, p.optimizer(index)
+    where = sharding.places(
+        (like.params, like.opt_state[p.moments(index)], like.failed, like.moved if phase.masked else {})
+    )
+    key = ("update", _known(trainable), trainable.sees(phase), phase.masked, phase.projected, optimizer, where)
+    return (programs or Programs()).get(key, lambda: _update_program(trainable, phase, optimizer, where))
 
 
-def make_step(p: Plan, model: Model, index: int, like: TrainState) -> Callable[..., TrainState]:
-    """The step of phase ``index``: ``state, batches, limits, vanilla, beside -> state``, donated and sharded as ``like``.
+def make_step(
+    p: Plan, model: Model, index: int, like: TrainState, programs: Programs | None = None
+) -> Callable[..., TrainState]:
+    """The step of phase ``index``: ``state, batches, limits, vanilla, beside -> state``, sharded as ``like``.
 
-    ``batches`` are those of the phase's streams, ``beside`` others of them for a look-ahead. A step whose loss or
-    gradient is not finite changes nothing but ``state.failed``; so does every step after one that left params or moments
-    that are not.
+    ``batches`` are those of the phase's streams, ``beside`` others of them for a look-ahead. Of the state all is donated that the
+    phase changes: params, its moments, its curves, ``failed`` and ``moved``. A step whose loss or gradient is not finite
+    changes nothing but ``failed``; so does every step after one that left params or moments that are not.
     """
     phase, key = p.method.phases[index], p.moments(index)
-    with np.errstate(over="ignore"):  # more than a float32 holds is infinite, and so is the step, which says so
+    with np.errstate(over="ignore"):  # a rate beyond float32 is an infinite one, and ends in ``failed``
         rate = np.float32(p.rate(index))
-    gradient, update = make_gradient(p, model, index, like), make_update(p, index, like)
-    note = _note_program(like.failed.sharding)
+    gradient = make_gradient(p, model, index, like, programs)
+    update, note = make_update(p, index, like, programs), _note_program(like.failed.sharding)
 
     def step(state, batches, limits, vanilla, beside=None):
         value, values, grads = gradient(state.params, batches, _seen_limits(p, limits), vanilla, beside)
@@ -200,8 +223,9 @@ def counted(state: TrainState) -> TrainState:
     return state.replace(step=_count_program(state.step.sharding)(state.step))
 
 
-def make_watch(p: Plan, model: Model) -> Callable[..., losses.Pair]:
+def make_watch(p: Plan, model: Model, programs: Programs | None = None) -> Callable[..., losses.Pair]:
     """``trained, batch, limits, vanilla -> `` the ``losses.probability`` of a batch's answers."""
-    last = len(p.method.phases) - 1
-    watch = _watch_program(model, p.trainable, _as_seen(p, last, losses={}, options={}, lookahead=0.0))
+    phase, trainable = p.method.phases[-1], p.trainable
+    key = ("watch", id(model), _known(trainable), trainable.sees(phase))
+    watch = (programs or Programs()).get(key, lambda: _watch_program(model, trainable, phase))
     return lambda trained, batch, limits, vanilla: watch(trained, batch, _seen_limits(p, limits), vanilla)
