@@ -48,6 +48,13 @@ def colour(name: str) -> str:
     return COLOURS[family(name)]
 
 
+def _marks(names: list[str]) -> dict[str, str]:
+    """Name -> the marker that tells a model from the others of its colour, the same in every figure."""
+    alike = {name: [other for other in names if colour(other) == colour(name)] for name in names}
+    marks = {name: "o^Dv<>PXhdp"[others.index(name) % 11] for name, others in alike.items()}
+    return marks | {"vanilla": "s", "gold": "*"}
+
+
 def _shown(results: Results) -> list[str]:
     """What is drawn: of the variants and ablations only the method itself, and beside a mask a random one."""
     kept = of_family(results, "model", "control", "baseline", "projected", "masked")
@@ -103,9 +110,7 @@ def front_figure(results: Results) -> Any | None:
     if not left or not others:
         return None
     forgotten, shown = left[-1], _shown(results)  # on new photos where there are any
-    alike = {name: [other for other in shown if colour(other) == colour(name)] for name in shown}
-    marks = {name: "o^Dv<>PXhdp"[others.index(name) % 11] for name, others in alike.items()}
-    marks |= {"vanilla": "s", "gold": "*"}
+    marks = _marks(shown)
     width = 2 if len(others) in (2, 4) else min(len(others), 3)
     rows = -(-len(others) // width)
     figure = canvas(4.4 * width, 3.4 * rows + 0.5)
@@ -235,7 +240,8 @@ def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
     plt = _pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained", sharex=True)
     panels = dict(zip((STREAMS["forget"], STREAMS["retain"]), axes, strict=True))
-    for name in _shown(results):
+    marks = _marks(_shown(results))
+    for name in marks:
         path = workdir / "training" / "unlearn" / f"{name}.json"
         if not path.exists():
             continue
@@ -248,7 +254,8 @@ def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
             axis = panels[part]
             y, keep = loss.sign * y, ~np.isnan(y)
             x = np.arange(1, len(y) + 1)[keep] / len(y)
-            style = {"lw": 2.2 if name == ours(results) else 1.1, "alpha": 0.9}
+            style = {"lw": 1.4 if name == ours(results) else 0.8, "alpha": 0.9, "color": colour(name)}
+            style |= {"marker": marks[name], "ms": 4, "markevery": max(len(x) // 8, 1)}
             of_answers = loss.over == "answers"
             label = name if of_answers else f"{name} (over {loss.over})"
             axis.plot(x, y[keep], "-" if of_answers else "--", label=label, **style)
@@ -274,16 +281,15 @@ def attacks_figure(attacked: Attacked, results: Results) -> Any | None:
     figure, axes = plt.subplots(
         1, len(trained), figsize=(5.5 * len(trained), 3.6), layout="constrained", sharey=True, squeeze=False
     )
+    marks = _marks(_shown(results))
     for axis, (attack, models) in zip(axes[0], trained.items(), strict=True):
-        for name in (name for name in _shown(results) if name in models):
+        for name in (name for name in marks if name in models):
             value = models[name]
             x = [point["step"] for point in value["points"]]
             mean, low, high = ([100 * point[key] for point in value["points"]] for key in ("mean", "low", "high"))
-            style = {"lw": 1.8, "ms": 3.5, "marker": "o"}
-            if family(name) == "model":
-                style |= {"color": colour(name), "ls": "--" if name == "gold" else "-"}
-            (line,) = axis.plot(x, mean, label=name, **style)
-            axis.fill_between(x, low, high, color=line.get_color(), alpha=0.1, lw=0)
+            style = {"lw": 1.6, "ms": 9 if name == "gold" else 5.5, "marker": marks[name], "color": colour(name)}
+            axis.plot(x, mean, "--" if name == "gold" else "-", label=name, **style)
+            axis.fill_between(x, low, high, color=colour(name), alpha=0.08, lw=0)
         axis.set_title(f"{attack}: lower is better", loc="left", fontsize=10.5, fontweight="bold")
         axis.set(xlabel="steps of relearning", ylim=(0, 105), xticks=x)
     axes[0][0].set_ylabel("facts of the forgotten it was not\ntaught again: p(right answer) (%)")
