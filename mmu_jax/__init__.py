@@ -78,6 +78,7 @@ __all__ = [
     "models",
     "objectives",
     "plan",
+    "programs",
     "questions",
     "report",
     "rules",

@@ -54,7 +54,7 @@ CLOSED = {
 class Rule:
     """Which entries a masked step may move.
 
-    >>> Rule(by='random').needs_scores, Rule().needs_scores
+    >>> Rule(by='top_k').needs_scores, Rule().needs_scores
     (True, False)
 
     Attributes:
