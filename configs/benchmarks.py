@@ -74,6 +74,8 @@ def published(argument: str | None) -> ConfigDict:
     if method and method.mask and method.mask.gradients_only and "lora=" not in (argument or ""):
         args.lora = 0  # its mask is on the gradients of the params themselves
     wanted = common.ALL if args.method == "all" else (args.method,)
+    if args.side != "both" and not args.lora:
+        wanted = tuple(name for name in wanted if name != "linear_only")  # it would move the other side too
 
     config = common.base()
     config.mesh.data = -1
@@ -83,7 +85,7 @@ def published(argument: str | None) -> ConfigDict:
     config.model.dtype = "bfloat16"
     config.saliency.rows = 4
     config.saliency.chunk = 1
-    # One signed accumulator decides masks by ratio; the ablations of the mask need the scores themselves.
+    # One signed accumulator decides masks by ratio; its ablations, but a random one, need the scores themselves.
     config.saliency.keep_scores = bool(method and method.mask and method.mask.needs_scores)
     # Where the directions of every weight must fit beside it: the top quarter of them, measured in eight blocks.
     config.factors.fraction = 0.25

@@ -13,8 +13,7 @@ ALL = (
     "grad_diff",
     "grad_diff_alternate",
     "mmunlearner",
-    "mask_random",  # beside a mask, always: what one as dense does without scores,
-    "linear_only",  # and what is done without any mask
+    "linear_only",  # beside a mask, what the same steps do without one; as dense at random (mask_random) takes more memory
     "projected",
     "projected_retain",
 )

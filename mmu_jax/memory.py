@@ -102,7 +102,7 @@ class Ledger:
         return needs | {"activations (estimate)": self.activations(shape)}
 
     def saliency(self, wanted: list[Rule], shape: Shape, chunk: int, keep_scores: bool) -> Needs:
-        """Of scoring: three trees of scores (SalUn one more) or one signed accumulator, and ``chunk`` gradients at once."""
+        """Of scoring, or of drawing a random mask where that needs more: three trees of scores (SalUn one more) or one signed accumulator, and ``chunk`` gradients at once."""
         part, _ = trees.split(self.model.abstract(), self.model.family.eligible)
         kept = [self.bytes(part, np.float32)] * (3 + any(rule.needs_sum for rule in wanted))
         by_batch = any(rule.unit == "batch" for rule in wanted)  # one gradient, through all rows
@@ -110,12 +110,20 @@ class Ledger:
         rows = shape.rows if by_batch else min(at_once, shape.rows)
         if not keep_scores:  # both sides' differences, of which the second is made while the first is kept
             kept = kept[:1]
-        return {
+        scoring = {
             "params": self.params(),
             "scores": sum(kept),
             "gradients": at_once * self.bytes(part, self.param_dtype),
             "activations (estimate)": self.activations(dataclasses.replace(shape, rows=rows)),
         }
+        if not any(rule.by == "random" for rule in wanted):
+            return scoring
+        # Two masks, the one whose entries are counted and the one that is drawn, of a leaf's numbers and twice as much beside.
+        leaf = max(self.bytes({name: x}, np.float32) for name, x in trees.flatten(part).items())
+        masks = {"masks": 2 * self.bytes(self.model.abstract(), np.bool_), "random numbers of a leaf": 3 * leaf}
+        return max(
+            scoring, {"params": self.params(), "scores": sum(kept)} | masks, key=lambda needs: sum(needs.values())
+        )
 
     def _grams(self) -> dict[str, int]:
         """Leaf name -> bytes on a device of the Gram of a linear weight, ``[..., in, in]`` float32."""

@@ -225,9 +225,9 @@ class Plan:
         limit = ""
         if not self.trainable.limits_in_params:  # else nothing is left for a transform
             limit = "projected" if phase.projected else f"clip {rule.clip} mask" if phase.masked else ""
-        shape = {"schedule": self.schedule, "warmup": self.warmup, "steps": self.steps(self.moments(index))}
+        shape = {"schedule": self.schedule, "warmup": float(self.warmup), "steps": self.steps(self.moments(index))}
         return Optimizer(
-            clip=self.clip if phase.clip else math.inf,
+            clip=float(self.clip) if phase.clip else math.inf,
             adam=tuple(
                 sorted((k, v.item() if hasattr(v, "item") else v) for k, v in (self.adam | self.method.adam).items())
             ),

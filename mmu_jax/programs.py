@@ -143,8 +143,14 @@ def _count_program(where: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Ar
 
 
 def _known(trainable: Trainable) -> Hashable:
-    """By what a trainable is known: its value, or where that cannot be looked up, itself."""
-    return trainable if isinstance(trainable, Hashable) else id(trainable)
+    """By what a trainable is known: its value, or where that cannot be looked up or is only what a parent class compares, itself."""
+    if "__eq__" not in vars(type(trainable)):
+        return id(trainable)
+    try:
+        hash(trainable)
+    except TypeError:
+        return id(trainable)
+    return trainable
 
 
 def _asked(phase: Phase) -> Hashable:

@@ -135,10 +135,8 @@ def _look(
     programs: Programs,
 ) -> Callable[..., tuple]:
     """``state, iteration -> state, value``: what :class:`plan.Stop` looks at, noted in the history."""
-    watch, rows = (
-        make_watch(p, model, programs),
-        list(watched.epoch()),
-    )  # on the host, and on the devices a batch at a time
+    watch = make_watch(p, model, programs)
+    rows = list(watched.epoch())  # on the host, and on the devices a batch at a time
     note = jax.jit(lambda curve, i, value: curve.at[i].set(value))
 
     def look(state, i):

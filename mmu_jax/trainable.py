@@ -44,7 +44,7 @@ class View:
 class Trainable(Protocol):
     """A parametrisation of the params: :class:`Whole` is one, ``lora.LoRA`` another.
 
-    Compared by value (a frozen dataclass), since compiled programs are looked up by it.
+    Compared by value where it says how (a frozen dataclass, each subclass too), since compiled programs are looked up by it.
 
     Attributes:
       consumes: whether the params become the state, and so have to be float32; else they stay frozen beside it.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mmu_jax import InputError, generate, hf, memory, methods, models, saliency, train_state, trees
+from mmu_jax import InputError, generate, hf, memory, methods, models, saliency, sharding, train_state, trees
 from mmu_jax.plan import Plan
 from mmu_jax.rules import Rule
 from toys import SPEC, make_batch, random_mask, streams
@@ -59,6 +59,35 @@ def test_what_saliency_keeps_is_counted_to_the_byte(llava, mesh, shape):
     assert ledger.saliency(wanted[:1], shape, 4, keep_scores=True)["scores"] == 3 * one
     assert ledger.saliency(wanted, shape, 4, keep_scores=True)["scores"] == 4 * one
     assert ledger.saliency(wanted, shape, 4, keep_scores=True)["gradients"] == 4 * one
+
+
+def test_drawing_a_mask_is_counted_where_it_takes_more_than_scoring(llava):
+    model, small = llava[2], memory.Shape(1, 4, images=1)
+    ledger, part = (
+        memory.Ledger(model, sharding.make_mesh(1)),
+        trees.split(llava[2].abstract(), llava[2].family.eligible)[0],
+    )
+    largest = max(4 * x.size for x in jax.tree.leaves(part))
+    drawing = 4 * trees.size(model.abstract()) + 4 * trees.size(part) + 2 * trees.size(model.abstract()) + 3 * largest
+    totals = []
+    for chunk in (1, 8):
+        scoring, drawn = (
+            sum(ledger.saliency([Rule(by=by)], memory.Shape(8, 4, images=1), chunk, keep_scores=False).values())
+            for by in ("ratio", "random")
+        )
+        assert drawn == max(scoring, drawing)
+        totals.append(drawn > scoring)
+    assert "masks" not in ledger.saliency([Rule()], small, 1, keep_scores=False)
+    assert totals[1] is False, "eight gradients are more than two masks"
+
+
+def test_a_projection_of_whole_params_holds_its_updates_twice(llava):
+    model = llava[2]
+    ledger, part = memory.Ledger(model, sharding.make_mesh(1)), trees.split(model.abstract(), model.family.eligible)[0]
+    shape = memory.Shape(8, 24, images=1)
+    assert ledger.training(methods.METHODS["projected"], shape)["updates"] == 8 * trees.size(part)
+    assert "updates" not in ledger.training(methods.METHODS["projected"], shape, SPEC)
+    assert "updates" not in ledger.training(methods.METHODS["mmunlearner"], shape)
 
 
 def test_activations_are_estimated_within_a_factor_of_two_of_what_xla_allots():

@@ -11,7 +11,7 @@ import pytest
 from mmu_jax import InputError, lora, methods, objectives, programs, sharding, train, train_state, transforms
 from mmu_jax.plan import Optimizer, Plan
 from mmu_jax.programs import Programs
-from mmu_jax.trainable import View, Whole
+from mmu_jax.trainable import Limits, View, Whole
 from toys import Rows, Table, fit_table, table
 
 METHODS, MODEL = methods.METHODS, Table()
@@ -90,6 +90,61 @@ def test_options_of_a_loss_are_part_of_it(made):
     assert (gradient(kept, npo(0.1)) is gradient(kept, npo(0.1))) == plain  # an array is only ever itself
 
 
+class Numbered(Whole):
+    """Inherits how it is compared, and so says nothing of ``n``."""
+
+    def __init__(self, n):
+        super().__init__()
+        object.__setattr__(self, "n", n)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed(Whole):
+    names: list = dataclasses.field(default_factory=list)
+
+
+def test_what_trains_and_cannot_be_told_apart_by_value_shares_with_itself_alone():
+    kept = Programs()
+    for first, second in ((Numbered(1), Numbered(2)), (Listed(), Listed())):
+        one = gradient(kept, "ga", trainable=first)
+        assert gradient(kept, "ga", trainable=second) is not one and gradient(kept, "ga", trainable=first) is one
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled(Whole):
+    """Params that act so many times as large, and in projected phases as they are."""
+
+    factor: float = 1.0
+
+    def view(self, trained, frozen, limits, phase):
+        view, factor = super().view(trained, frozen, limits, phase), 1.0 if self.sees(phase) else self.factor
+        return dataclasses.replace(view, whole=lambda part: jax.tree.map(lambda w: factor * w, view.whole(part)))
+
+    def sees(self, phase):
+        return phase.projected
+
+
+class Sharper(Table):
+    def forward(self, params, batch):
+        return 3 * super().forward(params, batch)
+
+
+def test_a_look_is_shared_where_what_is_seen_is_the_same():
+    data, kept, seen = Rows("forget", 1).batch(0), Programs(), []
+    for model, name, scale in (
+        (MODEL, "ga", 2.0),
+        (Sharper(), "ga", 2.0),
+        (MODEL, "ga", 5.0),
+        (MODEL, "projected", 5.0),
+        (MODEL, "npo", 5.0),
+    ):
+        plan, _ = planned(name, trainable=Scaled(factor=scale))
+        total, count = programs.make_watch(plan, model, kept)(table(), data, Limits(), None)
+        assert float(total) == float(programs.make_watch(plan, model)(table(), data, Limits(), None)[0])
+        seen.append(round(float(total / count), 6))
+    assert len(set(seen)) == 4 and seen[2] == seen[4], "whatever the loss, a look is a look"
+
+
 RISING = dict(schedule="linear", warmup=0.5)
 UNCLIPPED = methods.Method((methods.Phase({"forget": "ascent"}, clip=False),))
 
@@ -122,8 +177,31 @@ def test_an_update_is_shared_where_optimizer_and_what_trains_are_the_same(one, o
     assert (update(kept, first, index, **how) is update(kept, second, place, **otherwise)) == shared
 
 
+OTHERWISE = {
+    "clip": 2.0,
+    "adam": (("eps", 0.1),),
+    "limit": "projected",
+    "gradients_only": False,
+    "schedule": "linear",
+    "warmup": 0.5,
+    "steps": 9,
+}
+
+
 def test_every_field_of_an_optimizer_tells_it_from_others():
     """``Programs`` look updates up by it, so what it leaves out would be another method's."""
+    official = planned("mmunlearner_official")[0].optimizer(0)
+    assert {field.name for field in dataclasses.fields(official)} == set(OTHERWISE)
+    for field, value in OTHERWISE.items():
+        assert getattr(official, field) != value and dataclasses.replace(official, **{field: value}) != official, field
+
+
+def test_numbers_of_a_plan_may_be_arrays():
+    plan, other = (planned("ga", clip=x(0.5), warmup=x(0.25), schedule="linear")[0] for x in (float, jnp.float32))
+    assert plan.optimizer(0) == other.optimizer(0)
+
+
+def test_masking_gradients_alone_is_another_update():
     official = planned("mmunlearner_official")[0].optimizer(0)
     assert official.gradients_only and dict(official.adam)["arithmetic"] == "official"
     clear = dataclasses.replace(official, gradients_only=False)
