@@ -102,7 +102,11 @@ class Ledger:
         return needs | {"activations (estimate)": self.activations(shape)}
 
     def saliency(self, wanted: list[Rule], shape: Shape, chunk: int, keep_scores: bool) -> Needs:
-        """Of scoring, or of drawing a random mask where that needs more: three trees of scores (SalUn one more) or one signed accumulator, and ``chunk`` gradients at once."""
+        """Of scoring, or of choosing as many entries as a ratio does, where that needs more; what -> bytes on a device.
+
+        Three trees of scores (SalUn one more) or one signed accumulator, and ``chunk`` gradients at once; or the same scores, two
+        masks and what is beside the leaf that is chosen from.
+        """
         part, _ = trees.split(self.model.abstract(), self.model.family.eligible)
         kept = [self.bytes(part, np.float32)] * (3 + any(rule.needs_sum for rule in wanted))
         by_batch = any(rule.unit == "batch" for rule in wanted)  # one gradient, through all rows
@@ -116,11 +120,11 @@ class Ledger:
             "gradients": at_once * self.bytes(part, self.param_dtype),
             "activations (estimate)": self.activations(dataclasses.replace(shape, rows=rows)),
         }
-        if not any(rule.by == "random" for rule in wanted):
+        if all(rule.by in ("ratio", "all") for rule in wanted):
             return scoring
-        # Two masks, the one whose entries are counted and the one that is drawn, of a leaf's numbers and twice as much beside.
+        # The mask whose entries are counted and the one that is chosen; of a leaf its numbers, their bits and a running count.
         leaf = max(self.bytes({name: x}, np.float32) for name, x in trees.flatten(part).items())
-        masks = {"masks": 2 * self.bytes(self.model.abstract(), np.bool_), "random numbers of a leaf": 3 * leaf}
+        masks = {"masks": 2 * self.bytes(self.model.abstract(), np.bool_), "numbers of a leaf": 3 * leaf}
         return max(
             scoring, {"params": self.params(), "scores": sum(kept)} | masks, key=lambda needs: sum(needs.values())
         )

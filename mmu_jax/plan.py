@@ -77,7 +77,7 @@ class Optimizer:
 
     Attributes:
       clip: global norm that a gradient may have.
-      adam: keyword arguments of ``transforms.adam``.
+      adam: keyword arguments of ``transforms.adam``, ``(name, value)`` each.
       limit: what holds the update back: of :data:`LIMITS`, or nothing.
       gradients_only: of ``transforms.masked``.
       schedule, warmup, steps: of ``transforms.learning_rate``; no steps where the rate is constant.

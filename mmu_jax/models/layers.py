@@ -109,7 +109,7 @@ def quick_gelu(x):
 
 
 def silu(x):
-    # As a matrix: in three axes XLA's transpose of its gradient, which that of a weight needs, takes a CPU four times as long.
+    # As a matrix: XLA's CPU is slow to transpose its gradient in three axes, as that of a weight needs it.
     return jax.nn.silu(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 

@@ -71,11 +71,11 @@ def test_drawing_a_mask_is_counted_where_it_takes_more_than_scoring(llava):
     drawing = 4 * trees.size(model.abstract()) + 4 * trees.size(part) + 2 * trees.size(model.abstract()) + 3 * largest
     totals = []
     for chunk in (1, 8):
-        scoring, drawn = (
+        scoring, drawn, top = (
             sum(ledger.saliency([Rule(by=by)], memory.Shape(8, 4, images=1), chunk, keep_scores=False).values())
-            for by in ("ratio", "random")
+            for by in ("ratio", "random", "top_k")
         )
-        assert drawn == max(scoring, drawing)
+        assert drawn == top == max(scoring, drawing)
         totals.append(drawn > scoring)
     assert "masks" not in ledger.saliency([Rule()], small, 1, keep_scores=False)
     assert totals[1] is False, "eight gradients are more than two masks"

@@ -207,6 +207,9 @@ def test_the_published_job_is_the_default():
     assert config.unlearn.lora.rank == 16 and config.model.param_dtype == "bfloat16"
     assert config.unlearn.methods == common.ALL
     assert qwen2_vl.get_config().model.path == "Qwen/Qwen2-VL-7B-Instruct"
+    for side, lora, there in (("both", 16, True), ("both", 0, True), ("vision", 16, True), ("vision", 0, False)):
+        chosen = llava.get_config(f"side={side},lora={lora}").unlearn.methods
+        assert ("linear_only" in chosen) == there, "what moves the other side too is not beside the mask of one"
     assert llava.get_config("lora=0").unlearn.lora.rank == 0
     assert llava.get_config("lora=0").model.param_dtype == "float32"
     assert llava.get_config("method=mmunlearner_official").unlearn.lora.rank == 0
