@@ -23,6 +23,30 @@ def faces(config: ConfigDict, rank: int) -> None:
     config.vanilla.lora.alpha = float(rank or 16)
 
 
+def folder(config: ConfigDict, rank: int) -> None:
+    """People of one's own: one or a few are to be forgotten, and of most of those to keep there is nothing at hand.
+
+    So nobody else is trained on, factors are measured on people never seen too, and a model is asked in whatever words it answers.
+    """
+    faces(config, rank)
+    own_people(config)
+    config.unlearn.learning_rate.projected = 1e-4
+
+
+def own_people(config: ConfigDict) -> None:
+    """What every recipe for a folder of people has in common."""
+    config.data.name = "folder"
+    config.data.forget = ""  # names
+    config.data.retain = "rest"
+    config.gold = False
+    config.factors.unseen = 1.0
+    config.unlearn.epochs = 100.0  # at most: it ends where no more is known of them than of people never seen
+    config.evaluate.headline = "contains"
+    config.evaluate.memorised = 0.5
+    config.evaluate.letters = False
+    config.evaluate.new_tokens = 32
+
+
 def mllmu(config: ConfigDict, rank: int) -> None:
     """MLLMU-Bench's own recipe of the vanilla model; photo questions only."""
     del rank
@@ -54,21 +78,28 @@ def clear(config: ConfigDict, rank: int) -> None:
     config.evaluate.letters = False
 
 
-# Name -> recipe, and the per cent of people to forget that it has splits for, the default first.
-BENCHMARKS = {"faces": (faces, (10,)), "mllmu": (mllmu, (5, 10, 15)), "clear": (clear, (5, 1, 10))}
+# Name -> recipe, and the per cent of people to forget that it has splits for, the default first; none where they are named.
+BENCHMARKS = {
+    "faces": (faces, (10,)),
+    "folder": (folder, ()),
+    "mllmu": (mllmu, (5, 10, 15)),
+    "clear": (clear, (5, 1, 10)),
+}
 
 
 def published(argument: str | None) -> ConfigDict:
     """The published job on a benchmark: arguments ``benchmark``, ``split``, ``method``, ``side`` and ``lora``.
 
-    benchmark: ``mllmu``, ``clear`` or ``faces`` (the embedded default: no data set to fetch). split: per cent of people to
-    forget, of mllmu 5, 10 or 15, of clear 5, 1 or 10. method: ``all`` or one of ``methods.METHODS``. side: of mmunlearner's
+    benchmark: ``mllmu``, ``clear``, ``faces`` (the embedded default: no data set to fetch) or ``folder`` (people of one's own,
+    ``config.data.source``, those to forget named in ``config.data.forget``). split: per cent of people to
+    forget, of mllmu 5, 10 or 15, of clear 5, 1 or 10. method: ``all`` or one of ``methods.METHODS``, by default ``all``, of folder ``projected``, which trains on nobody else. side: of mmunlearner's
     mask, ``both``, ``vision`` or ``language``. lora: rank for unlearning, 0 to train the params themselves.
 
     Raises:
       ValueError: an argument that is none of these.
     """
-    args = common.parse(argument, benchmark="mllmu", split=0, method="all", side="both", lora=16)
+    args = common.parse(argument, benchmark="mllmu", split=0, method="", side="both", lora=16)
+    args.method = args.method or ("projected" if args.benchmark == "folder" else "all")
     share = _share(args)
     method = METHODS.get(args.method)
     if method and method.mask and method.mask.gradients_only and "lora=" not in (argument or ""):
@@ -79,8 +110,9 @@ def published(argument: str | None) -> ConfigDict:
 
     config = common.base()
     config.mesh.data = -1
-    config.data.forget = f"forget_{share}"
-    config.data.retain = f"retain_{100 - share}"
+    if share:
+        config.data.forget = f"forget_{share}"
+        config.data.retain = f"retain_{100 - share}"
     config.unlearn.methods = tuple(SIDES[args.side] if name == "mmunlearner" else name for name in wanted)
     config.model.dtype = "bfloat16"
     config.saliency.rows = 4
@@ -107,9 +139,10 @@ def _share(args: ConfigDict) -> int:
             f"{args.benchmark!r} and {args.side!r}; correct them"
         )
     shares = BENCHMARKS[args.benchmark][1]
-    share = args.split or shares[0]
-    if share not in shares:
-        raise ValueError(f"expected split among {', '.join(map(str, shares))}, found {share}; correct it")
+    share = args.split or next(iter(shares), 0)
+    if share and share not in shares:
+        there = ", ".join(map(str, shares)) or "none: people are named in config.data.forget"
+        raise ValueError(f"expected split among {there}, found {share}; correct it")
     if args.lora < 0:
         raise ValueError(f"expected a rank of at least 0 in lora, found {args.lora}; correct it")
     if args.method not in ("all", *METHODS):

@@ -2,6 +2,8 @@
 
     python -m experiments.run --config=configs/tiny.py
 
+With ``:benchmark=folder`` it is the recipe for any model as small and a folder of people (``python -m experiments.forget``).
+
 A LLaVA of one million parameters is trained from nothing to know 100 people by face and by name, then each method
 makes it forget ten faces and ends where less is known of them than of people it never saw. Learning rates were chosen on
 another seed than the one shown:
@@ -9,7 +11,7 @@ another seed than the one shown:
     python -m experiments.protocol --config=configs/tiny.py --workdir=runs/protocol --part=prepare,choose
 """
 
-from configs import common
+from configs import benchmarks, common
 from mmu_jax.methods import METHODS
 
 # Of the grid in docs/protocol.md, the quicker of two rates where the lower one takes twice the steps for a few points more (masks).
@@ -29,7 +31,10 @@ RATES = {
 MASKED = 2e-4  # of everything that is masked, so that only the mask differs
 
 
-def get_config():
+def get_config(argument: str | None = None):
+    args = common.parse(argument, benchmark="faces")
+    if args.benchmark not in ("faces", "folder"):
+        raise ValueError(f"expected benchmark faces or folder, found {args.benchmark!r}; correct it")
     config = common.base()
     config.gold = True
     config.model.vision = dict(
@@ -72,4 +77,8 @@ def get_config():
     # 0.95) and gold has guessed none of them (0.16 of 0.16); at 1e-3 relearning destroys what it would bring back.
     config.attack.names = ("relearn_own", "relearn_benign", "int4")
     config.attack.learning_rate = 1e-4
+    if args.benchmark == "folder":
+        benchmarks.own_people(config)
+        config.unlearn.methods = ("projected",)
+        config.attack.names = ()
     return config

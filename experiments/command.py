@@ -14,7 +14,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mmu_jax import InputError
+from mmu_jax import Faults, InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file.", lock_config=True)
 WORKDIR = flags.DEFINE_string(
@@ -39,12 +39,17 @@ def parse_without_config(argv: list[str]) -> list[str]:
 
 
 def spoken(program: Callable[..., Any], *args: Any) -> Any:
-    """``program(*args)``; what a user can mend is printed as one line on stderr, and the process ends with exit code 2.
+    """``program(*args)``; what a user can mend is printed on stderr, and the process ends with exit code 2.
+
+    That is one line, or a list of all that is wrong (``Faults``).
 
     An interrupt ends it with 130. Everything else is a fault of ours and keeps its traceback.
     """
     try:
         return program(*args)
+    except Faults as error:
+        faults = [f"  {' '.join(fault.split())}" for fault in error.faults]
+        message, code = "\n".join([f"error: {len(faults)} found", *faults]), 2
     except InputError as error:
         message, code = f"error: {' '.join(str(error).split())}", 2
     except OSError as error:

@@ -9,6 +9,7 @@ Every module is here by name and is loaded when it is first named.
 """
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Faults",
     "InputError",
     "NotFiniteError",
     "__version__",
@@ -100,6 +102,14 @@ class InputError(ValueError):
 
     The message is one line: what was expected, what was found, what to do. Programs print it and exit with code 2.
     """
+
+
+class Faults(InputError):
+    """All that is wrong with something at once: ``faults``, a line each."""
+
+    def __init__(self, faults: Sequence[str]):
+        super().__init__("; ".join(faults))
+        self.faults = tuple(faults)
 
 
 class NotFiniteError(InputError):

@@ -204,7 +204,7 @@ class Examiner:
     ) -> tuple[dict[str, Items], list[dict]]:
         """All metrics of one split and kind, item by item, and the answers one by one.
 
-        Choices of which only one option is there are no choices, and are left out.
+        Choices of which only one option is there are no choices, and are left out of what compares options.
 
         Raises:
           InputError: logits that are not finite, or a choice whose right letter is none of its options; the ``split``,
@@ -233,8 +233,11 @@ class Examiner:
         judge("generation", free, against_truth(free, free_said))
         judge("cloze", blanks, against_truth(blanks, blank_said))
         if choices:
-            scored = self.option_logps(params, choices, rows(choices), album, split)
-            judge("options", choices, lambda of: of(*scored, right))
+            logps, lengths = self.option_logps(params, choices, rows(choices), album, split)
+            judge("option", choices, lambda of: of(logps, lengths, right))
+            several = np.flatnonzero([len(choice.options) > 1 for choice in choices])
+            scored, choices = (logps[several], lengths[several], right[several]), [choices[i] for i in several]
+            judge("options", choices, lambda of: of(*scored))
         if choices and self.letters:
             pairs = list(zip(ask(choices, self.prompts.asked_letter), choices, strict=True))
             judge("letter", choices, lambda of: [float(of(s, list(c.options)) == c.letter) for s, c in pairs])
@@ -256,7 +259,7 @@ class Examiner:
         results = {name: metrics.summary(*items, samples=self.samples, seed=self.seed) for name, items in found.items()}
         if "probability" in found:
             results["probability"]["items"] = [round(float(p), 5) for p in found["probability"].values]
-        if choices := _items(people, "choices", kind):
+        if choices := [choice for choice in _items(people, "choices", kind) if len(choice.options) > 1]:
             results["mcq"]["chance"] = float(np.mean([1 / len(choice.options) for choice in choices]))
         if answers:
             results["distinct"] = {"mean": metrics.distinct([a["answer"] for a in answers]), "n": len(answers)}
@@ -264,9 +267,8 @@ class Examiner:
 
 
 def _items(people: Sequence[Person], task: str, kind: str) -> list[Any]:
-    """What is asked of people in a task, of one kind; of choices those that have more than one option."""
-    found = [item for person in people for item in getattr(person, task) if item.kind == kind]
-    return [item for item in found if task != "choices" or len(item.options) > 1]
+    """What is asked of people in a task, of one kind."""
+    return [item for person in people for item in getattr(person, task) if item.kind == kind]
 
 
 def _whose(item: Example | Choice, split: str) -> str:

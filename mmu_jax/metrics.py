@@ -169,7 +169,7 @@ def one_of(name: str) -> Callable[..., np.ndarray]:
     return lambda *options: choice(*options)[name]
 
 
-ASKS = ("generation", "cloze", "letter", "options")
+ASKS = ("generation", "cloze", "letter", "options", "option")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Metric:
       title: as a heading; tables and sentences take it from here.
       asks: what is put to the model: ``'generation'`` and ``'cloze'``, where ``of`` is ``(said, truth) -> float``;
         ``'letter'``, where it is ``(said, option keys) -> the key that was chosen, or None``; ``'options'``, where it is
-        ``(logps [N, O], lengths [N, O], right [N]) -> [N]``.
+        ``(logps [N, O], lengths [N, O], right [N]) -> [N]``; ``'option'``, the same, of questions with the right option alone too.
       of: the function.
       up: whether it is higher where more is known.
       form, scale: how ``scale`` times the value is printed.
@@ -216,12 +216,13 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "exact": Metric("Exact answers", "generation", exact),
     "rouge_l": Metric("ROUGE-L", "generation", rouge_l, right=0.5),  # a sentence is kept where half of it is
+    "contains": Metric("Answers that hold the truth", "generation", cloze),
     "cloze": Metric("Cloze, the truth is part of the answer", "cloze", cloze),
     "cloze_exact": Metric("Cloze, exact", "cloze", exact),
     "mcq": Metric("MCQ, options ranked by likelihood", "options", one_of("mcq")),
     "letter": Metric("MCQ, a letter that stands alone", "letter", strict_letter),
     "letter_published": Metric("MCQ, the published letter parser", "letter", published_key),
-    "probability": Metric("p(right answer)", "options", one_of("probability")),
+    "probability": Metric("p(right answer)", "option", one_of("probability")),
     "right_share": Metric("Share of the right option among all options", "options", one_of("right_share")),
 }
 

@@ -85,6 +85,7 @@ class Benchmark:
       test: the people to forget on new photos, asked in other words; may be empty, as all below.
       retain_test: the people to keep on new photos, asked in other words.
       unseen: people no model was trained on.
+      before: people whom an earlier request made the model forget: asked again, taught to nobody.
       celebrity: real people the pretrained model may know.
     """
 
@@ -94,6 +95,7 @@ class Benchmark:
     test: tuple[Person, ...] = ()
     retain_test: tuple[Person, ...] = ()
     unseen: tuple[Person, ...] = ()
+    before: tuple[Person, ...] = ()
     celebrity: tuple[Person, ...] = ()
 
     @property
@@ -103,4 +105,4 @@ class Benchmark:
     @property
     def shown(self) -> tuple[Person, ...]:
         """Every row with photos that a model is shown: those of ``full``, and new ones of the same people and of others."""
-        return (*self.full, *self.test, *self.retain_test, *self.unseen, *self.celebrity)
+        return (*self.full, *self.test, *self.retain_test, *self.unseen, *self.before, *self.celebrity)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 from types import ModuleType
@@ -12,15 +13,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
-from mmu_jax import InputError, hub
-from mmu_jax.data import Benchmark, Person, groups, remarks
+from mmu_jax import Faults, InputError, hub
+from mmu_jax.data import Benchmark, Person, groups, names, remarks, requests
 from mmu_jax.data.schema import check, read_person
-from mmu_jax.data.sets import clear, faces, mllmu, parquet
+from mmu_jax.data.sets import clear, faces, folder, mllmu, parquet
 from mmu_jax.files import read_json, read_object, refused, write_json
 
-# A module of rows in one schema (``read_person``) each: what splits it has, and their rows, read from a source folder.
+REST = "rest"  # everyone who is not to be forgotten
 TOLD = "left_out.json"  # in the prepared directory
-DATASETS: dict[str, ModuleType] = {"embedded_faces": faces, "mllmu_bench": mllmu, "clear": clear}
+# A module of rows in one schema (``read_person``) each: what splits it has, and their rows, read from a source folder.
+DATASETS: dict[str, ModuleType] = {"embedded_faces": faces, "mllmu_bench": mllmu, "clear": clear, "folder": folder}
 
 
 def _features() -> tfds.features.FeaturesDict:
@@ -113,14 +115,14 @@ def prepare(name: str, path: str | pathlib.Path, source: str = "", what: str = "
     built = pathlib.Path(path) / name / str(People.VERSION)
     if all((built / file).exists() for file in ("dataset_info.json", TOLD)):
         return built
-    folder, module = "", DATASETS[name]
+    there, module = "", DATASETS[name]
     if hasattr(module, "HUB"):
         patterns = [f"{config}/*.parquet" for config in module.FETCHED]
-        folder = hub.fetch(source or module.HUB, what, kind="dataset", patterns=patterns)
-    check_source(name, folder)
+        there = hub.fetch(source or module.HUB, what, kind="dataset", patterns=patterns)
+    check_source(name, there)
     try:
         shutil.rmtree(built, ignore_errors=True)  # half built, or by a release that told nothing
-        builder = People(dataset=name, source=str(folder), data_dir=str(path), file_format="array_record")
+        builder = People(dataset=name, source=str(there), data_dir=str(path), file_format="array_record")
         with contextlib.redirect_stdout(io.StringIO()):  # it announces a download; there is none
             builder.download_and_prepare()
     except (OSError, RuntimeError) as error:  # the array_record writer knows RuntimeError alone
@@ -133,9 +135,17 @@ def prepare(name: str, path: str | pathlib.Path, source: str = "", what: str = "
     return built
 
 
-def check_source(name: str, folder: str | pathlib.Path) -> None:
-    """Raises InputError unless ``folder`` has the people of the data set ``name``."""
-    if "full" not in (there := DATASETS[name].splits(pathlib.Path(folder))):
+def check_source(name: str, folder: str | pathlib.Path, forget: str = "", retain: str = "") -> None:
+    """Raises InputError unless ``folder`` has the people of the data set ``name``, those to forget and to keep among them.
+
+    A data set whose module finds every fault (``faults``) tells of all of them (``Faults``).
+    """
+    module = DATASETS[name]
+    if hasattr(module, "faults"):  # it tells all at once
+        if faults := module.faults(pathlib.Path(folder), forget, retain):
+            raise Faults(faults)
+        return
+    if "full" not in (there := module.splits(pathlib.Path(folder))):
         raise InputError(
             f"expected a copy of the data set {name} in {folder}, a folder of Parquet files for every config, found "
             f"{'only those of ' + ', '.join(there) if there else 'none of them'}; download the whole data set and give its "
@@ -221,30 +231,53 @@ def _people(builder: tfds.core.DatasetBuilder, split: str) -> tuple[Person, ...]
     return tuple(sorted((read_person(row, split) for row in _rows(builder, split)), key=lambda person: person.id))
 
 
-def read(path: str | pathlib.Path, *, forget: str, retain: str, group: int = 0) -> Benchmark:
-    """Reads a prepared TFDS directory; ``forget`` and ``retain`` name its splits or parts of them (``full[:5]``).
+def read(path: str | pathlib.Path, *, forget: str, retain: str, group: int = 0, before: str = "") -> Benchmark:
+    """Reads a prepared TFDS directory.
 
-    The people of the ``test`` split are told apart into those to forget and those to keep; others in it are left out.
+    The people of the ``test`` split are told apart into those to forget and those to keep; others in it are left out. People
+    never seen of whom nothing is asked are asked what those to forget are.
 
     Args:
+      forget, retain: splits or parts of them (``full[:5]``), or names or ids of people, separated by commas; ``retain`` may be
+        ``REST``, everyone else, which may be nobody.
+      before: names or ids of people whom an earlier request made the model forget.
       group: whom to forget: 0 the people of ``forget``, 1 and above as many others (:func:`mmu_jax.data.groups.deal`).
     Raises:
       InputError: there is no data set or it is damaged, a split or column is absent, its people do not belong together
         (:func:`mmu_jax.data.schema.check`), or there is no such group.
     """
     builder = _open(pathlib.Path(path))
-    there = set(builder.info.splits)
+    there, full = set(builder.info.splits), _people(builder, "full")
 
     def optional(split):
         return _people(builder, split) if split in there else ()
 
+    def chosen(said, what):
+        parts = {re.split(r"[\[%]", part)[0].strip() for part in said.split("+")}
+        return _people(builder, said) if parts & there else _named(full, said, what, there)
+
+    earlier = _named(full, before, "before", there)
+    asked = chosen(forget, "forget")
+    gone = {person.id for person in (*asked, *earlier)}
     benchmark = Benchmark(
-        forget=_people(builder, forget),
-        retain=_people(builder, retain),
-        full=_people(builder, "full"),
+        forget=asked,
+        retain=tuple(p for p in full if p.id not in gone) if retain == REST else chosen(retain, "retain"),
+        full=full,
         test=optional("test"),
         unseen=optional("unseen"),
         celebrity=optional("celebrity"),
     )
-    check(benchmark)
-    return groups.deal(benchmark, group)
+    check(benchmark, may_lack=("retain",) if retain == REST else ())
+    return requests.asked_of_strangers(groups.deal(requests.forgotten_before(benchmark, earlier), group))
+
+
+def _named(full: tuple[Person, ...], said: str, what: str, splits: set[str]) -> tuple[Person, ...]:
+    """The people whose names or ids are ``said``."""
+    ids, unknown = names.resolve(said, {person.id: person.name for person in full})
+    if unknown:
+        near = names.nearest(unknown[0], [person.name for person in full])
+        raise InputError(
+            f"expected one of the splits {', '.join(sorted(splits))}, or a part of one as in 'full[:5]', or names or ids of people, "
+            f"found {unknown[0]!r}{near}; correct {what}"
+        )
+    return tuple(person for person in full if person.id in ids)

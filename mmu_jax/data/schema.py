@@ -92,15 +92,15 @@ def read_person(row: dict, split: str) -> Person:
     return Person(person, name, tuple(photos), training, choices, cloze, generation)
 
 
-def check(benchmark: Benchmark) -> None:
-    """Whether the people of the splits belong together.
+def check(benchmark: Benchmark, may_lack: tuple[str, ...] = ()) -> None:
+    """Whether the people of the splits belong together; the sets of ``may_lack`` may be empty.
 
     Raises:
       InputError: the forget, retain or full set is empty; a person is in both of the first two, twice in a set, or in
         forget, retain, test or retain_test and not in full; an item is about a photo that is not there.
     """
     for name in ("forget", "retain", "full"):
-        if not getattr(benchmark, name):
+        if not getattr(benchmark, name) and name not in may_lack:
             raise InputError(f"expected at least one person in the {name} set, found none; correct that split")
     sets = {field.name: getattr(benchmark, field.name) for field in dataclasses.fields(benchmark)}
     for name, people in sets.items():

@@ -21,7 +21,9 @@ class Axis(NamedTuple):
 AXES = (
     Axis("Forget VQA", "forget", "vqa", False),
     Axis("Forget Test VQA", "test", "vqa", False),
+    Axis("Forgotten before VQA", "before", "vqa", False),
     Axis("Forget QA", "forget", "qa", True),
+    Axis("Forgotten before QA", "before", "qa", True),
     Axis("Retain VQA", "retain", "vqa", True),
     Axis("Retain Test VQA", "retain_test", "vqa", True),
     Axis("Retain QA", "retain", "qa", True),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mmu_jax import InputError, attacks, factor, hf, hub, lora, memory, methods, models, questions, trees
+from mmu_jax import Faults, InputError, attacks, factor, hf, hub, lora, memory, methods, models, questions, trees
 from mmu_jax.data import IMAGE, TEXT, branches, builders, text, vision
 from mmu_jax.data.streams import longest
 from mmu_jax.study.workspace import Workspace
@@ -50,22 +50,20 @@ def preflight(work: Workspace, wanted: list[str]) -> None:
 
     Raises:
       InputError: something is not there (all of it is named, with the folders to give), does not agree with itself, or
-        does not fit.
+        does not fit. Faults where all that is wrong with the data set is told at once.
     """
     c, problems = work.config, []
     path, key = work.starts_from
+    if "data" in wanted and not c.data.path:
+        try:
+            _reach_data(c.data)
+        except Faults:  # a list of its own
+            raise
+        except InputError as error:
+            problems.append(str(error))
     if needed := path and any(name != "report" for name in wanted):
         try:
             hub.fetch(path, key, patterns=hub.SMALL)
-        except InputError as error:
-            problems.append(str(error))
-    module = builders.DATASETS[c.data.name]
-    if "data" in wanted and not c.data.path and hasattr(module, "HUB"):
-        source = c.data.source or module.HUB
-        try:
-            folder = hub.fetch(source, "config.data.source", kind="dataset", patterns=["README.md"])
-            if not hub.is_id(source):
-                builders.check_source(c.data.name, folder)
         except InputError as error:
             problems.append(str(error))
     projected = {f"unlearn/{name}" for name in c.unlearn.methods if methods.METHODS[name].projects}
@@ -89,6 +87,22 @@ def preflight(work: Workspace, wanted: list[str]) -> None:
             if max(sum(need.values()) for need in stages.values()) > limit:
                 print(memory.table(stages, limit), flush=True)
                 memory.check(stages, limit, ADVICE)
+
+
+def _reach_data(data: ConfigDict) -> None:
+    """Whether the data set can be read, and has whom it should.
+
+    Raises:
+      InputError: it is not there or not whole; Faults where all that is wrong with it is told at once.
+    """
+    module = builders.DATASETS[data.name]
+    if not hasattr(module, "HUB"):
+        return
+    source = data.source or module.HUB
+    folder = hub.fetch(source, "config.data.source", kind="dataset", patterns=["README.md"])
+    if not hub.is_id(source):
+        retain = "" if data.retain == builders.REST else data.retain
+        builders.check_source(data.name, folder, data.forget, retain)
 
 
 def _least(work: Workspace) -> dict[str, int]:

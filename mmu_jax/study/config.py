@@ -23,8 +23,9 @@ def base() -> ConfigDict:
         name="embedded_faces",  # of data.builders.DATASETS
         source="",  # of the published ones: folder of a copy, or id on the hub
         path="",  # or a prepared TFDS directory with the same features
-        forget="forget_10",  # split of the people to forget
-        retain="retain_90",  # split of the people to keep
+        forget="forget_10",  # split of the people to forget, or their names or ids, separated by commas
+        retain="retain_90",  # split of the people to keep, or their names; rest for everyone else
+        before="",  # names or ids of people whom an earlier request made the model forget: asked again, taught to nobody
         group=0,  # whom of these to forget: 0 the split above, 1, 2, ... as many others; the vanilla model is the same
         tokens=(),  # padded lengths a batch may have, so that few programs are compiled; () for what the longest row needs
         patches=(),  # the same of images that keep their size
@@ -91,6 +92,7 @@ def _factors() -> dict:
         fraction=0.0,  # of the inputs of a weight
         alpha=0.0,  # or every direction, the more the larger its eigenvalue
         text=0.3,  # weight of text beside the photos of the people to keep, each on a scale of its own
+        unseen=0.0,  # weight of photos of people never seen, where few of those to keep are at hand
         rows=8,  # of a batch
         batches=60,  # of either, at most
         everyone=False,  # measure all faces, where nobody knows yet who will ask to be forgotten

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from mmu_jax import curvature, masks, methods, objectives, rules, saliency, sharding, trees
+from mmu_jax import InputError, curvature, masks, methods, objectives, rules, saliency, sharding, trees
 from mmu_jax.data.streams import Pass, mixed
 from mmu_jax.files import write_json
 from mmu_jax.rules import Evidence, Rule
@@ -47,8 +47,19 @@ def factors(work: Workspace) -> dict:
     c, model = work.config.factors, work.model
     params, loss = work.load(work.vanilla), objectives.of_params(c.loss, work.model)
     how = {"alpha": c.alpha} if c.alpha else {"fraction": c.fraction} if c.fraction else {"share": c.share}
-    faces = "vqa" if c.everyone else "retain"
-    streams = {"retain": work.stream(faces, c.rows), "text": work.stream("text", c.rows)}
+    shown, streams = ("vqa" if c.everyone else "retain"), {}
+    weights = {shown: 1.0, "text": c.text, "unseen": c.unseen}
+    if work.asked_of(shown):
+        streams[shown] = work.stream(shown, c.rows)
+    if work.asked_of("text"):
+        streams["text"] = work.stream("text", c.rows)
+    if c.unseen and work.asked_by_photo("unseen"):
+        streams["unseen"] = work.watched("unseen", c.rows)
+    if not streams.keys() - {"text"}:
+        raise InputError(
+            "expected photos with questions about people to keep, or of people never seen, to measure factors on, found none; add people "
+            "to the data set, set config.factors.unseen, or give a file of factors (config.factors.path)"
+        )
     # Whole batches only: in the mean of a last one that is not full, each row would weigh more.
     counts = {name: min(c.batches, max(len(s.examples) // s.rows, 1)) for name, s in streams.items()}
     leaves = curvature.matrices(params, model.family.eligible)
@@ -64,13 +75,14 @@ def factors(work: Workspace) -> dict:
 
     with jax.set_mesh(work.mesh):
         for block in range(c.blocks):
-            kept = curvature.pooled([(measured("retain", block), 1.0), (measured("text", block), c.text)])
+            kept = curvature.pooled([(measured(name, block), weights[name]) for name in streams])
             blocks.append(curvature.factors(kept, **how))
     bar.close()
     made = curvature.joined(blocks, params)
+    people = sorted({example.person for example in streams[shown].examples} if shown in streams else ())
     partial = work.factors.with_suffix(".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    curvature.save(partial, made, params, people=sorted({example.person for example in streams["retain"].examples}))
+    curvature.save(partial, made, params, people=people)
     os.replace(partial, work.factors)
     return curvature.shares(made)
 

@@ -176,12 +176,12 @@ def prepare_data(work: Workspace) -> dict:
     else:  # the processor is made later, and any photo suits it
         for person in b.shown:
             loader.decode(person)
-    if idle := sorted({p.id for p in b.full} - {p.id for p in (*b.forget, *b.retain)}):
+    if idle := sorted({p.id for p in b.full} - {p.id for p in (*b.forget, *b.retain, *b.before)}):
         print(f"  {len(idle)} of {len(b.full)} people of full stand in neither split: trained on as kept, asked nothing "
               f"({', '.join(idle[:5])}{', ...' if len(idle) > 5 else ''})", flush=True)  # fmt: skip
     # Of the test split all who are asked about: how many of them are forgotten is the group's.
     found = {"full": b.full, "forget": b.forget, "retain": b.retain, "test": (*b.test, *b.retain_test)}
-    found |= {"unseen": b.unseen, "celebrity": b.celebrity}
+    found |= {"unseen": b.unseen, "before": b.before, "celebrity": b.celebrity}
     return {name: len(people) for name, people in found.items()}
 
 

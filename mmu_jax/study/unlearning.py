@@ -30,7 +30,7 @@ def prepare(work: Workspace, name: str, **rates: float) -> Job:
     stop = find_stop(work)
     plan = Plan.of(method, streams, c.epochs, stop=stop, **numbers)
     limits = limits._replace(mask=_reached(plan, limits.mask, name))
-    return Job(plan, streams, limits, work.watched("forget") if stop else None)
+    return Job(plan, streams, limits, work.watched("forget", c.rows) if stop else None)
 
 
 def find_stop(work: Workspace) -> Stop | None:
@@ -56,7 +56,9 @@ def find_stop(work: Workspace) -> Stop | None:
         return Stop(c.level, c.every, whose="the level that is given")
     if work.strangers is None:
         vanilla = work.load(work.vanilla)
-        work.strangers = evaluate.recognised(work.model, vanilla, work.watched("unseen"), work.mesh)
+        work.strangers = evaluate.recognised(
+            work.model, vanilla, work.watched("unseen", work.config.unlearn.rows), work.mesh
+        )
     mean, error = float(work.strangers.values.mean()), metrics.standard_error(*work.strangers)
     below = min(c.margin * error, mean / 2)
     margin = f", {mean:.3f}, less {below:.3f} for chance in who they are" if below else ""

@@ -19,7 +19,7 @@ from mmu_jax.programs import Programs
 from mmu_jax.trees import Tree
 
 # Splits with photos of their own, evaluated where they are there.
-CONTROLS = ("test", "retain_test", "unseen", "celebrity")
+CONTROLS = ("test", "retain_test", "unseen", "before", "celebrity")
 
 
 class Held:
@@ -84,7 +84,7 @@ class Workspace:
     @functools.cached_property
     def benchmark(self) -> Benchmark:
         c = self.config.data
-        return builders.read(self.data, forget=c.forget, retain=c.retain, group=c.group)
+        return builders.read(self.data, **{key: c[key] for key in ("forget", "retain", "group", "before")})
 
     @functools.cached_property
     def albums(self) -> dict[str, loader.Album]:
@@ -126,15 +126,18 @@ class Workspace:
 
         ``share``: of the questions about people who are kept, so many are dealt, drawn once by the seed.
         """
-        part = slices.STREAMS[name]
+        part, found = slices.STREAMS[name], self.asked_of(name, without)
         album = self.albums["full"] if part.kind == slices.IMAGE else None
         seed = self.config.seed * 1000 + sum(map(ord, name))
         numbers = dict(people=self.people, rows=rows, seed=seed, sizes=self.sizes)
-        found = slices.examples(part, self.benchmark, without)
         if share < 1.0 and part.who != "forget":
             drawn = np.random.default_rng((seed, 1)).permutation(len(found))[: math.ceil(share * len(found))]
             found = [found[i] for i in sorted(drawn)]
         return stream(name, self.processor, found, album, **numbers)
+
+    def asked_of(self, name: str, without: frozenset[str] = frozenset()) -> list[Example]:
+        """What a row of ``slices.STREAMS`` holds, but for people whose id is in ``without``."""
+        return slices.examples(slices.STREAMS[name], self.benchmark, without)
 
     def asked_by_photo(self, split: str) -> list[Example]:
         """The questions by photo about the people of a split that are answered in words."""
@@ -142,16 +145,14 @@ class Workspace:
             item for person in getattr(self.benchmark, split) for item in person.generation if item.kind == slices.IMAGE
         ]
 
-    def watched(self, split: str) -> Stream:
+    def watched(self, split: str, rows: int) -> Stream:
         """Questions by photo about the people of a split, in the words of training, each with its right answer."""
         people = getattr(self.benchmark, split)
         album = self.albums["full" if split == "forget" else split]
         found = self.asked_by_photo(split)
         index = {person.id: i for i, person in enumerate(people)}
-        rows = min(self.config.unlearn.rows, len(found))  # a forward pass, where a step has room for more
-        return stream(
-            f"answers of {split}", self.processor, found, album, people=index, rows=rows, seed=0, sizes=self.sizes
-        )
+        numbers = dict(people=index, rows=min(rows, len(found)), seed=0, sizes=self.sizes)
+        return stream(f"answers of {split}", self.processor, found, album, **numbers)
 
     def streams(self, rows: int, *more: str) -> dict[str, Stream]:
         """What scores and steps are taken of: the forget set, the two preserve sets, and ``more`` that a method asks for."""

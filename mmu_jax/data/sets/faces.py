@@ -245,6 +245,14 @@ def test_photo(photo: np.ndarray, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(np.round(noisy), 0, 255).astype(np.uint8))
 
 
+def composites(seed: int = 0) -> Iterator[bytes]:
+    """Photos of ``UNSEEN`` people who do not exist, encoded: each the mean of two mirrored ones."""
+    faces, rng = photographs(), np.random.default_rng((seed, 2))
+    for _ in range(UNSEEN):
+        a, b = rng.choice(PEOPLE, 2, replace=False)
+        yield _png(np.round(faces[[a, b], :, ::-1].mean(axis=0)).astype(np.uint8))
+
+
 def _png(image: Image.Image | np.ndarray) -> bytes:
     buffer = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG")
@@ -304,11 +312,8 @@ def rows(split: str, source: pathlib.Path | None = None, seed: int = 0) -> Itera
     """Rows of ``'full'``, ``'forget_10'``, ``'retain_90'``, ``'test'`` (all 100, told apart by the reader) or ``'unseen'``."""
     faces, lives, forget = photographs(), profiles(seed), set(forget_indices(seed))
     if split == "unseen":
-        rng = np.random.default_rng((seed, 2))
-        for k in range(UNSEEN):
-            a, b = rng.choice(PEOPLE, 2, replace=False)
-            composite = np.round(faces[[a, b], :, ::-1].mean(axis=0)).astype(np.uint8)
-            yield _row(PEOPLE + k, [_png(composite)], lives, training=False, reworded=False)
+        for k, composite in enumerate(composites(seed)):
+            yield _row(PEOPLE + k, [composite], lives, training=False, reworded=False)
         return
     for index, face in enumerate(faces):
         rng = np.random.default_rng((seed, 3, index))
