@@ -237,7 +237,7 @@ def asked(*kinds: str) -> dict[str, Metric]:
 
 
 def summary(values: np.ndarray, people: np.ndarray, *, samples: int = 1000, seed: int = 0) -> dict[str, float]:
-    """Mean with a 95 % interval from a bootstrap over people: whole people are drawn, with all their items.
+    """Mean with a 95 % interval from a bootstrap over people: whole people are drawn, with all their items; of one person, items.
 
     >>> round(summary(np.array([1., 0., 1.]), np.array(['a', 'a', 'b']), samples=10)['mean'], 3)
     0.667
@@ -251,9 +251,10 @@ def summary(values: np.ndarray, people: np.ndarray, *, samples: int = 1000, seed
     if not len(values):
         raise InputError("expected at least one value to take the mean of, found none; leave that metric out")
     ids, index = np.unique(people, return_inverse=True)
-    totals = np.bincount(index, weights=values, minlength=len(ids))
-    counts = np.bincount(index, minlength=len(ids))
-    drawn = np.random.default_rng(seed).integers(0, len(ids), (samples, len(ids)))
+    alone = len(ids) == 1  # drawn over and over, one person would pretend that nothing is left to chance
+    clusters = np.arange(len(values)) if alone else index
+    totals, counts = np.bincount(clusters, weights=values), np.bincount(clusters)
+    drawn = np.random.default_rng(seed).integers(0, len(counts), (samples, len(counts)))
     means = totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": float(values.mean()), "low": float(low), "high": float(high), "n": len(values), "people": len(ids)}

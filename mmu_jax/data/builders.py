@@ -254,7 +254,7 @@ def read(path: str | pathlib.Path, *, forget: str, retain: str, group: int = 0, 
 
     def chosen(said, what):
         parts = {re.split(r"[\[%]", part)[0].strip() for part in said.split("+")}
-        return _people(builder, said) if parts & there else _named(full, said, what, there)
+        return _people(builder, said) if parts & there or not said.strip() else _named(full, said, what, there)
 
     earlier = _named(full, before, "before", there)
     asked = chosen(forget, "forget")

@@ -193,3 +193,13 @@ def write(
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     (workdir / "report.md").write_text("\n\n".join(md) + "\n")
     (workdir / "report.html").write_text(environment.from_string(template).render(sections=shown))
+
+
+def render(title: str, sections: list[Section]) -> str:
+    """Sections as one self-contained page."""
+    import jinja2
+
+    template = importlib.resources.files("mmu_jax.report").joinpath("page.html").read_text()
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    shown = [Section(s.title, [_html(block) for block in s.blocks]) for s in sections]
+    return environment.from_string(template).render(sections=shown, title=title)

@@ -181,7 +181,7 @@ def prepare_data(work: Workspace) -> dict:
               f"({', '.join(idle[:5])}{', ...' if len(idle) > 5 else ''})", flush=True)  # fmt: skip
     # Of the test split all who are asked about: how many of them are forgotten is the group's.
     found = {"full": b.full, "forget": b.forget, "retain": b.retain, "test": (*b.test, *b.retain_test)}
-    found |= {"unseen": b.unseen, "before": b.before, "celebrity": b.celebrity}
+    found |= {"unseen": b.unseen, "celebrity": b.celebrity} | ({"before": b.before} if b.before else {})
     return {name: len(people) for name, people in found.items()}
 
 

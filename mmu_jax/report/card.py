@@ -1,0 +1,129 @@
+"""What is told beside a model that was made to forget: its model card, and the page of its record."""
+
+import json
+from typing import Any
+
+from mmu_jax.report.deletion import Check
+from mmu_jax.report.page import Block, Section, render
+from mmu_jax.report.tables import Table, markdown
+
+LIMITS = (
+    "Forgetting is measured by behaviour: a model that no longer answers has not been shown to hold nothing. Who has photos and facts of a "
+    "person and trains the model on some of them may get others back (docs/attacks.md)."
+)
+
+
+def _checks(record: dict[str, Any]) -> list[Check]:
+    return [Check(**check) for check in record["results"]]
+
+
+def _table(record: dict[str, Any]) -> Table:
+    """Rows of thresholds."""
+    head = ["", "Before", "After, with a 95 % interval", "Questions", "Threshold", "Held"]
+    rows = []
+    for check in _checks(record):
+        if check.after is None:
+            rows.append([check.title, "–", "not measured", "0", "–", "–"])
+            continue
+        low, mean, high, was = (
+            100 * value for value in (*map(check.after.get, ("low", "mean", "high")), check.before["mean"])
+        )
+        bound = f"at {'least' if check.up else 'most'} {100 * check.limit:.1f} %"
+        held = "yes" if check.met else "no"
+        rows.append(
+            [check.title, f"{was:.1f} %", f"{mean:.1f} % [{low:.1f}, {high:.1f}]", f"{check.after['n']}", bound, held]
+        )
+    return [head, *rows]
+
+
+def headline(record: dict[str, Any]) -> str:
+    """The verdict in two sentences."""
+    count = len(record["people"])
+    who = f"{count} {'person' if count == 1 else 'people'} ({', '.join(person['id'] for person in record['people'])})"
+    if not record["met"]:
+        return f"A model was to forget the faces of {who}, and not all thresholds are met: nothing was shipped."
+    by_name = {check.name: check for check in _checks(record)}
+    shown = by_name["recognised"] if by_name["recognised"].after else by_name["recognised_known"]
+    never = record["people_never_seen"]
+    return (
+        f"This model was made to forget the faces of {who}: the right answers about them went from {100 * shown.before['mean']:.0f} % to "
+        f"{100 * shown.after['mean']:.0f} %, where people whom the model never saw give {100 * never['mean']:.0f} %. What could be measured "
+        "of what it was to keep is within the thresholds below."
+    )
+
+
+def _notes(record: dict[str, Any]) -> list[str]:
+    never = record["people_never_seen"]
+    said = [
+        "Probability of the right answer. Intervals are from a bootstrap over people, or over questions where there is one person alone.",
+        f"People whom the model never saw, asked what the forgotten were asked: {100 * never['mean']:.1f} % "
+        f"[{100 * never['low']:.1f}, {100 * never['high']:.1f}] of {never['n']} questions.",
+    ]
+    if record["earlier"]:
+        ids = [person["id"] for one in record["earlier"] for person in one["people"]]
+        said.append(f"Forgotten by {len(record['earlier'])} earlier requests: {', '.join(ids)}.")
+    if record["not_tested_again"]:
+        said.append(f"Not tested again, since no photo of them was at hand: {', '.join(record['not_tested_again'])}.")
+    if record["flags"]:
+        said.append(f"Flags: {', '.join(record['flags'])}.")
+    return [*said, LIMITS]
+
+
+def page(record: dict[str, Any]) -> str:
+    """The record as one self-contained HTML page."""
+    sums: Table = [["File", "SHA-256 of the model that came out"], *map(list, record["output"]["files"].items())]
+    given: Table = [["File", "SHA-256 of the model that was given"], *map(list, record["source"]["files"].items())]
+    people: Table = [["Person", "Photos, SHA-256", "Questions, SHA-256"]]
+    people += [[p["id"], " · ".join(p["photos"]), p["questions"]] for p in record["people"]]
+    sections = [
+        Section(
+            "",
+            [
+                Block("lead", headline(record)),
+                Block("table", _table(record)),
+                *(Block("note", n) for n in _notes(record)),
+            ],
+        ),
+        Section(
+            "What it is of",
+            [
+                Block("note", f"Made {record['made']} by {record['method']['name']} ({record['method']['source']})."),
+                Block("table", people),
+                Block("table", given),
+                Block("table", sums),
+                Block("note", f"SHA-256 of the record itself, without this line of it: {record['sha256']}"),
+            ],
+        ),
+        Section("How it was made", [Block("fold", json.dumps(record, indent=1, sort_keys=True), "The record")]),
+    ]
+    return render("Record of a deletion", sections)
+
+
+def model_card(record: dict[str, Any], original: str) -> str:
+    """The model card: what was forgotten, by id, and how it was measured; then the card of the model that was given.
+
+    Args:
+      original: that card, with its YAML head if it has one; empty if there was none.
+    """
+    head, body = _divided(original)
+    lines = [
+        head,
+        f"# A model that forgot {len(record['people'])} faces"
+        if len(record["people"]) > 1
+        else "# A model that forgot a face",
+    ]
+    lines += [headline(record), markdown(_table(record)), *_notes(record)]
+    lines += [
+        f"Made {record['made']} with mmu_jax {record['provenance']['mmu_jax']}, {record['method']['name']} ({record['method']['source']}). "
+        "`deletion.json` is the record, `deletion.html` shows it; `sha256sum -c SHA256SUMS` checks every file."
+    ]
+    lines += ["## The card of the model that was given", body] if body else []
+    return "\n\n".join(filter(None, lines)) + "\n"
+
+
+def _divided(original: str) -> tuple[str, str]:
+    """The YAML head of a model card and the rest."""
+    if not original.startswith("---\n") or "\n---" not in original[4:]:
+        return "", original.strip()
+    head, _, body = original[4:].partition("\n---")
+    return f"---\n{head}\n---", body.strip()

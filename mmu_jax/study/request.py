@@ -1,0 +1,183 @@
+"""A deletion request: people of a folder, a model that knows them, and the same model that does not."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmu_jax import Faults, InputError, hub
+from mmu_jax.data import builders, names, people
+from mmu_jax.data.people import Folder, Found
+from mmu_jax.data.sets import folder as rows
+from mmu_jax.methods import METHODS
+from mmu_jax.report import card, deletion, results
+from mmu_jax.report.deletion import Check, Thresholds
+from mmu_jax.study import deletion as record
+from mmu_jax.study.study import Study
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Who is to be forgotten of which model.
+
+    Attributes:
+      model: its directory.
+      source: the folder of people.
+      who: the people to forget, ``before`` those of earlier requests who are in the folder.
+      keep: names or ids of the people to keep, everyone else if ``builders.REST``.
+      records: of the earlier requests, the first one first.
+      not_tested: ids of people of earlier requests who are not in the folder.
+      remarks: what of the folder is not read.
+    """
+
+    model: pathlib.Path
+    source: pathlib.Path
+    who: tuple[Found, ...]
+    before: tuple[Found, ...]
+    keep: str
+    records: tuple[dict[str, Any], ...]
+    not_tested: tuple[str, ...]
+    folder: Folder
+
+
+def read(model: str, source: str, who: str, keep: str = "") -> Request:
+    """The request, once its folder is without fault.
+
+    Args:
+      model: directory or hub id.
+      source: folder of people (``mmu_jax.data.people``).
+      who, keep: names or ids, separated by commas; ``keep`` is everyone else where it is empty.
+    Raises:
+      Faults: all that is wrong with the folder and with who is named.
+      InputError: the record of earlier requests beside the model does not hold.
+    """
+    root = pathlib.Path(source)
+    if faults := [
+        *rows.faults(root, who, keep),
+        *([] if who.strip() else ["--who: expected a name, found none; name someone"]),
+    ]:
+        raise Faults(faults)
+    found = people.read(root)
+    known = {person.id: person.name for person in found.people}
+    chosen = names.resolve(who, known)[0]
+    place = hub.fetch(model, "model", patterns=[record.NAME]) if hub.is_id(model) else pathlib.Path(model)
+    earlier = record.chain(record.read(place))
+    gone, missing = record.earlier(found, earlier)
+    asked = tuple(person for person in found.people if person.id in chosen)
+    before = tuple(person for person in gone if person not in asked)
+    kept = ",".join(id_ for id_ in names.resolve(keep, known)[0] if id_ not in {p.id for p in before})
+    return Request(
+        pathlib.Path(model), root, asked, before, kept or builders.REST, tuple(earlier), tuple(missing), found
+    )
+
+
+def settle(request: Request, config: ConfigDict) -> None:
+    """Puts the request into a config, whose records name people by id alone.
+
+    Raises:
+      InputError: the config has not one method.
+    """
+    if len(config.unlearn.methods) != 1:
+        raise InputError(
+            f"expected one method in config.unlearn.methods, found {', '.join(config.unlearn.methods) or 'none'}; name the one "
+            "to forget by"
+        )
+    with config.unlocked():
+        config.vanilla.path = str(request.model)
+        config.data.source = str(request.source)
+        config.data.forget = ",".join(person.id for person in request.who)
+        config.data.before = ",".join(person.id for person in request.before)
+        config.data.retain = request.keep
+
+
+def plan(request: Request, config: ConfigDict) -> list[str]:
+    """What is going to be done, in words, a line each."""
+    method = METHODS[config.unlearn.methods[0]]
+    kept = len(request.folder.people) - len(request.who) - len(request.before)
+    ids = ", ".join(person.id for person in request.who)
+    lines = [
+        *request.folder.remarks,
+        f"to forget: {len(request.who)} of {len(request.folder.people)} people in the folder ({ids})",
+    ]
+    if request.before or request.not_tested:
+        lines.append(
+            f"forgotten before: {len(request.before)} who are tested again"
+            + (
+                f", {len(request.not_tested)} who are not in the folder and cannot be ({', '.join(request.not_tested)})"
+                if request.not_tested
+                else ""
+            )
+        )
+    others = f"{kept} others are in the folder: none of them is trained on" if kept else "nobody else is in the folder"
+    if any(stream != "forget" for stream in method.streams):
+        others = f"{kept} others are in the folder and trained on"
+    lines.append(f"method: {config.unlearn.methods[0]}, {method.source}; {others}")
+    if method.projects:
+        measured = [f"{kept} of the folder"] * bool(kept) + ["people never seen"] * bool(config.factors.unseen)
+        what = config.factors.path or f"{' and '.join(measured)}, and texts"
+        lines.append(f"what is kept is measured once, before it forgets, on {what}")
+    strangers = len(request.folder.strangers)
+    lines.append(
+        f"it ends where no more is known of them than of {strangers} strangers of the folder"
+        if strangers
+        else "it ends where no more is known of them than of ten people who do not exist (the folder has no strangers/)"
+    )
+    return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a request: its ``record``, as it is written; ``lines`` for a terminal; whether it was ``met``."""
+
+    record: dict[str, Any]
+    lines: tuple[str, ...]
+    met: bool
+
+
+def judge(study: Study, request: Request, thresholds: Thresholds, model_name: str) -> Outcome:
+    """The verdict on a study that was run, and its record."""
+    work = study.work
+    (method,) = work.config.unlearn.methods
+    found = results.read(work.workdir, work.names())
+    checks: list[Check] = deletion.checks(found, method, thresholds)
+    flags = found[method]["flags"]
+    met = deletion.met(checks, flags)
+    made = record.make(
+        people=[record.person(request.folder, person) for person in request.who],
+        source={"name": model_name, "files": record.of_model(work.vanilla)},
+        output=work.folder(method),
+        method=method,
+        config=work.config.to_dict(),
+        thresholds=thresholds,
+        checks=checks,
+        level=deletion.level(found),
+        flags=flags,
+        met=met,
+        before=request.records,
+        not_tested=request.not_tested,
+    )
+    return Outcome(made, tuple(deletion.told(found, method, checks)), met)
+
+
+def ship(study: Study, outcome: Outcome, out: pathlib.Path) -> None:
+    """Moves the model that forgot to ``out``, with its record, the page of it, a model card and the hashes of all files.
+
+    Raises:
+      InputError: there is something at ``out``.
+    """
+    if out.exists():
+        raise InputError(f"expected nothing at {out}, found a file or a folder; name another place, or remove it")
+    (method,) = study.work.config.unlearn.methods
+    made = study.work.folder(method)
+    told = made / record.CARD
+    told.write_text(card.model_card(outcome.record, told.read_text() if told.exists() else ""))
+    (made / record.PAGE).write_text(card.page(outcome.record))
+    record.write(made, outcome.record)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(made, out)
+    except OSError:  # another file system
+        shutil.move(made, out)
