@@ -21,7 +21,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments import command, told
-from experiments.compared import AXES, CHOOSING, COMPARED, DEEP, GUARDS, REPORTED, Rates, Setting, descends, label, said
+from experiments.design import AXES, CHOOSING, COMPARED, DEEP, GUARDS, REPORTED, Rates, Setting, descends, label, said
 from mmu_jax import InputError, NotFiniteError, attacks, evaluate, files, train_state
 from mmu_jax.methods import METHODS
 from mmu_jax.study import attacking, scoring, settings, stages, steps, unlearning
@@ -99,14 +99,10 @@ def known(work: Workspace, params: Params) -> dict[str, dict[str, dict[str, floa
         people = [dataclasses.replace(person, cloze=()) for person in getattr(work.benchmark, split)]
         album = work.albums[split if split in work.albums else "full"]
         items, _ = work.examiner.measure(params, people, kind, album, split)
-        found[axis] = {name: by_person(items[name]) for name in ("probability", "exact")}
+        found[axis] = {name: evaluate.by_person(items[name]) for name in ("probability", "exact")}
         if axis == "forget_test":
             found[axis]["items"] = [round(float(p), 5) for p in items["probability"].values]
     return found
-
-
-def by_person(items: evaluate.Items) -> dict[str, float]:
-    return {str(p): round(float(items.values[items.people == p].mean()), 5) for p in np.unique(items.people)}
 
 
 def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
@@ -117,7 +113,7 @@ def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
         own = jax.tree.map(lambda x: x.copy(), params)
         for _, now in attacks.ATTACKS[name].of(own, attacking.scene(work, name)):
             last = now
-        found[name] = by_person(attacks.knowledge(work.examiner, last, items, work.albums[split]))
+        found[name] = evaluate.by_person(attacks.knowledge(work.examiner, last, items, work.albums[split]))
     return found
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.compared import DEEP
+from experiments.design import DEEP
 from mmu_jax import files, metrics
 from mmu_jax.report import figures
 from mmu_jax.report.tables import markdown

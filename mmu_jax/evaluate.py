@@ -72,6 +72,11 @@ class Items(NamedTuple):
     people: np.ndarray
 
 
+def by_person(items: Items) -> dict[str, float]:
+    """Person -> mean of what is theirs, to five digits."""
+    return {str(p): round(float(items.values[items.people == p].mean()), 5) for p in np.unique(items.people)}
+
+
 def recognised(model: models.Model, params: Params, stream: streams.Stream, mesh: jax.sharding.Mesh) -> Items:
     """``p(answer)^(1 / length)`` of every row of a stream, each with its first photo: how well its people are known.
 
@@ -250,10 +255,14 @@ class Examiner:
     ) -> tuple[dict, list[dict]]:
         """The same as ``metric -> summary``, with the chance level of choices and the share of distinct answers.
 
-        Probabilities are also there item by item (``'items'``): two models are compared by how these are distributed.
+        Every metric is also there person by person (``'each'``), probabilities item by item (``'items'``): models are compared
+        on the same people, and by how their probabilities are distributed.
         """
         found, answers = self.measure(params, people, kind, album, split)
-        results = {name: metrics.summary(*items, samples=self.samples, seed=self.seed) for name, items in found.items()}
+        results = {
+            name: metrics.summary(*items, samples=self.samples, seed=self.seed) | {"each": by_person(items)}
+            for name, items in found.items()
+        }
         if "probability" in found:
             results["probability"]["items"] = [round(float(p), 5) for p in found["probability"].values]
         if choices := _items(people, "choices", kind):

@@ -49,14 +49,14 @@ def test_a_rate_is_chosen_as_the_protocol_says(monkeypatch, table, rate):
 
 
 def test_rates_that_are_written_are_of_the_grid_and_named_apart():
-    from experiments import compared, protocol
+    from experiments import design, protocol
 
-    for key, setting in compared.COMPARED.items():
+    for key, setting in design.COMPARED.items():
         for name, several in setting.methods.items():
             assert set(several) <= set(protocol.grid(key, name))
-            names = [compared.label(setting, name, rates) for rates in several]
+            names = [design.label(setting, name, rates) for rates in several]
             assert names[0] == name and len(set(names)) == len(several)
-    assert any(len(several) > 1 for several in compared.COMPARED["all"].methods.values())
+    assert any(len(several) > 1 for several in design.COMPARED["all"].methods.values())
 
 
 def test_no_pair_that_is_reported_was_chosen_on():
@@ -124,14 +124,14 @@ def test_parts_prepare_the_pairs_that_they_need(monkeypatch, parts, prepared, do
 
 
 def test_tables_are_made_of_what_was_measured_and_nothing_is_run_for_them(monkeypatch, tmp_path):
-    from experiments import compared, protocol
+    from experiments import design, protocol
 
     stop = {"every": 8, "level": 0.0, "margin": 1.0}
     work = types.SimpleNamespace(config=ConfigDict({"unlearn": {"stop": stop}}))
     monkeypatch.setattr(protocol, "of_pair", lambda *pair: work)
     path = tmp_path / "rows.json"
     monkeypatch.setattr(protocol, "rows_of", lambda *_: (path, []))
-    (rates,) = compared.COMPARED["none"].methods["ga"]
+    (rates,) = design.COMPARED["none"].methods["ga"]
     with pytest.raises(
         InputError, match="found no ga at 1e-05 .* on seed 0, group 2; run --part=prepare,measure first"
     ):
@@ -146,7 +146,7 @@ def test_tables_are_made_of_what_was_measured_and_nothing_is_run_for_them(monkey
 
 
 def test_a_second_rate_is_told_where_there_are_steps_that_only_descend():
-    from experiments.compared import COMPARED, label, said
+    from experiments.design import COMPARED, label, said
 
     rates = (1e-4, 5e-5)
     assert said(COMPARED["none"], "projected_retain", rates) == said(COMPARED["all"], "grad_diff", rates) == "0.0001"
