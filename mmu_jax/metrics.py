@@ -311,14 +311,11 @@ def js(first: np.ndarray, second: np.ndarray, bins: int = 10) -> float:
 def nested_draws(pairs: dict[tuple, np.ndarray], *, samples: int = 2000, seed: int = 0) -> np.ndarray:
     """Means of K numbers with seeds, groups within them and people within those drawn anew: ``[samples, K]``, or ``[samples]``.
 
-    ``pairs`` holds for every ``(seed, group)`` the numbers of its people, ``[people, K]`` or ``[people]``. What stands in one row
-    is drawn together: the difference of two columns of the result is a draw of their paired difference.
+    ``pairs`` holds for every ``(seed, group)`` the numbers of its people, ``[people, K]`` or ``[people]``; those of one person
+    are drawn together, so that columns of the result are paired.
 
     >>> nested_draws({(0, 0): np.array([[1., 2.]]), (1, 0): np.array([[1., 2.]])}, samples=2).tolist()
     [[1.0, 2.0], [1.0, 2.0]]
-
-    Raises:
-      InputError: there is no pair.
     """
     if not pairs:
         raise InputError("expected at least one pair of seed and group, found none; measure one")
@@ -345,9 +342,6 @@ def nested(pairs: dict[tuple, np.ndarray], *, samples: int = 2000, seed: int = 0
     >>> found = nested({(0, 0): np.array([1., 3.]), (0, 1): np.array([-1., -1.])}, samples=50)
     >>> found['mean'], found['pairs'], found['above']
     (0.5, 2, 1)
-
-    Raises:
-      InputError: there is no pair.
     """
     low, high = np.percentile(nested_draws(pairs, samples=samples, seed=seed), [2.5, 97.5])
     own = [float(np.mean(values)) for values in pairs.values()]

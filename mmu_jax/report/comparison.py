@@ -12,7 +12,7 @@ from mmu_jax.metrics import METRICS, Metric
 from mmu_jax.report import figures, latex, page, paired, runs
 from mmu_jax.report.page import Block, Section
 from mmu_jax.report.paired import Column, Interval
-from mmu_jax.report.results import Results, headline, ours, outcome
+from mmu_jax.report.results import FLAGS, Results, headline, ours, outcome
 from mmu_jax.report.runs import Merged, Run
 from mmu_jax.report.tables import Table
 
@@ -68,14 +68,15 @@ def _scaled(by: Interval, metric: Metric, sign: str = "") -> str:
 
 
 def means(shown: list[Column], results: Results, count: int) -> Table:
-    """Rows of models, a column an axis; how many runs have it, where not all do; flags."""
+    """Rows of models, a column an axis; and where some are not in all of ``count`` runs, in how many each is."""
+    counts = {name: max((len(c.values[name]) for c in shown if name in c.values), default=0) for name in results}
+    told = any(found < count for found in counts.values())
 
     def row(name):
         found = [_scaled(c.mean(name), METRICS[c.metric]) if name in c.values else "–" for c in shown]
-        pairs = max((c.mean(name).pairs for c in shown if name in c.values), default=0)
-        return [name, *found, f"{pairs} of {count}", ", ".join(results[name]["flags"])]
+        return [name, *found, *([f"{counts[name]} of {count}"] if told else [])]
 
-    return [["Model", *_heads(shown), "Runs", "Flags"], *map(row, results)]
+    return [["Model", *_heads(shown), *(["Runs"] if told else [])], *map(row, results)]
 
 
 def differences(shown: list[Column], results: Results, mine: str) -> Table:
@@ -137,6 +138,21 @@ def _listed(found: list[Run]) -> Table:
     return [["Run", "Seed", "Group", "Methods"], *rows]
 
 
+def flags(merged: Merged) -> list[str]:
+    """What must be told of models, and in how many of their runs."""
+    raised: dict[str, dict[str, int]] = {}
+    count = {
+        name: sum(name in results for results in merged.values()) for results in merged.values() for name in results
+    }
+    for results in merged.values():
+        for name, value in results.items():
+            for flag in value["flags"]:
+                of = raised.setdefault(flag, {})
+                of[name] = of.get(name, 0) + 1
+    told = {flag: ", ".join(f"{n} in {k} of {count[n]}" for n, k in of.items()) for flag, of in raised.items()}
+    return [f"Flag {flag} ({FLAGS[flag]}): {whose}." for flag, whose in told.items()] or ["No flag was raised."]
+
+
 def _remarks(found: list[Run], merged: Merged, shown: list[Column]) -> list[str]:
     """What a reader must know of the runs: what is missing, what was not made alike, what has no people."""
     there = dict.fromkeys(name for results in merged.values() for name in results)
@@ -160,11 +176,11 @@ def _tables(merged: Merged, mine: str, results: Results, by: dict[str, list[Colu
     return told
 
 
-def _section(title: str, told: list[Told]) -> Section:
+def _section(title: str, told: list[Told], further: list[str]) -> Section:
     blocks = [Block("note", told[0].note)]
     for one in told:
         blocks += [Block("note", f"{one.metric}:"), Block("table", one.table)]
-    return Section(title, blocks)
+    return Section(title, [*blocks, *(Block("note", line) for line in further)])
 
 
 def compare(found: list[Run], against: str = "") -> tuple[list[str], list[Section], list[Told]]:
@@ -188,13 +204,13 @@ def compare(found: list[Run], against: str = "") -> tuple[list[str], list[Sectio
     said += verdict(by[main], results, mine)
     figure = figures.front_figure(results, "probability" if "probability" in by else main, joined=True)
     front = [Block("note", FRONT.format(page.BAND if "gold" in results else "")), Block("figure", figure, "front")]
-    titles = dict.fromkeys(one.section for one in told)
+    titles, further = dict.fromkeys(one.section for one in told), {"Means over runs": flags(merged)}
     made = {run.path: run.results["vanilla"]["provenance"] | {"config": run.config} for run in found}
     lead = [Block("note" if i else "lead", line) for i, line in enumerate(said)]
     return said, [
         Section("", lead),
         *([Section("Forgetting against every axis", front)] if figure is not None else []),
-        *(_section(title, [one for one in told if one.section == title]) for title in titles),
+        *(_section(title, [one for one in told if one.section == title], further.get(title, [])) for title in titles),
         Section("The runs", [Block("table", _listed(found)), *(Block("note", r) for r in _remarks(found, merged, every))]),
         Section("What these numbers do not show", [Block("note", LIMITS.format(runs=_of(merged)))]),
         Section("How they were made", [Block("fold", json.dumps(made, indent=1, sort_keys=True), "Configs and versions")]),

@@ -117,7 +117,7 @@ def undominated(points: dict[str, tuple[float, float]]) -> list[str]:
 def front_figure(results: Results, metric: str = "probability", joined: bool = False) -> Any | None:
     """Every axis against what is left of the forgotten faces, by a metric; None where that was not asked for.
 
-    ``joined``: every method is there, and a line joins those that no other beats at both.
+    ``joined``: of all methods, closer to see, and a line joins those that no other beats at both; vanilla is a line.
     """
     asked = [a for a in axes(results) if cell(results, "vanilla", a.split, a.task, metric)]
     left = [a for a in asked if a.task == "vqa" and not a.up]
@@ -132,16 +132,20 @@ def front_figure(results: Results, metric: str = "probability", joined: bool = F
     figure = canvas(4.4 * width, 3.4 * rows + 0.5)
     panels = figure.subplots(rows, width, squeeze=False, sharex=True).ravel()
     for panel, kept in zip(panels, others, strict=False):
-        points = {}
+        points, most = {}, 0.0
         for name in shown:
             x, y = (cell(results, name, a.split, a.task, metric) for a in (forgotten, kept))
             if not x or not y:
                 continue
+            if joined and name == "vanilla":
+                panel.axhline(100 * y["mean"], color=MUTED, lw=0.8, ls="--", zorder=1)
+                continue
+            most = max(most, 100 * x["high"])
             _cross(panel, name, x, y, marks[name])
             points |= {name: (100 * x["mean"], 100 * y["mean"])} if name in METHODS else {}
         if joined:
             panel.plot(
-                *zip(*(points[n] for n in undominated(points)), strict=True), color=MUTED, lw=1, ls=":", zorder=2
+                *zip(*(points[n] for n in undominated(points)), strict=True), color=MUTED, lw=1.2, ls=":", zorder=2
             )
         if "gold" in results:
             at = cell(results, "gold", forgotten.split, forgotten.task, metric)
@@ -149,11 +153,12 @@ def front_figure(results: Results, metric: str = "probability", joined: bool = F
         panel.set_title(kept.title, loc="left", fontsize=10.5, fontweight="bold")
         panel.set_ylabel(f"{'p of the right answer' if by == 'p' else by} (%)  good →", fontsize=8.5)
         panel.set_xlabel(f"{forgotten.title}: {by} (%)", fontsize=8.5)
-        panel.set_xlim(-2, 102)
+        panel.set_xlim(-2, most + 3 if joined else 102)
         panel.set_ylim(min(panel.get_ylim()[0], 80), 102)  # what is a point apart shall not look far
         panel.xaxis.set_tick_params(labelbottom=True)
     for panel in panels[len(others) :]:
         panel.axis("off")
+    marks |= {"vanilla": "--"} if joined else {}
     keys = [panels[0].plot([], [], marks[name], color=colour(name), label=name)[0] for name in shown]
     figure.legend(handles=keys, loc="outside lower center", ncols=min(len(shown), 6), frameon=False, fontsize=9)
     return figure

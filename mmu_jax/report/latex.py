@@ -30,11 +30,11 @@ def _lines(words: list[str], side: str, rest: str) -> str:
 
 def _cell(text: str) -> str:
     """A number over its interval over what else is said of it."""
-    return _lines(re.split(r" (?=\[)| · ", text), "r", r"\tiny")
+    return _lines(re.split(r" (?=\[)| · |, (?=[a-z])", text), "r", r"\tiny")
 
 
 def table(rows: Table, caption: str) -> str:
-    """A floating table; intervals stand under their numbers, so that eight columns fit a page.
+    """A floating table over all columns of a page; intervals stand under their numbers, so that seven fit 12 cm.
 
     Args:
       rows: the first is the head.
@@ -43,12 +43,12 @@ def table(rows: Table, caption: str) -> str:
     (corner, *titles), *body = rows
     head = [escape(corner), *(_lines(title.split(" ", 1), "r", "") for title in titles)]
     lines = [head, *([escape(name), *map(_cell, cells)] for name, *cells in body)]
-    first, *others = (" & ".join(line) + r" \\" for line in lines)
+    first, *others = (" & ".join(line) + r" \\ \addlinespace" for line in lines)
     return "\n".join(
         [
-            r"\begin{table}",
+            r"\begin{table*}",
             rf"\caption{{{escape(caption)}}}",
-            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+            r"\centering\scriptsize\setlength{\tabcolsep}{2pt}",
             rf"\begin{{tabular}}{{@{{}}l{'r' * len(titles)}@{{}}}}",
             r"\toprule",
             first,
@@ -56,6 +56,6 @@ def table(rows: Table, caption: str) -> str:
             *others,
             r"\bottomrule",
             r"\end{tabular}",
-            r"\end{table}",
+            r"\end{table*}",
         ]
     )

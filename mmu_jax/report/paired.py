@@ -67,7 +67,7 @@ class Column:
     def ranks(self) -> dict[str, int]:
         """Of every method one more than how many are better; those that cannot be told apart share a rank."""
         methods = [name for name in self.values if name in METHODS]
-        return {name: 1 + sum(self.better(other, name) for other in methods) for name in methods}
+        return {name: 1 + sum(self.better(other, name) for other in methods if other != name) for name in methods}
 
     def _over(self, weights: dict[str, float]) -> Interval:
         """A weighted sum of models over the pairs that have all of them."""
@@ -125,10 +125,10 @@ def _cells(merged: Merged, axis: Axis, metric: str) -> Iterable[tuple[str, Pair,
 
 
 def pooled(merged: Merged, shown: list[Column]) -> Results:
-    """Models with their means over the pairs, in the shape of the results of one workdir; ``n`` counts pairs."""
+    """Models with their means over the pairs, as far as figures read the results of one workdir; ``n`` counts pairs."""
     there = {name for results in merged.values() for name in results}
     names = [name for name in ("vanilla", "gold", *METHODS) if name in there]
-    told: Results = {name: {"results": {}, "flags": _flags(merged, name)} for name in names}
+    told: Results = {name: {"results": {}} for name in names}
     for column in shown:
         for name in column.values:
             by = column.mean(name)
@@ -137,10 +137,3 @@ def pooled(merged: Merged, shown: list[Column]) -> Results:
             task[column.metric] = {"mean": by.mean, "low": low, "high": high, "n": by.pairs}
     told["vanilla"]["config"] = {"evaluate": {"headline": headline(next(iter(merged.values())))}}
     return told
-
-
-def _flags(merged: Merged, name: str) -> list[str]:
-    """What must be told of a model, and in how many of its pairs."""
-    of = [results[name]["flags"] for results in merged.values() if name in results]
-    every = dict.fromkeys(flag for flags in of for flag in flags)
-    return [f"{flag} ({sum(flag in flags for flags in of)} of {len(of)})" for flag in every]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmu_jax import InputError
-from mmu_jax.files import read_object, unlike
+from mmu_jax.files import flat, read_object, unlike
 from mmu_jax.methods import METHODS
 from mmu_jax.metrics import METRICS
 from mmu_jax.report import results
@@ -94,13 +94,6 @@ def differing(values: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
         if len(whose) > 1:
             said.append(f"{key} = " + ", ".join(f"{v} ({', '.join(dict.fromkeys(who))})" for v, who in whose.items()))
     return said
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested dict by dotted key; an empty one has none."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else key).items()}
 
 
 def merge(found: list[Run]) -> Merged:
