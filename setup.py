@@ -51,8 +51,13 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.14",
+            "tensorboardX>=2.6",
             "torch==2.13.0",
         ],
+        # Where numbers can be sent while a run goes on (config.track).
+        "tensorboard": ["tensorboardX>=2.6"],
+        "trackio": ["trackio>=0.40"],
+        "wandb": ["wandb>=0.31"],
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29", "ruff>=0.14"],

@@ -21,6 +21,10 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where everything is kept; default runs/<config name>, of a sweep runs/sweep."
 )
 
+SEEDS = flags.DEFINE_list(
+    "seeds", [], "Of a run: one workdir each, compared at the end; of a sweep: those to choose on, default 1."
+)
+
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 # What a file system says when it will not: no room, no right, no such place.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
@@ -33,9 +37,14 @@ def parse(argv: list[str]) -> list[str]:
     return spoken(_parse, argv)
 
 
-def parse_without_config(argv: list[str]) -> list[str]:
-    """Flags of a program that has no config; a mistake is one line and exit code 2."""
-    return spoken(_parse_without_config, argv)
+def parse_without_config(argv: list[str], reads: tuple[str, ...] = ()) -> list[str]:
+    """Flags of a program that has no config, and of those of every program ``reads``; a mistake is one line and exit code 2."""
+    return spoken(_parse_without_config, argv, False, reads)
+
+
+def parse_with_words(argv: list[str]) -> list[str]:
+    """Flags of a program that has no config, and its words, which it returns after its name; a mistake is one line and exit code 2."""
+    return spoken(_parse_without_config, argv, True)
 
 
 def spoken(program: Callable[..., Any], *args: Any) -> Any:
@@ -87,27 +96,34 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _flags(argv: list[str]) -> list[str]:
-    try:
-        words = flags.FLAGS(argv)[1:]
-    except flags.Error as error:
-        said = " ".join(str(error).split())
-        if table := re.match(r"flag --(config\.\S+?)=.*as a ConfigDict", said):
-            said += f"; {table[1]} has keys of its own: set one of them, --{table[1]}.NAME=VALUE"
-        raise InputError(said) from error
+    """The program's name; InputError for what is no flag."""
+    name, *words = _with_words(argv)
     if words:
         raise InputError(
             f"expected flags, --NAME=VALUE, found {', '.join(map(repr, words))}, which nothing reads; write --{words[0]} if that "
             "is what you mean"
         )
-    return argv[:1]
+    return [name]
 
 
-def _parse_without_config(argv: list[str]) -> list[str]:
+def _with_words(argv: list[str]) -> list[str]:
+    """The program's name and what is no flag, wherever it stands."""
+    try:
+        flags.FLAGS.set_gnu_getopt()
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        said = " ".join(str(error).split())
+        if table := re.match(r"flag --(config\.\S+?)=.*as a ConfigDict", said):
+            said += f"; {table[1]} has keys of its own: set one of them, --{table[1]}.NAME=VALUE"
+        raise InputError(said) from error
+
+
+def _parse_without_config(argv: list[str], words: bool = False, reads: tuple[str, ...] = ()) -> list[str]:
     if _asks_for_help(argv):
         print(_about(), flags.FLAGS.main_module_help(), sep="\n")
         sys.exit(0)
-    kept = _flags(argv)
-    if ours := [name for name in ("config", "workdir") if flags.FLAGS[name].present]:
+    kept = (_with_words if words else _flags)(argv)
+    if ours := [name for name in ("config", "workdir", "seeds") if name not in reads and flags.FLAGS[name].present]:
         raise InputError(f"expected flags that this program reads, found --{', --'.join(ours)}; see --help")
     return kept
 
@@ -215,6 +231,24 @@ def config_name() -> str:
 
 def workdir() -> pathlib.Path:
     return pathlib.Path(WORKDIR.value or pathlib.Path("runs") / config_name())
+
+
+def numbers(values: list[str], flag: str, kind: type, good: Callable[[Any], bool]) -> list:
+    """The values of a list flag; InputError names what is no number, or none that is ``good``."""
+    try:
+        found = [kind(value) for value in values]
+    except ValueError as error:
+        raise InputError(f"expected numbers in --{flag}, found {','.join(values)!r} ({error}); correct it") from error
+    if not all(map(good, found)) or len(set(found)) < len(found):
+        what = "different whole numbers of at least 0" if kind is int else "different finite numbers above 0"
+        raise InputError(f"expected {what} in --{flag}, found {','.join(values)!r}; correct it")
+    return found
+
+
+def seeds(default: list[str]) -> list[int]:
+    """The values of ``--seeds``, or where it is not there the default."""
+    given = SEEDS.value if SEEDS.present else default
+    return numbers(given, "seeds", int, lambda seed: 0 <= seed < 2**32)
 
 
 def given() -> dict[str, Any]:

@@ -279,6 +279,8 @@ def protocol() -> None:
     command.quiet()
     if not command.WORKDIR.value:
         raise InputError("expected --workdir=DIR, found none; name a place for models and measurements")
+    if command.SEEDS.present:
+        raise InputError("expected --only_seeds, found --seeds, which the protocol names itself; remove it")
     if strange := [name for name in (*PART.value, *SETTINGS.value) if name not in (*PARTS, *COMPARED)]:
         raise InputError(
             f"expected parts among {', '.join(PARTS)} and settings among {', '.join(COMPARED)}, found {strange[0]!r}"

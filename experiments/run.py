@@ -1,29 +1,70 @@
 """From a checkpoint and a benchmark to unlearned checkpoints and a report one can trust.
 
-    python -m experiments.run --config=configs/tiny.py [--workdir=DIR] [--config.key=value ...] [--stages=a,b]
+    python -m experiments.run --config=configs/tiny.py [--workdir=DIR] [--config.key=value ...] [--stages=a,b] [--seeds=0,1,2]
 
 Stages: data -> base -> vanilla -> evaluate/vanilla -> gold -> saliency/<method> -> factors -> unlearn/<method> ->
 evaluate/<model> -> attack/<model>/<attack> -> report. A stage whose record in ``<workdir>/stages`` matches is skipped; one that was made with
 another config is refused before anything is written. The same command resumes where it was killed and ends in the same
 results, bit for bit.
+
+With ``--seeds`` the whole is done once a seed, in ``<workdir>/seed-<seed>``, and ``<workdir>/compare.html`` compares them.
 """
+
+import pathlib
 
 from absl import app, flags
 
-from experiments import command
+from experiments import command, compare
+from mmu_jax import InputError
+from mmu_jax.study import settings, stages
 from mmu_jax.study.study import Study
 
 STAGES = flags.DEFINE_list("stages", [], "Only these stages, by name or by their part before the slash.")
 
 
 def run() -> None:
-    """The study of the command line, and what it found."""
-    workdir, stages = command.workdir(), STAGES.value
-    study = Study(command.CONFIG.value, workdir, command.given())
-    study.run(stages)
-    if not stages or "report" in stages:
+    """The study of the command line, or one a seed, and what was found."""
+    if not command.SEEDS.present:
+        ended(Study(command.CONFIG.value, command.workdir(), command.given()))
+        return
+    workdir, seeds = command.workdir(), command.seeds([])
+    found = studies(workdir, seeds)
+    with stages.keeping_compiled(workdir / "compiled"):  # seeds share their programs
+        for seed, folder in zip(seeds, found, strict=True):
+            print(f"seed {seed}", flush=True)
+            ended(study(seed, folder))
+    if told():
+        compare.told(found, workdir)
+
+
+def told() -> bool:
+    """Whether the report is among the stages."""
+    return not STAGES.value or "report" in STAGES.value
+
+
+def ended(study: Study) -> None:
+    """A study, run, and what it found."""
+    study.run(STAGES.value)
+    if told():
         print(study.summary())
-        print(f"report: {workdir / 'report.html'}")
+        print(f"report: {study.work.workdir / 'report.html'}")
+
+
+def studies(workdir: pathlib.Path, seeds: list[int]) -> list[pathlib.Path]:
+    """The workdir of each seed; InputError where ``--seeds`` names none, or the config names one too."""
+    if not seeds:
+        raise InputError("expected a seed at least, found none in --seeds; name one")
+    if settings.matching(command.given(), [("seed", True, "")]):
+        raise InputError("expected --seeds or --config.seed, found both; remove one")
+    return [workdir / f"seed-{seed}" for seed in seeds]
+
+
+def study(seed: int, workdir: pathlib.Path) -> Study:
+    """The study of the command line with another seed."""
+    config = command.CONFIG.value.copy_and_resolve_references()
+    with config.unlocked():
+        config.seed = seed
+    return Study(config, workdir, command.given())
 
 
 def main(argv: list[str]) -> None:

@@ -16,7 +16,6 @@ pairs.
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,6 @@ from mmu_jax.study import checks, settings, steps, unlearning
 from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 
-SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds to choose on.")
 RATES = flags.DEFINE_list("rates", ["3e-5", "1e-4", "2e-4", "3e-4", "5e-4", "8e-4"], "The grid, for every method.")
 RETAIN_RATES = flags.DEFINE_list("retain_rates", [], "Grid of config.unlearn.retain_rate.*; default the config's own.")
 NAMES = flags.DEFINE_list("methods", [], "Only these methods; default those of the config.")
@@ -102,18 +100,6 @@ def choose(rows: list[dict]) -> dict[str, tuple[float, float]]:
     return {name: rates for name, (_, rates) in best.items() if name in alive}
 
 
-def numbers(values: list[str], flag: str, kind: type, good: Callable[[Any], bool]) -> list:
-    """The values of a list flag; InputError names what is no number, or none that is ``good``."""
-    try:
-        found = [kind(value) for value in values]
-    except ValueError as error:
-        raise InputError(f"expected numbers in --{flag}, found {','.join(values)!r} ({error}); correct it") from error
-    if not all(map(good, found)) or len(set(found)) < len(found):
-        what = "different whole numbers of at least 0" if kind is int else "different finite numbers above 0"
-        raise InputError(f"expected {what} in --{flag}, found {','.join(values)!r}; correct it")
-    return found
-
-
 def measured(path: pathlib.Path) -> list[dict]:
     """What an earlier sweep in this workdir has measured."""
     rows = files.read_json(path, "what a sweep has measured") if path.exists() else []
@@ -160,8 +146,8 @@ def sweep() -> None:
     command.quiet()
     workdir, given = pathlib.Path(command.WORKDIR.value or "runs/sweep"), command.given()
     check_given(given)
-    seeds = numbers(SEEDS.value, "seeds", int, lambda seed: 0 <= seed < 2**32)
-    rates, retained = (numbers(f.value, f.name, float, _is_rate) for f in (RATES, RETAIN_RATES))
+    seeds = command.seeds(["1"])
+    rates, retained = (command.numbers(f.value, f.name, float, _is_rate) for f in (RATES, RETAIN_RATES))
     if not seeds or not rates:
         raise InputError("expected a seed and a rate at least, found none in --seeds or --rates; name one")
     kept, asked = workdir / "sweep.json", []

@@ -105,6 +105,17 @@ def read_object(path: str | pathlib.Path, what: str = "a JSON file", like: Any =
     return value
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested dict by dotted key; an empty dict is a value.
+
+    >>> flat({"a": {"b": 1, "c": {}}})
+    {'a.b': 1, 'a.c': {}}
+    """
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else key).items()}
+
+
 def unlike(value: Any, like: Any, place: str = "") -> str:
     """Where and how a value of JSON is not of a shape; empty if it is.
 

@@ -310,15 +310,14 @@ def js(first: np.ndarray, second: np.ndarray, bins: int = 10) -> float:
     return float(np.sqrt(max((divergence(p) + divergence(q)) / 2, 0.0)))
 
 
-def nested(pairs: dict[tuple, np.ndarray], *, samples: int = 2000, seed: int = 0) -> dict[str, float]:
-    """Mean of differences with a 95 % interval from a bootstrap over seeds, over groups within them, and over people within those.
+def nested_draws(pairs: dict[tuple, np.ndarray], *, samples: int = 2000, seed: int = 0) -> np.ndarray:
+    """Means of K numbers with seeds, groups within them and people within those drawn anew: ``[samples, K]``, or ``[samples]``.
 
-    ``pairs`` holds for every ``(seed, group)`` the differences ``[people]`` of two methods on the same people; the mean is that
-    of the pairs' means. ``above`` counts the pairs whose mean is above 0.
+    ``pairs`` holds for every ``(seed, group)`` the numbers of its people, ``[people, K]`` or ``[people]``; those of one person
+    are drawn together, so that columns of the result are paired.
 
-    >>> found = nested({(0, 0): np.array([1., 3.]), (0, 1): np.array([-1., -1.])}, samples=50)
-    >>> found['mean'], found['pairs'], found['above']
-    (0.5, 2, 1)
+    >>> nested_draws({(0, 0): np.array([[1., 2.]]), (1, 0): np.array([[1., 2.]])}, samples=2).tolist()
+    [[1.0, 2.0], [1.0, 2.0]]
     """
     if not pairs:
         raise InputError("expected at least one pair of seed and group, found none; measure one")
@@ -331,9 +330,22 @@ def nested(pairs: dict[tuple, np.ndarray], *, samples: int = 2000, seed: int = 0
         for i in rng.integers(0, len(seeds), len(seeds)):
             groups = seeds[i]
             for j in rng.integers(0, len(groups), len(groups)):
-                means.append(rng.choice(groups[j], len(groups[j])).mean())
-        draws.append(np.mean(means))
-    low, high = np.percentile(draws, [2.5, 97.5])
+                means.append(rng.choice(groups[j], len(groups[j])).mean(axis=0))
+        draws.append(np.mean(means, axis=0))
+    return np.array(draws)
+
+
+def nested(pairs: dict[tuple, np.ndarray], *, samples: int = 2000, seed: int = 0) -> dict[str, float]:
+    """Mean of differences with a 95 % interval from a bootstrap over seeds, over groups within them, and over people within those.
+
+    ``pairs`` holds for every ``(seed, group)`` the differences ``[people]`` of two methods on the same people; the mean is that
+    of the pairs' means. ``above`` counts the pairs whose mean is above 0.
+
+    >>> found = nested({(0, 0): np.array([1., 3.]), (0, 1): np.array([-1., -1.])}, samples=50)
+    >>> found['mean'], found['pairs'], found['above']
+    (0.5, 2, 1)
+    """
+    low, high = np.percentile(nested_draws(pairs, samples=samples, seed=seed), [2.5, 97.5])
     own = [float(np.mean(values)) for values in pairs.values()]
     table = {"mean": float(np.mean(own)), "low": float(low), "high": float(high)}
     return table | {"pairs": len(own), "above": sum(value > 0 for value in own)}

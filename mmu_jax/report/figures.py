@@ -102,34 +102,63 @@ def _cross(axis: Any, name: str, x: dict[str, float], y: dict[str, float], marke
     axis.plot(100 * x["mean"], 100 * y["mean"], marker, color=colour(name), ms=size, zorder=3)
 
 
-def front_figure(results: Results) -> Any | None:
-    """Every axis against what is left of the forgotten faces, by probability; None where that was not asked for."""
-    asked = [a for a in axes(results) if cell(results, "vanilla", a.split, a.task, "probability")]
+def undominated(points: dict[str, tuple[float, float]]) -> list[str]:
+    """Of name -> (forgotten, kept) those beside which no other leaves as little and keeps as much, in order of what they leave.
+
+    >>> undominated({"a": (0.1, 0.5), "b": (0.2, 0.9), "c": (0.2, 0.8)})
+    ['a', 'b']
+    """
+    beaten = {
+        n for n, (x, y) in points.items() if any(u <= x and v >= y and (u, v) != (x, y) for u, v in points.values())
+    }
+    return sorted(points.keys() - beaten, key=lambda name: (points[name], name))
+
+
+def front_figure(results: Results, metric: str = "probability", joined: bool = False) -> Any | None:
+    """Every axis against what is left of the forgotten faces, by a metric; None where that was not asked for.
+
+    ``joined``: of all methods, closer to see, and a line joins those that no other beats at both; vanilla is a line.
+    """
+    asked = [a for a in axes(results) if cell(results, "vanilla", a.split, a.task, metric)]
     left = [a for a in asked if a.task == "vqa" and not a.up]
     others = [a for a in asked if a.up]
     if not left or not others:
         return None
-    forgotten, shown = left[-1], _shown(results)  # on new photos where there are any
+    forgotten, shown = left[-1], list(results) if joined else _shown(results)  # on new photos where there are any
+    by = "p" if metric == "probability" else METRICS[metric].name
     marks = _marks(shown)
     width = 2 if len(others) in (2, 4) else min(len(others), 3)
     rows = -(-len(others) // width)
     figure = canvas(4.4 * width, 3.4 * rows + 0.5)
     panels = figure.subplots(rows, width, squeeze=False, sharex=True).ravel()
     for panel, kept in zip(panels, others, strict=False):
+        points, most = {}, 0.0
         for name in shown:
-            x, y = (cell(results, name, a.split, a.task, "probability") for a in (forgotten, kept))
+            x, y = (cell(results, name, a.split, a.task, metric) for a in (forgotten, kept))
+            if not x or not y:
+                continue
+            if joined and name == "vanilla":
+                panel.axhline(100 * y["mean"], color=MUTED, lw=0.8, ls="--", zorder=1)
+                continue
+            most = max(most, 100 * x["high"])
             _cross(panel, name, x, y, marks[name])
+            points |= {name: (100 * x["mean"], 100 * y["mean"])} if name in METHODS else {}
+        if joined:
+            panel.plot(
+                *zip(*(points[n] for n in undominated(points)), strict=True), color=MUTED, lw=1.2, ls=":", zorder=2
+            )
         if "gold" in results:
-            at = cell(results, "gold", forgotten.split, forgotten.task, "probability")
+            at = cell(results, "gold", forgotten.split, forgotten.task, metric)
             panel.axvspan(100 * at["low"], 100 * at["high"], color=MUTED, alpha=0.12, lw=0)
         panel.set_title(kept.title, loc="left", fontsize=10.5, fontweight="bold")
-        panel.set_ylabel("p of the right answer (%)  good →", fontsize=8.5)
-        panel.set_xlabel(f"{forgotten.title}: p (%)", fontsize=8.5)
-        panel.set_xlim(-2, 102)
+        panel.set_ylabel(f"{'p of the right answer' if by == 'p' else by} (%)  good →", fontsize=8.5)
+        panel.set_xlabel(f"{forgotten.title}: {by} (%)", fontsize=8.5)
+        panel.set_xlim(-2, most + 3 if joined else 102)
         panel.set_ylim(min(panel.get_ylim()[0], 80), 102)  # what is a point apart shall not look far
         panel.xaxis.set_tick_params(labelbottom=True)
     for panel in panels[len(others) :]:
         panel.axis("off")
+    marks |= {"vanilla": "--"} if joined else {}
     keys = [panels[0].plot([], [], marks[name], color=colour(name), label=name)[0] for name in shown]
     figure.legend(handles=keys, loc="outside lower center", ncols=min(len(shown), 6), frameon=False, fontsize=9)
     return figure

@@ -178,28 +178,33 @@ def write(
     Raises:
       InputError: the vanilla model was not evaluated, or a file of the workdir is damaged.
     """
-    import jinja2
-
     workdir = pathlib.Path(workdir)
     found = sections(workdir, read(workdir, names), benchmark, attacks or {})
-    md = ["# Unlearning report"]
+    publish(workdir, "report", "Unlearning report", found)
+
+
+def publish(folder: pathlib.Path, stem: str, title: str, found: list[Section]) -> None:
+    """Writes sections as ``<stem>.md``, as a self-contained ``<stem>.html`` and their ``figures/*.png`` into a folder."""
+    md = [f"# {title}"]
     for section in found:
         md += [f"## {section.title}"] if section.title else []
         md += [_markdown(block) for block in section.blocks]
-    shown = [Section(s.title, [_html(block) for block in s.blocks]) for s in found]
-    for block in (block for section in shown for block in section.blocks if block["kind"] == "figure"):
-        block["content"] = figures.png(block["content"], workdir / "figures" / f"{block['name']}.png")
-    template = importlib.resources.files("mmu_jax.report").joinpath("page.html").read_text()
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    (workdir / "report.md").write_text("\n\n".join(md) + "\n")
-    (workdir / "report.html").write_text(environment.from_string(template).render(sections=shown))
+
+    def drawn(block):
+        if block.kind != "figure":
+            return block
+        return dataclasses.replace(block, content=figures.png(block.content, folder / "figures" / f"{block.name}.png"))
+
+    (folder / f"{stem}.md").write_text("\n\n".join(md) + "\n")
+    shown = [Section(section.title, [drawn(block) for block in section.blocks]) for section in found]
+    (folder / f"{stem}.html").write_text(render(title, shown))
 
 
-def render(title: str, sections: list[Section]) -> str:
-    """Sections as one self-contained page."""
+def render(title: str, found: list[Section]) -> str:
+    """Sections as one self-contained page; the content of a figure is its data URI."""
     import jinja2
 
     template = importlib.resources.files("mmu_jax.report").joinpath("page.html").read_text()
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    shown = [Section(s.title, [_html(block) for block in s.blocks]) for s in sections]
-    return environment.from_string(template).render(sections=shown, title=title)
+    shown = [Section(section.title, [_html(block) for block in section.blocks]) for section in found]
+    return environment.from_string(template).render(title=title, sections=shown)

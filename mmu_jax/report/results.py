@@ -40,7 +40,7 @@ FLAGS = {
 }
 
 Results = dict[str, dict[str, Any]]
-CELL = {"mean": float, "low": float, "high": float, "n": float}
+CELL = {"mean": float, "low": float, "high": float, "n": float, "each?": {"*": float}}
 GROUP = {"total": float, "density": float, "outside": float, "inside": float}
 
 
@@ -153,14 +153,19 @@ def verdict(results: Results) -> list[str]:
 
 def _against(results: Results, mine: str, rival: str) -> str:
     """The sentence that compares two rows, axis by axis."""
-    note = METHODS[rival].note
-    known = f"{rival} ({note})" if note else rival
     better, worse, equal = [], [], []
     for axis in axes(results):
         metric = judged_by(results, axis)
         first, second = (cell(results, m, axis.split, axis.task, metric) for m in (mine, rival))
         wins = (first["mean"] > second["mean"]) == better_up(axis, metric)
         (equal if not _apart(first, second) else better if wins else worse).append(axis.title)
+    return outcome(mine, rival, better, worse, equal)
+
+
+def outcome(mine: str, rival: str, better: list[str], worse: list[str], equal: list[str]) -> str:
+    """A sentence: on which axes, by their titles, a row is better than another, worse, or neither."""
+    note = METHODS[rival].note
+    known = f"{rival} ({note})" if note else rival
     if not better and not worse:
         return f"{known} equals {mine} within the 95 % interval on every axis."
     said = {"better": better, "worse": worse, "equal within the interval": equal}

@@ -71,6 +71,7 @@ def attack(work: Workspace, model: str, name: str) -> dict:
     for step, now in row.of(params, scene(work, name), **row.options):
         points.append({"step": step} | attacks.returned(work.examiner, now, items, work.albums[split]))
         bar.to(len(points), {"returned": points[-1]["mean"]})
+        work.tracker.write(f"attack/{model}/{name}", {"returned": points[-1]["mean"]}, step)
     bar.close()
     value = {"model": model, "attack": name, "trains": row.trains, "split": split, "points": points}
     write_json(

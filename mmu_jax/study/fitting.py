@@ -41,7 +41,14 @@ def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.shardin
     print(padding_line(job.streams), flush=True)
     kept = checkpoint.Checkpoints(work.workdir / "checkpoints" / stage)
     bar = Progress(stage, plan.iterations)
-    state = job.fit(work, params, mesh, checkpoints=kept, save_every=work.config.save_every, report=bar.to)
+    state = job.fit(
+        work,
+        params,
+        mesh,
+        checkpoints=kept,
+        save_every=work.config.save_every,
+        report=work.tracker.beside(stage, bar.to),
+    )
     bar.close()
     kept.close()
     name = stage.removeprefix("unlearn/")

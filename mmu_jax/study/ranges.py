@@ -11,6 +11,7 @@ from typing import Any
 from mmu_jax.data import builders
 from mmu_jax.metrics import METRICS
 from mmu_jax.objectives import LOSSES
+from mmu_jax.study.trackers import TRACKERS
 
 DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -48,6 +49,10 @@ HEADLINE = (  # by the table as it is then
     lambda v: isinstance(v, str) and v in METRICS and METRICS[v].leads,
     f"one of {', '.join(name for name, metric in METRICS.items() if metric.leads)}",
 )
+TRACK = (
+    lambda v: isinstance(v, str) and (not v or v in TRACKERS),
+    f"one of {', '.join(TRACKERS)}, or nothing",
+)
 RANK = (lambda v: whole(v, 0, 2**14), "a whole number from 0 to 2**14")
 PASSES = (lambda v: _number(v) and 0 < v <= 10**6, "a number above 0 and up to a million")
 POSITIVE = (lambda v: _number(v) and v >= 2.0**-126, "a finite number above 0")
@@ -62,6 +67,7 @@ LENGTHS = (_lengths, "lengths from 1 to 2**24, as in (64, 128)")
 
 RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"seed", (lambda v: whole(v, 0, 2**32 - 1), "a whole number from 0 to 2**32 - 1")),
+    (r"track", TRACK),
     (r"mesh\.data", (lambda v: v == -1 or whole(v, 1), "a whole number of at least 1, or -1 for every device")),
     (r"mesh\.model", COUNT),
     (r"data\.(source|path|before)|(model|vanilla|factors)\.path", TEXT),

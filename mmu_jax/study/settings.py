@@ -13,19 +13,13 @@ from ml_collections import ConfigDict
 from mmu_jax import InputError, adapters, attacks, hub, lora, methods, questions
 from mmu_jax.data import builders
 from mmu_jax.data.slices import STREAMS
+from mmu_jax.files import flat
 from mmu_jax.metrics import METRICS
-from mmu_jax.study import networks
+from mmu_jax.study import networks, trackers
 from mmu_jax.study.config import base
 from mmu_jax.study.ranges import RULES
 
 OPEN = (r"model\.(vision|text)\..*", r"unlearn\.(learning|retain)_rate\..*")  # keys whose names a config chooses
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested dict by dotted key; an empty dict is a value."""
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else key).items()}
 
 
 def judge(config: ConfigDict, given: dict[str, Any]) -> None:
@@ -41,7 +35,7 @@ def judge(config: ConfigDict, given: dict[str, Any]) -> None:
     if not problems:  # what is below reads several keys
         problems = [*_methods(config), *_named(config.attack.names, "attack.names", attacks.ATTACKS)]
         problems += [*networks.problems(config), *_unread(config, given)]
-    problems = problems or _together(config)
+    problems = problems or [*_together(config), *trackers.problems(config.track)]
     if problems:
         raise InputError(
             "; ".join(problems) + ("" if len(problems) == 1 else f" ({len(problems)} problems in the config)")

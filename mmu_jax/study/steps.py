@@ -254,6 +254,7 @@ def examine(work: Workspace, name: str) -> None:
     value |= {"flags": results.flags(found, proof, made.get("changed_in_file"), **told), "stopped": stopped}
     value |= {"config": work.config.to_dict(), "provenance": records.provenance()}
     write_json(work.result(name), value)
+    work.tracker.results(name, found)
     if name == "vanilla":  # what it said is on disk: a refusal can be looked into
         trained, prompts = not work.config.vanilla.path, questions.Prompts(**c.prompts)
         if why := gate.refusal(found, c.headline, c.memorised, trained=trained, prompts=prompts):

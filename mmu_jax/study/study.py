@@ -54,7 +54,12 @@ class Study:
                 record = records.place(self.work.workdir, f"unlearn/{name}")
                 print(f"{self.work.folder(name)} is gone: delete {record}, and it is made again", flush=True)
         checks.preflight(self.work, wanted)
-        self.stages.run(list(only))
+        try:
+            if wanted:
+                self.work.tracker.open()
+            self.stages.run(list(only))
+        finally:
+            self.work.tracker.close()
 
     def summary(self) -> str:
         """The four-way table and what follows from it."""

@@ -16,6 +16,7 @@ from mmu_jax.data import Benchmark, Example, Processor, builders, loader, slices
 from mmu_jax.data.sizes import Sizes
 from mmu_jax.data.streams import Stream, stream
 from mmu_jax.programs import Programs
+from mmu_jax.study.trackers import Tracker
 from mmu_jax.trees import Tree
 
 # Splits with photos of their own, evaluated where they are there.
@@ -157,6 +158,12 @@ class Workspace:
     def streams(self, rows: int, *more: str) -> dict[str, Stream]:
         """What scores and steps are taken of: the forget set, the two preserve sets, and ``more`` that a method asks for."""
         return {name: self.stream(name, rows) for name in dict.fromkeys(("forget", "retain", "text", *more))}
+
+    # ---- what is told while it runs
+
+    @functools.cached_property
+    def tracker(self) -> Tracker:
+        return Tracker(self.config.track, self.workdir, self.config.to_dict())
 
     # ---- models
 

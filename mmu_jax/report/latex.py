@@ -1,0 +1,61 @@
+"""Tables for a paper: LaTeX that needs the package booktabs and nothing else."""
+
+import re
+
+from mmu_jax.report.tables import Table
+
+SIGNS = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$", "–": "--", "·": r"$\cdot$", "≥": r"$\geq$"}
+SIGNS |= {sign: f"\\{sign}" for sign in "%&#_{}$"}
+SIGNS |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX prints it; letters beyond Latin, which pdflatex alone does not print, become question marks.
+
+    >>> print(escape("mask_random ↑ 95 %"))
+    mask\\_random $\\uparrow$ 95 \\%
+    """
+    signed = re.sub(r"(?<![\w-])[-+](?=\d)", lambda m: f"${m[0]}$", "".join(SIGNS.get(c, c) for c in text))
+    return "".join(c if ord(c) < 0x180 else "?" for c in signed)
+
+
+def _lines(words: list[str], side: str, rest: str) -> str:
+    """A cell of several lines, those after the first set as ``rest`` says."""
+    first, *others = (escape(word) for word in words)
+    if not others:
+        return first
+    shown = r"\\".join([first, *(f"{{{rest} {line}}}" for line in others)])
+    return rf"\begin{{tabular}}[t]{{@{{}}{side}@{{}}}}{shown}\end{{tabular}}"
+
+
+def _cell(text: str) -> str:
+    """A number over its interval over what else is said of it."""
+    return _lines(re.split(r" (?=\[)| · |, (?=[a-z])", text), "r", r"\tiny")
+
+
+def table(rows: Table, caption: str) -> str:
+    """A floating table over all columns of a page; intervals stand under their numbers, so that seven fit 12 cm.
+
+    Args:
+      rows: the first is the head.
+      caption: text, not LaTeX.
+    """
+    (corner, *titles), *body = rows
+    head = [escape(corner), *(_lines(title.split(" ", 1), "r", "") for title in titles)]
+    lines = [head, *([escape(name), *map(_cell, cells)] for name, *cells in body)]
+    first, *others = (" & ".join(line) + r" \\ \addlinespace" for line in lines)
+    return "\n".join(
+        [
+            r"\begin{table*}",
+            rf"\caption{{{escape(caption)}}}",
+            r"\centering\scriptsize\setlength{\tabcolsep}{2pt}",
+            rf"\begin{{tabular}}{{@{{}}l{'r' * len(titles)}@{{}}}}",
+            r"\toprule",
+            first,
+            r"\midrule",
+            *others,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table*}",
+        ]
+    )
