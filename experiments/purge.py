@@ -36,6 +36,7 @@ def run() -> int:
 
 def main(argv: list[str]) -> None:
     del argv
+    command.quiet()
     sys.exit(command.spoken(run))
 
 

@@ -1,6 +1,7 @@
 """Splits x tasks x metrics -> results with n and a 95 % interval over people, and every answer beside its truth."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, NotFiniteError, generate, losses, metrics, models, sharding
+from mmu_jax import InputError, NotFiniteError, generate, hf, hub, losses, metrics, models, sharding
 from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, Processor, branches, loader, streams, text
 from mmu_jax.data.sizes import ANY, Sizes, fit
 from mmu_jax.questions import Prompts
@@ -273,6 +274,22 @@ class Examiner:
         if answers:
             results["distinct"] = {"mean": metrics.distinct([a["answer"] for a in answers]), "n": len(answers)}
         return results, answers
+
+
+def of_checkpoint(path: str | pathlib.Path, **numbers: Any) -> tuple[Examiner, Params]:
+    """Who questions the model of a directory, or of an id on the hub, as an :class:`Examiner` of these ``numbers``; and its params.
+
+    Params are held, and activations computed, in the dtype of the files; every device takes a part of the params.
+
+    Raises:
+      InputError: there is no model, or it is none of ours (``hf.read_config``, ``hf.load``).
+    """
+    folder = hub.fetch(path, "model")
+    config, processor, mesh = hf.read_config(folder), hf.read_processor(folder), sharding.make_mesh(-1)
+    kinds = [tensor.dtype for tensor in hf.survey(folder, models.Model(config)).values()]
+    model = models.Model(config, jnp.result_type(*kinds))
+    stop = hf.stop_tokens(folder, processor)
+    return Examiner(model, processor, mesh, stop=stop, **numbers), hf.load(folder, model, mesh, None)
 
 
 def _items(people: Sequence[Person], task: str, kind: str) -> list[Any]:
