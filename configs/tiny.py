@@ -32,6 +32,7 @@ MASKED = 2e-4  # of everything that is masked, so that only the mask differs
 def get_config():
     config = common.base()
     config.gold = True
+    config.show_people = True  # the names are invented, and the faces are from a public data set
     config.model.vision = dict(
         hidden_size=96,
         intermediate_size=192,

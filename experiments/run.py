@@ -1,6 +1,6 @@
 """From a checkpoint and a benchmark to unlearned checkpoints and a report one can trust.
 
-    python -m experiments.run --config=configs/tiny.py [--workdir=DIR] [--config.key=value ...] [--stages=a,b]
+    python -m experiments.run --config=configs/tiny.py [--workdir=DIR] [--config.key=value ...] [--stages=a,b] [--show_people]
 
 Stages: data -> base -> vanilla -> evaluate/vanilla -> gold -> saliency/<method> -> factors -> unlearn/<method> ->
 evaluate/<model> -> attack/<model>/<attack> -> report. A stage whose record in ``<workdir>/stages`` matches is skipped; one that was made with
@@ -14,12 +14,17 @@ from experiments import command
 from mmu_jax.study.study import Study
 
 STAGES = flags.DEFINE_list("stages", [], "Only these stages, by name or by their part before the slash.")
+SHOW_PEOPLE = flags.DEFINE_bool(
+    "show_people", None, "Faces, names and answers in the report, or none: config.show_people."
+)
 
 
 def run() -> None:
     """The study of the command line, and what it found."""
-    workdir, stages = command.workdir(), STAGES.value
-    study = Study(command.CONFIG.value, workdir, command.given())
+    workdir, stages, config, given = command.workdir(), STAGES.value, command.CONFIG.value, command.given()
+    if SHOW_PEOPLE.value is not None:
+        config.show_people = given["show_people"] = SHOW_PEOPLE.value
+    study = Study(config, workdir, given)
     study.run(stages)
     if not stages or "report" in stages:
         print(study.summary())

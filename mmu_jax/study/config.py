@@ -14,6 +14,7 @@ def base() -> ConfigDict:
     config.seed = 0
     config.gold = False  # also train the recipe of the vanilla model without the people to forget
     config.save_every = 100  # iterations between checkpoints
+    config.show_people = False  # whether the report shows faces, names and answers; if not, only numbers
 
     config.mesh = dict(
         data=1,  # devices that share the rows of a batch, and the params; -1 takes all there are
