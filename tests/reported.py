@@ -69,3 +69,13 @@ def fill(workdir, benchmark):
     write("stages/unlearn/mmunlearner.json", {"cost": {"seconds": 12.3, "peak_host_bytes_so_far": 2**30}})
     write("masks/mmunlearner.json", {"groups": {}, "layers": {"tower/layers/fc1/weight": [0.25, 0.75]}})
     return workdir
+
+
+def attack(workdir, names):
+    """Relearning of every model, which brings everything back but of gold."""
+    for name in names:
+        ends = (0.16, 0.17) if name == "gold" else (0.2, 0.8)
+        points = [{"step": 32 * i, **value(mean), "n": 40} for i, mean in enumerate(ends)]
+        (workdir / "attacks" / name).mkdir(parents=True)
+        found = {"points": points, "trains": True, "split": "test"}
+        (workdir / "attacks" / name / "relearn_own.json").write_text(json.dumps(found))

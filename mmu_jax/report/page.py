@@ -44,6 +44,7 @@ NO_ANSWER = (
 )
 
 
+PIXELS = 88  # of an inch of a figure on the page, so that its text is as large as that around it
 WIDE = 7.0  # inches: a figure that is wider is scrolled on a small screen, not shrunk
 
 
@@ -244,6 +245,7 @@ def _html(block: Block, folder: pathlib.Path, dots: dict[str, str]) -> dict[str,
     shown = {"kind": block.kind, "name": block.name, "alt": block.alt, "content": block.content}
     if block.kind == "figure":
         shown["wide"] = block.content.get_figwidth() > WIDE
+        shown["width"], shown["height"] = (round(PIXELS * inches) for inches in block.content.get_size_inches())
         shown["content"] = figures.png(block.content, folder / f"{block.name}.png")
     elif block.kind == "row":
         shown["content"] = [_html(inner, folder, dots) for inner in block.content]

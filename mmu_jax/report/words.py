@@ -120,7 +120,7 @@ def _rivals(results: Results, mine: str) -> str:
     ways = {
         "better": "better than {} on at least one count and worse on none",
         "level": "level with {} on every count",
-        "mixed": "better on one count and worse on another than {}",
+        "mixed": "better on some counts and worse on others than {}",
         "worse": "worse than {} on at least one count and better on none",
     }
     parts = [way.format(listed(found[where])) for where, way in ways.items() if where in found]
