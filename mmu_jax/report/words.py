@@ -31,7 +31,7 @@ def _with_interval(value: dict[str, float]) -> str:
 
 def _measured(results: Results) -> str:
     metric = headline(results)
-    return "questions answered right" if metric == "exact" else METRICS[metric].name
+    return "share of questions answered right" if metric == "exact" else METRICS[metric].name
 
 
 def head(results: Results, people: int, attacked: Attacked, attacks: dict[str, str]) -> list[tuple[str, str]]:
@@ -54,12 +54,12 @@ def head(results: Results, people: int, attacked: Attacked, attacks: dict[str, s
     said += f" and still knows {listed(list(whole))}" if whole else ""
     said += f", but has lost some of what it knew of {listed([axis.about for axis in lost])}" if lost else ""
     parts = [
-        ("Forgotten", left),
+        ("Forgotten", f"{_measured(results)}: {left}" if left else ""),
         ("Kept", "; ".join(_moved(results, mine, axis) for axis in kept)),
         ("Lost", "; ".join(_moved(results, mine, axis) for axis in lost)),
         ("Against rivals", _rivals(results, mine)),
         ("Does it come back", _returned(attacked, mine, attacks)),
-        ("How sure", f"Share of {_measured(results)}, before and now; {SURE}"),
+        ("How sure", SURE),
     ]
     return [("", f"{said}."), *((label, f"{text[:1].upper()}{text[1:].rstrip('.')}.") for label, text in parts if text)]
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import reported
 from configs import tiny
@@ -250,6 +251,19 @@ def test_a_model_has_one_mark_in_every_figure_and_table(workdir):
     table = tables.markup([["Model", "Forget VQA ↓"], ["ga", "7.7 [5.7, 9.7] · MCQ 8"]], "A <table>", dots)
     assert f'<th scope="row">{dots["ga"]}ga</th>' in table and 'aria-label="A &lt;table&gt;"' in table
     assert "<td>7.7 <small>[5.7, 9.7]</small><br><small>MCQ 8</small></td>" in table
+
+
+def test_colours_survive_the_squeeze(tmp_path):
+    figure = figures.canvas(6, 4)
+    axis = figure.subplots()
+    axis.imshow(np.random.default_rng(0).random((30, 30)), cmap="gray")  # a photo takes most of the 256
+    for i, colour in enumerate(figures.COLOURS.values()):
+        axis.plot(3 * i, 3, "o", ms=5, color=colour)
+    figures.png(figure, tmp_path / "figures.png")
+    seen = np.asarray(Image.open(tmp_path / "figures.png").convert("RGB")).reshape(-1, 3).astype(int)
+    for colour in figures.COLOURS.values():
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        assert np.abs(seen - wanted).max(axis=1).min() <= 16, colour  # of 255: nobody takes it for another
 
 
 def test_labels_of_the_trade_off_do_not_overlap():
