@@ -44,6 +44,7 @@ setup(
         # torch is the reference that parity is tested against; nothing here needs it at run time.
         "test": [
             *RUN,
+            "axe-core-python>=0.1",  # the file of axe, with which chromium judges the report
             "ipykernel>=7",
             "nbclient>=0.10",
             "nbformat>=5.10",

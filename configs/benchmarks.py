@@ -81,9 +81,9 @@ def clear(config: ConfigDict, rank: int) -> None:
 # Name -> recipe, and the per cent of people to forget that it has splits for, the default first; none where they are named.
 BENCHMARKS = {
     "faces": (faces, (10,)),
-    "folder": (folder, ()),
     "mllmu": (mllmu, (5, 10, 15)),
     "clear": (clear, (5, 1, 10)),
+    "folder": (folder, ()),
 }
 
 

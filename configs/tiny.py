@@ -37,6 +37,7 @@ def get_config(argument: str | None = None):
         raise ValueError(f"expected benchmark faces or folder, found {args.benchmark!r}; correct it")
     config = common.base()
     config.gold = True
+    config.show_people = True  # the names are invented, and the faces are from a public data set
     config.model.vision = dict(
         hidden_size=96,
         intermediate_size=192,

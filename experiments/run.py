@@ -1,6 +1,6 @@
 """From a checkpoint and a benchmark to unlearned checkpoints and a report one can trust.
 
-    python -m experiments.run --config=configs/tiny.py [--workdir=DIR] [--config.key=value ...] [--stages=a,b] [--seeds=0,1,2]
+    python -m experiments.run --config=configs/tiny.py [--workdir=DIR] [--config.key=value ...] [--stages=a,b] [--seeds=0,1,2] [--show_people]
 
 Stages: data -> base -> vanilla -> evaluate/vanilla -> gold -> saliency/<method> -> factors -> unlearn/<method> ->
 evaluate/<model> -> attack/<model>/<attack> -> report. A stage whose record in ``<workdir>/stages`` matches is skipped; one that was made with
@@ -20,19 +20,22 @@ from mmu_jax.study import settings, stages
 from mmu_jax.study.study import Study
 
 STAGES = flags.DEFINE_list("stages", [], "Only these stages, by name or by their part before the slash.")
+SHOW_PEOPLE = flags.DEFINE_bool(
+    "show_people", None, "Faces, names and answers in the report, or none: config.show_people."
+)
 
 
 def run() -> None:
     """The study of the command line, or one a seed, and what was found."""
     if not command.SEEDS.present:
-        ended(Study(command.CONFIG.value, command.workdir(), command.given()))
+        ended(study(command.workdir()))
         return
     workdir, seeds = command.workdir(), command.seeds([])
     found = studies(workdir, seeds)
     with stages.keeping_compiled(workdir / "compiled"):  # seeds share their programs
         for seed, folder in zip(seeds, found, strict=True):
             print(f"seed {seed}", flush=True)
-            ended(study(seed, folder))
+            ended(study(folder, seed))
     if told():
         compare.told(found, workdir)
 
@@ -59,12 +62,15 @@ def studies(workdir: pathlib.Path, seeds: list[int]) -> list[pathlib.Path]:
     return [workdir / f"seed-{seed}" for seed in seeds]
 
 
-def study(seed: int, workdir: pathlib.Path) -> Study:
-    """The study of the command line with another seed."""
-    config = command.CONFIG.value.copy_and_resolve_references()
+def study(workdir: pathlib.Path, seed: int | None = None) -> Study:
+    """The study of the command line, with another seed where one is named."""
+    config, given = command.CONFIG.value.copy_and_resolve_references(), command.given()
     with config.unlocked():
-        config.seed = seed
-    return Study(config, workdir, command.given())
+        if seed is not None:
+            config.seed = seed
+        if SHOW_PEOPLE.value is not None:
+            config.show_people = given["show_people"] = SHOW_PEOPLE.value
+    return Study(config, workdir, given)
 
 
 def main(argv: list[str]) -> None:

@@ -251,8 +251,9 @@ def summary(values: np.ndarray, people: np.ndarray, *, samples: int = 1000, seed
     if not len(values):
         raise InputError("expected at least one value to take the mean of, found none; leave that metric out")
     ids, index = np.unique(people, return_inverse=True)
-    alone = len(ids) == 1  # drawn over and over, one person would pretend that nothing is left to chance
-    clusters = np.arange(len(values)) if alone else index
+    clusters = (
+        index if len(ids) > 1 else np.arange(len(values))
+    )  # one person drawn again and again leaves nothing to chance
     totals, counts = np.bincount(clusters, weights=values), np.bincount(clusters)
     drawn = np.random.default_rng(seed).integers(0, len(counts), (samples, len(counts)))
     means = totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)

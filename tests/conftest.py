@@ -24,6 +24,18 @@ from folders import author, person, png, write
 from mmu_jax.data.sets import clear
 from twins import CHATML, TEXT, VISION, qwen_processor, torch_llava, torch_qwen  # noqa: F401
 
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out, and says so, what needs a program that is not on PATH."""
+    wanted = {item: {mark.args[0] for mark in item.iter_markers("needs")} for item in items}
+    missing = {program for programs in wanted.values() for program in programs if shutil.which(program) is None}
+    left_out = [item for item, programs in wanted.items() if programs & missing]
+    if left_out:
+        print(f"not on PATH: {', '.join(sorted(missing))}; {len(left_out)} tests that need it are left out")
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 MESHES = [(1, 1), (8, 1), (4, 2), (1, 8)]
 
 

@@ -1,6 +1,7 @@
 """Tables, figures and one page a person reads, made from the JSON files of a workdir.
 
-``results`` reads and judges numbers, ``tables`` and ``figures`` show them, ``page`` puts them in order.
+``results`` and ``attacked`` read and judge numbers, ``answers`` what was said, ``words`` tells them plainly, ``tables``,
+``figures`` and ``bars`` show them, ``faces`` the people where they may be shown, ``page`` puts all of it in order.
 """
 
 from mmu_jax.report.page import write

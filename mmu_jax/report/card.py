@@ -80,7 +80,7 @@ def page(record: dict[str, Any]) -> str:
             "",
             [
                 Block("lead", headline(record)),
-                Block("table", _table(record)),
+                Block("table", _table(record), "Thresholds"),
                 *(Block("note", n) for n in _notes(record)),
             ],
         ),
@@ -88,9 +88,9 @@ def page(record: dict[str, Any]) -> str:
             "What it is of",
             [
                 Block("note", f"Made {record['made']} by {record['method']['name']} ({record['method']['source']})."),
-                Block("table", people),
-                Block("table", given),
-                Block("table", sums),
+                Block("table", people, "People"),
+                Block("table", given, "Files of the model that was given"),
+                Block("table", sums, "Files of the model that came out"),
                 Block("note", f"SHA-256 of the record itself, without this line of it: {record['sha256']}"),
             ],
         ),

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from mmu_jax import InputError
 from mmu_jax.methods import METHODS
 from mmu_jax.metrics import METRICS, Metric
-from mmu_jax.report import figures, latex, page, paired, runs
+from mmu_jax.report import figures, latex, page, paired, runs, words
 from mmu_jax.report.page import Block, Section
 from mmu_jax.report.paired import Column, Interval
-from mmu_jax.report.results import FLAGS, Results, headline, ours, outcome
+from mmu_jax.report.results import FLAGS, Results, axes, headline, ours, outcome
 from mmu_jax.report.runs import Merged, Run
 from mmu_jax.report.tables import Table
 
@@ -179,12 +179,12 @@ def _tables(merged: Merged, mine: str, results: Results, by: dict[str, list[Colu
 def _section(title: str, told: list[Told], further: list[str]) -> Section:
     blocks = [Block("note", told[0].note)]
     for one in told:
-        blocks += [Block("note", f"{one.metric}:"), Block("table", one.table)]
+        blocks += [Block("note", f"{one.metric}:"), Block("table", one.table, f"{title}, {one.metric}")]
     return Section(title, [*blocks, *(Block("note", line) for line in further)])
 
 
-def compare(found: list[Run], against: str = "") -> tuple[list[str], list[Section], list[Told]]:
-    """What is to be said in sentences, the whole page in the order in which it is read, and its tables.
+def compare(found: list[Run], against: str = "") -> tuple[list[str], list[Section], list[Told], dict[str, str]]:
+    """What is to be said in sentences, the whole page in the order in which it is read, its tables, and the mark of every model.
 
     Args:
       against: the method that the others are compared with; default the first projected or masked one.
@@ -203,7 +203,10 @@ def compare(found: list[Run], against: str = "") -> tuple[list[str], list[Sectio
     said = [f"{len(methods)} method{'s' if len(methods) > 1 else ''} over {_of(merged)}, compared with {mine}."]
     said += verdict(by[main], results, mine)
     figure = figures.front_figure(results, "probability" if "probability" in by else main, joined=True)
-    front = [Block("note", FRONT.format(page.BAND if "gold" in results else "")), Block("figure", figure, "front")]
+    front = [
+        Block("note", FRONT.format(page.BAND if "gold" in results else "")),
+        Block("figure", figure, "front", words.of_front(results, list(results), [a for a in axes(results) if a.up])),
+    ]
     titles, further = dict.fromkeys(one.section for one in told), {"Means over runs": flags(merged)}
     made = {run.path: run.results["vanilla"]["provenance"] | {"config": run.config} for run in found}
     lead = [Block("note" if i else "lead", line) for i, line in enumerate(said)]
@@ -211,10 +214,10 @@ def compare(found: list[Run], against: str = "") -> tuple[list[str], list[Sectio
         Section("", lead),
         *([Section("Forgetting against every axis", front)] if figure is not None else []),
         *(_section(title, [one for one in told if one.section == title], further.get(title, [])) for title in titles),
-        Section("The runs", [Block("table", _listed(found)), *(Block("note", r) for r in _remarks(found, merged, every))]),
+        Section("The runs", [Block("table", _listed(found), "The runs"), *(Block("note", r) for r in _remarks(found, merged, every))]),
         Section("What these numbers do not show", [Block("note", LIMITS.format(runs=_of(merged)))]),
         Section("How they were made", [Block("fold", json.dumps(made, indent=1, sort_keys=True), "Configs and versions")]),
-    ], told  # fmt: skip
+    ], told, {name: figures.dot(results, name) for name in results}  # fmt: skip
 
 
 def write(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path, against: str = "") -> list[str]:
@@ -226,9 +229,9 @@ def write(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path, against:
       InputError: a workdir has no results, or the workdirs cannot be compared (:func:`runs.read`, :func:`runs.merge`).
     """
     out, found = pathlib.Path(out), runs.read(paths)
-    said, sections, told = compare(found, against)
+    said, sections, told, dots = compare(found, against)
     out.mkdir(parents=True, exist_ok=True)
-    page.publish(out, "compare", "Comparison of runs", sections)
+    page.publish(out, "compare", "Comparison of runs", sections, dots)
     runs.write_csv(found, out / "compare.csv")
     floats = [latex.table(one.table, f"{one.section}. {one.metric}. {one.note}") for one in told]
     (out / "compare.tex").write_text("\n\n".join(["% \\usepackage{booktabs}", *floats]) + "\n")

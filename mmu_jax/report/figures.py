@@ -1,46 +1,39 @@
-"""Pictures: forget against retain, answers before and after, mask densities, training curves."""
+"""Pictures: forget against retain, before and after, mask densities, training curves, what comes back."""
 
 import base64
 import io
 import pathlib
-import unicodedata
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mmu_jax.data import IMAGE, TEXT, Benchmark, Person, vision
 from mmu_jax.data.slices import STREAMS
 from mmu_jax.files import read_object
 from mmu_jax.methods import METHODS
-from mmu_jax.metrics import METRICS, exact
+from mmu_jax.metrics import METRICS
 from mmu_jax.objectives import LOSSES
 from mmu_jax.report.attacked import Attacked
-from mmu_jax.report.results import Results, axes, cell, family, headline, of_family, ours
+from mmu_jax.report.results import AXES, Axis, Results, axes, cell, family, headline, of_family, ours
+from mmu_jax.train_state import WATCHED
 
-INK, MUTED, GOOD, BAD, ACCENT, AMBER = "#1c2430", "#6b7685", "#1a7f5a", "#b3402e", "#2f5fd0", "#c98a1b"
-ANSWER = {"person": str, "photo": float, "question": str, "answer": str}
+INK, MUTED, GOOD, BAD, ACCENT, AMBER = "#1c2430", "#5a6472", "#1a7f5a", "#b3402e", "#2f5fd0", "#c98a1b"
+UNSURE = "#946200"  # of an answer that is none
 PHOTOS = {"forget": "known", "test": "new", "retain": "known", "retain_test": "new"}
 COLOURS = {"model": MUTED, "control": AMBER, "baseline": BAD, "projected": ACCENT, "masked": "#7a4fb5"}
+FIXED, SIZES = {"vanilla": "s", "gold": "*"}, {"vanilla": 7, "gold": 12}  # markers
 COLOURS |= {"variant": "#b39bd6", "ablation": AMBER}
 
 
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update(
-        {"font.size": 10, "axes.edgecolor": MUTED, "axes.spines.top": False, "axes.spines.right": False}
-        | {"text.color": INK, "axes.labelcolor": INK, "xtick.color": MUTED, "ytick.color": MUTED, "figure.dpi": 110}
-    )
-    return plt
-
-
 def canvas(width: float, height: float) -> Any:
-    """An empty figure of so many inches, in the style of the report."""
-    return _pyplot().figure(figsize=(width, height), layout="constrained")
+    """An empty figure of so many inches, in the style of the report; it is nobody's but the caller's."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update(
+        {"font.size": 10, "axes.edgecolor": MUTED, "axes.spines.top": False, "axes.spines.right": False}
+        | {"text.color": INK, "axes.labelcolor": INK, "xtick.color": MUTED, "ytick.color": MUTED}
+    )
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def colour(name: str) -> str:
@@ -48,14 +41,13 @@ def colour(name: str) -> str:
     return COLOURS[family(name)]
 
 
-def _marks(names: list[str]) -> dict[str, str]:
-    """Name -> the marker that tells a model from the others of its colour, the same in every figure."""
-    alike = {name: [other for other in names if colour(other) == colour(name)] for name in names}
-    marks = {name: "o^Dv<>PXhdp"[others.index(name) % 11] for name, others in alike.items()}
-    return marks | {"vanilla": "s", "gold": "*"}
+def marks_of(results: Results) -> dict[str, str]:
+    """Name -> the marker of a model, the same in every figure and table."""
+    others = [name for name in results if name not in FIXED]
+    return FIXED | {name: "o^Dv<>PXhdp"[i % 11] for i, name in enumerate(others)}
 
 
-def _shown(results: Results) -> list[str]:
+def drawn(results: Results) -> list[str]:
     """What is drawn: of the variants and ablations only the method itself, and beside a mask a random one."""
     kept = of_family(results, "model", "control", "baseline", "projected", "masked")
     return [name for name in results if name in kept or name == ours(results) or _random(name)]
@@ -66,39 +58,86 @@ def _random(name: str) -> bool:
     return rule is not None and rule.by == "random" and rule.fraction is None
 
 
-def trade_off(axis: Any, results: Results) -> None:
-    """Forgotten faces (left is good) against kept ones (up is good), new photos if asked; 95 % intervals as crosses."""
-    metric, points = headline(results), {}
+def traded(results: Results) -> tuple[Axis, Axis, str]:
+    """The two axes of the trade-off, of new photos where these were asked, and the metric they are shown by."""
+    metric = headline(results)
     if not all(cell(results, "vanilla", s, "vqa", metric) for s in ("forget", "retain")):
         metric = "mcq"  # nothing was generated
-    forgotten, kept = (
+    first, second = (
         new if cell(results, "vanilla", new, "vqa", metric) else known
         for new, known in (("test", "forget"), ("retain_test", "retain"))
     )
-    for name in _shown(results):
-        x, y = (cell(results, name, s, "vqa", metric) for s in (forgotten, kept))
-        if not x or not y:
-            continue
-        _cross(axis, name, x, y)
-        points[name] = (100 * x["mean"], 100 * y["mean"])
+    by_split = {axis.split: axis for axis in AXES if axis.task == "vqa"}
+    return by_split[first], by_split[second], metric
+
+
+def trade_off(axis: Any, results: Results) -> None:
+    """Forgotten faces (left is good) against kept ones (up is good); 95 % intervals as crosses.
+
+    What was before is far to the right: where it is out of view, a line shows its height.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    forgotten, kept, metric = traded(results)
+    marks, points = marks_of(results), {}
+    for name in drawn(results):
+        x, y = (cell(results, name, a.split, "vqa", metric) for a in (forgotten, kept))
+        if x and y:
+            points[name] = (x, y)
+    near = {name: point for name, point in points.items() if name != "vanilla"} or points
+    right, bottom = max(100 * x["high"] for x, _ in near.values()), min(100 * y["low"] for _, y in near.values())
+    top = max(100 * y["high"] for _, y in points.values())
+    wide, high = max(right, 5.0), max(top - bottom, 5.0)
+    low, limit = bottom - 0.06 * high, top + 0.14 * high
+    axis.set(xlim=(-0.06 * wide, 1.06 * wide), ylim=(low, limit))
+    for name in sorted(points, key=lambda name: name == ours(results)):  # on top of what is at the same place
+        x, y = points[name]
+        if name not in near and 100 * x["mean"] > 1.06 * wide:
+            axis.axhline(100 * y["mean"], color=colour(name), lw=1, ls="--", zorder=0)
+            said = f"before: {100 * y['mean']:.0f} %, and {100 * x['mean']:.0f} % of the forgotten  →"
+            place = (0.99, top + 0.09 * high)
+            axis.text(*place, said, transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=8.5)
+        _cross(axis, name, x, y, marks[name], SIZES.get(name, 5.5 if name == ours(results) else 8.5))
+    named = sorted(near, key=lambda n: (-points[n][1]["mean"], -points[n][0]["mean"]))
+    places = _apart([100 * points[n][1]["mean"] for n in named], 0.062 * high, low, limit)
+    for name, place in zip(named, places, strict=True):
+        line = {"arrowstyle": "-", "color": colour(name), "lw": 0.8, "ls": ":"}
+        at, where = [100 * value["mean"] for value in points[name]], (1.04, place)
+        said = {"textcoords": axis.get_yaxis_transform(), "va": "center", "fontsize": 9, "color": colour(name)}
+        axis.annotate(name, at, where, arrowprops=line, annotation_clip=False, **said)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     said = METRICS[metric].name
-    height = 106.0
-    for name in sorted(points, key=lambda n: (-points[n][1], -points[n][0])):  # labels in a column, none on another
-        height = min(height, points[name][1] + 6)
-        axis.plot([points[name][0], 110], [points[name][1], height], color=colour(name), lw=0.5, alpha=0.6, zorder=1)
-        axis.text(111, height, name, fontsize=8.5, va="center", color=colour(name))
-        height -= 6
-    axis.set(xlim=(-4, 160), ylim=(-10, 110), xlabel=f"forgotten faces, {PHOTOS[forgotten]} photos: {said} (%)  ← good")
-    axis.set_xticks(range(0, 101, 20))
-    axis.set_ylabel(f"kept faces, {PHOTOS[kept]} photos: {said} (%)  good →")
+    axis.set(xlabel=f"forgotten faces, {PHOTOS[forgotten.split]} photos: {said} (%)  ← good")
+    axis.set_ylabel(f"kept faces, {PHOTOS[kept.split]} photos: {said} (%)  good →")
     axis.set_title("Forget against retain", loc="left", fontsize=11, fontweight="bold")
 
 
-def _cross(axis: Any, name: str, x: dict[str, float], y: dict[str, float], marker: str = "o") -> None:
+def trade_off_figure(results: Results) -> Any | None:
+    """:func:`trade_off` alone; None where one of its two axes was not asked."""
+    first, second, metric = traded(results)
+    if not all(cell(results, "vanilla", axis.split, "vqa", metric) for axis in (first, second)):
+        return None
+    figure = canvas(6.2, 4.6)
+    trade_off(figure.subplots(), results)
+    return figure
+
+
+def _apart(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Places for labels, from the top down, as near to where they are ``wanted`` as a ``gap`` between any two lets them be."""
+    places: list[float] = []
+    for place in wanted:
+        places.append(min(place, places[-1] - gap) if places else min(place, high))
+    over = low - places[-1] if places else 0.0
+    if over > 0:  # up again from the bottom
+        for i in reversed(range(len(places))):
+            places[i] = max(places[i], low + gap * (len(places) - 1 - i))
+    return places
+
+
+def _cross(axis: Any, name: str, x: dict[str, float], y: dict[str, float], marker: str, size: float) -> None:
     """A model as a point with its intervals, in per cent."""
     axis.plot([100 * x["low"], 100 * x["high"]], [100 * y["mean"]] * 2, color=colour(name), lw=1, alpha=0.5)
     axis.plot([100 * x["mean"]] * 2, [100 * y["low"], 100 * y["high"]], color=colour(name), lw=1, alpha=0.5)
-    marker, size = {"gold": ("*", 12), "vanilla": ("s", 7)}.get(name, (marker, 7))
     axis.plot(100 * x["mean"], 100 * y["mean"], marker, color=colour(name), ms=size, zorder=3)
 
 
@@ -120,20 +159,19 @@ def front_figure(results: Results, metric: str = "probability", joined: bool = F
     ``joined``: of all methods, closer to see, and a line joins those that no other beats at both; vanilla is a line.
     """
     asked = [a for a in axes(results) if cell(results, "vanilla", a.split, a.task, metric)]
-    left = [a for a in asked if a.task == "vqa" and not a.up]
+    left = [a for a in asked if a.task == "vqa" and not a.up and a.split != "before"]
     others = [a for a in asked if a.up]
     if not left or not others:
         return None
-    forgotten, shown = left[-1], list(results) if joined else _shown(results)  # on new photos where there are any
-    by = "p" if metric == "probability" else METRICS[metric].name
-    marks = _marks(shown)
+    forgotten, names = left[-1], list(results) if joined else drawn(results)  # on new photos where there are any
+    by, marks = "p" if metric == "probability" else METRICS[metric].name, marks_of(results)
     width = 2 if len(others) in (2, 4) else min(len(others), 3)
     rows = -(-len(others) // width)
     figure = canvas(4.4 * width, 3.4 * rows + 0.5)
     panels = figure.subplots(rows, width, squeeze=False, sharex=True).ravel()
     for panel, kept in zip(panels, others, strict=False):
         points, most = {}, 0.0
-        for name in shown:
+        for name in names:
             x, y = (cell(results, name, a.split, a.task, metric) for a in (forgotten, kept))
             if not x or not y:
                 continue
@@ -141,12 +179,11 @@ def front_figure(results: Results, metric: str = "probability", joined: bool = F
                 panel.axhline(100 * y["mean"], color=MUTED, lw=0.8, ls="--", zorder=1)
                 continue
             most = max(most, 100 * x["high"])
-            _cross(panel, name, x, y, marks[name])
+            _cross(panel, name, x, y, marks[name], SIZES.get(name, 7))
             points |= {name: (100 * x["mean"], 100 * y["mean"])} if name in METHODS else {}
-        if joined:
-            panel.plot(
-                *zip(*(points[n] for n in undominated(points)), strict=True), color=MUTED, lw=1.2, ls=":", zorder=2
-            )
+        if joined and points:
+            line = zip(*(points[name] for name in undominated(points)), strict=True)
+            panel.plot(*line, color=MUTED, lw=1.2, ls=":", zorder=2)
         if "gold" in results:
             at = cell(results, "gold", forgotten.split, forgotten.task, metric)
             panel.axvspan(100 * at["low"], 100 * at["high"], color=MUTED, alpha=0.12, lw=0)
@@ -159,82 +196,8 @@ def front_figure(results: Results, metric: str = "probability", joined: bool = F
     for panel in panels[len(others) :]:
         panel.axis("off")
     marks |= {"vanilla": "--"} if joined else {}
-    keys = [panels[0].plot([], [], marks[name], color=colour(name), label=name)[0] for name in shown]
-    figure.legend(handles=keys, loc="outside lower center", ncols=min(len(shown), 6), frameon=False, fontsize=9)
-    return figure
-
-
-def _answers(workdir: pathlib.Path, model: str) -> dict[tuple, dict]:
-    path = workdir / "answers" / f"{model}.json"
-    table = read_object(path, "answers", {"*": {"*": [ANSWER]}}) if path.exists() else {}
-    return {
-        (split, task, row["person"], row["photo"], row["question"]): row
-        for split, tasks in table.items()
-        for task, rows in tasks.items()
-        for row in rows
-    }
-
-
-def _line(text: str, longest: int) -> str:
-    """One line that fits its place: control characters and scripts the font lacks become boxes, the rest is cut."""
-    shown = "".join(c if unicodedata.category(c)[0] != "C" and ord(c) < 0x2E80 else "□" for c in " ".join(text.split()))
-    return shown if len(shown) <= longest else shown[: longest - 1].rstrip() + "…"
-
-
-def faces_sheet(
-    figure: Any, workdir: pathlib.Path, benchmark: Benchmark, model: str, metric: str, people: int = 3
-) -> None:
-    """Photos of people to forget and to keep, each with a question by face and by name, before and after."""
-    before, after = _answers(workdir, "vanilla"), _answers(workdir, model)
-    rows = [("forget", p) for p in benchmark.forget[:people]] + [("retain", p) for p in benchmark.retain[: people - 1]]
-    axes, judge = figure.subplots(len(rows), 1), _judge(metric)
-    for axis, (split, person) in zip(axes, rows, strict=True):
-        axis.set(xlim=(0, 10), ylim=(0, 1))
-        axis.axis("off")
-        inset = axis.inset_axes([0.0, 0.02, 0.115, 0.96])
-        inset.imshow(vision.decode(person.photos[0], person.id), interpolation="bicubic")
-        inset.axis("off")
-        tag, shade = ("to forget", BAD) if split == "forget" else ("to keep", GOOD)
-        write = partial(axis.text, fontsize=8, va="center", parse_math=False)
-        write(1.25, 0.92, f"{_line(person.name, 30)}  ·  {tag}", fontsize=9.5, fontweight="bold", color=shade)
-        y = 0.68
-        for kind, task in ((IMAGE, "vqa"), (TEXT, "qa")):
-            for item in _two(person, kind):
-                key = (split, task, person.id, item.photo or 0, item.question)
-                was, now = before.get(key, {}).get("answer", ""), after.get(key, {}).get("answer", "")
-                good = judge(now, item.answer) != (split == "forget" and kind == IMAGE)
-                source = "face" if kind == IMAGE else "name"
-                write(1.25, y, f"by {source}:", color=MUTED)
-                write(2.05, y, _line(item.question, 48))
-                write(6.1, y, _line(was, 20), color=MUTED)
-                write(7.8, y, "→  " + (_line(now, 24) or "(nothing)"), color=GOOD if good else BAD)
-                y -= 0.2
-    axes[0].text(6.1, 1.08, "before", fontsize=8, color=MUTED)
-    axes[0].text(7.8, 1.08, f"after {model}", fontsize=8, color=MUTED)
-
-
-def _judge(metric: str) -> Any:
-    """``(said, truth) -> `` whether an answer counts as right, as the tables count it."""
-    row = METRICS[metric]
-    if row.asks != "generation":
-        return lambda said, truth: bool(exact(said, truth))
-    return lambda said, truth: row.of(said, truth) >= row.right
-
-
-def _two(person: Person, kind: str) -> list:
-    """One or two questions of a kind that fit the sheet, by face about the photo that is shown."""
-    items = [item for item in person.generation if item.kind == kind and not item.photo]
-    return items[:2]
-
-
-def main_figure(workdir: pathlib.Path, results: Results, benchmark: Benchmark) -> Any:
-    plt = _pyplot()
-    figure = plt.figure(figsize=(13.5, 5.6), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1])
-    model = ours(results) or list(results)[-1]
-    faces_sheet(left, workdir, benchmark, model, headline(results))
-    left.suptitle("Answers by face and by name, before and after", x=0.01, ha="left", fontsize=11, fontweight="bold")
-    trade_off(right.subplots(), results)
+    keys = [panels[0].plot([], [], marks[name], color=colour(name), label=name)[0] for name in names]
+    figure.legend(handles=keys, loc="outside lower center", ncols=min(len(names), 5), frameon=False, fontsize=9)
     return figure
 
 
@@ -245,8 +208,8 @@ def density_figure(workdir: pathlib.Path, results: Results) -> Any | None:
     leaves = read_object(path, "densities of a mask", {"layers": {"*": [float]}})["layers"] if path.exists() else {}
     if not leaves:
         return None
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(7.5, 0.32 * len(leaves) + 1.2), layout="constrained")
+    figure = canvas(7.0, 0.32 * len(leaves) + 1.2)
+    axis = figure.subplots()
     wide = max(map(len, leaves.values()))
     grid = np.full((len(leaves), wide), np.nan)
     for row, values in enumerate(leaves.values()):
@@ -265,40 +228,60 @@ def density_figure(workdir: pathlib.Path, results: Results) -> Any | None:
 
 
 def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
-    """Cross-entropy on forget and retain batches while unlearning."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained", sharex=True)
-    panels = dict(zip((STREAMS["forget"], STREAMS["retain"]), axes, strict=True))
-    marks = _marks(_shown(results))
-    for name in marks:
+    """What is left of the forgotten faces while unlearning, as it was watched, and cross-entropy on retain batches.
+
+    Losses are means over a twentieth of the run. Where nobody watched, the first panel is the cross-entropy on forget batches, of the methods whose loss is one.
+    """
+    curves = {}
+    for name in drawn(results):
         path = workdir / "training" / "unlearn" / f"{name}.json"
-        if not path.exists():
-            continue
-        for curve, values in read_object(path, "training curves", {"*": [(float, type(None))]}).items():
-            y = np.array([np.nan if v is None else v for v in values])
+        if path.exists():
+            found = read_object(path, "training curves", {"*": [(float, type(None))]})
+            curves[name] = {key: np.array([np.nan if v is None else v for v in found[key]]) for key in found}
+    watched, marks = any(WATCHED in found for found in curves.values()), marks_of(results)
+    figure = canvas(11, 3.8)
+    panels = dict(zip((STREAMS["forget"], STREAMS["retain"]), figure.subplots(1, 2, sharex=True), strict=True))
+    first, second = panels.values()
+    for name, found in curves.items():
+        for curve, values in found.items():
             stream, _, taken = curve.partition("/")
-            loss, part = LOSSES.get(taken), STREAMS.get(stream)
-            if loss is None or not loss.sign or part not in panels:  # no cross-entropy of what is shown
-                continue
-            axis = panels[part]
-            y, keep = loss.sign * y, ~np.isnan(y)
-            x = np.arange(1, len(y) + 1)[keep] / len(y)
+            loss, panel = LOSSES.get(taken), panels.get(STREAMS.get(stream))
+            if curve == WATCHED:
+                panel, values, label = first, 100 * values, name
+            elif loss is None or not loss.sign or panel is None or (watched and panel is first):
+                continue  # no cross-entropy of what is shown
+            else:
+                values, label = loss.sign * values, name if loss.over == "answers" else f"{name} (over {loss.over})"
+            keep = ~np.isnan(values)
+            x, y = (
+                _smooth(part[keep], 1 if curve == WATCHED else keep.sum() // 20) for part in (_turns(values), values)
+            )
             style = {"lw": 1.4 if name == ours(results) else 0.8, "alpha": 0.9, "color": colour(name)}
             style |= {"marker": marks[name], "ms": 4, "markevery": max(len(x) // 8, 1)}
-            of_answers = loss.over == "answers"
-            label = name if of_answers else f"{name} (over {loss.over})"
-            axis.plot(x, y[keep], "-" if of_answers else "--", label=label, **style)
-    for axis, title in zip(
-        axes,
-        ("forget VQA: cross-entropy of answers (rises)", "retain VQA: cross-entropy of answers (stays low)"),
-        strict=True,
-    ):
+            panel.plot(x, y, "-" if label == name else "--", label=label, **style)
+    level = next((v["stopped"]["level"] for v in results.values() if v.get("stopped", {}).get("level")), None)
+    if watched and level:
+        first.axhline(100 * level, color=INK, lw=1, ls=":", label="where to stop")
+    left = (
+        "forget VQA: p of the right answers, % (falls)" if watched else "forget VQA: cross-entropy of answers (rises)"
+    )
+    for axis, title in zip((first, second), (left, "retain VQA: cross-entropy of answers (stays low)"), strict=True):
         axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
-        axis.set_xlabel("part of the run")
+        axis.set_xlabel("part of the run; of losses the mean over a twentieth of it")
         axis.set_ylim(bottom=0)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7.5, frameon=False)
     return figure
+
+
+def _turns(values: np.ndarray) -> np.ndarray:
+    """Of every iteration the part of the run that is over with it."""
+    return np.arange(1, len(values) + 1) / len(values)
+
+
+def _smooth(values: np.ndarray, over: int) -> np.ndarray:
+    """The mean of every ``over`` values that follow one another."""
+    return np.convolve(values, np.ones(over) / over, "valid") if over > 1 else values
 
 
 def attacks_figure(attacked: Attacked, results: Results) -> Any | None:
@@ -306,13 +289,11 @@ def attacks_figure(attacked: Attacked, results: Results) -> Any | None:
     trained = {attack: models for attack, models in attacked.items() if any(v["trains"] for v in models.values())}
     if not trained:
         return None
-    plt = _pyplot()
-    figure, axes = plt.subplots(
-        1, len(trained), figsize=(5.5 * len(trained), 3.6), layout="constrained", sharey=True, squeeze=False
-    )
-    marks = _marks(_shown(results))
+    figure = canvas(5.5 * len(trained), 3.6)
+    axes = figure.subplots(1, len(trained), sharey=True, squeeze=False)
+    marks = marks_of(results)
     for axis, (attack, models) in zip(axes[0], trained.items(), strict=True):
-        for name in (name for name in marks if name in models):
+        for name in (name for name in drawn(results) if name in models):
             value = models[name]
             x = [point["step"] for point in value["points"]]
             mean, low, high = ([100 * point[key] for point in value["points"]] for key in ("mean", "low", "high"))
@@ -326,13 +307,38 @@ def attacks_figure(attacked: Attacked, results: Results) -> Any | None:
     return figure
 
 
+def squeezed(image: Any) -> bytes:
+    """A picture of PIL as a PNG of 256 colours, chosen so that a rare one, that of a mark, stays what it is."""
+    from PIL import Image
+
+    few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
+    few.save(buffer := io.BytesIO(), format="png", optimize=True)
+    return buffer.getvalue()
+
+
 def png(figure: Any, path: pathlib.Path) -> str:
     """Writes a figure (the same bytes for the same data) and returns it as a data URI."""
-    import matplotlib.pyplot as plt
+    from PIL import Image
 
     path.parent.mkdir(exist_ok=True)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None}, facecolor="white", dpi=130)
-    plt.close(figure)
-    path.write_bytes(buffer.getvalue())
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    figure.savefig(buffer := io.BytesIO(), format="png", facecolor="white", dpi=150)
+    found = squeezed(Image.open(buffer))
+    path.write_bytes(found)
+    return "data:image/png;base64," + base64.b64encode(found).decode()
+
+
+PEN = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}  # codes of a matplotlib path, as SVG has them
+
+
+def dot(results: Results, name: str) -> str:
+    """The mark of a model in its colour, as SVG for a line of text."""
+    from matplotlib.markers import MarkerStyle
+
+    marker = MarkerStyle(marks_of(results)[name])
+    path = marker.get_path().transformed(marker.get_transform())
+    line = ""
+    for points, code in path.iter_segments(simplify=False):
+        line += PEN[code] + " ".join(f"{x:.3g} {-y:.3g}" for x, y in points.reshape(-1, 2) if PEN[code] != "Z")
+    return (
+        f'<svg class="dot" viewBox="-.7 -.7 1.4 1.4" aria-hidden="true"><path d="{line}" fill="{colour(name)}"/></svg>'
+    )

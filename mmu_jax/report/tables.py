@@ -2,6 +2,7 @@
 
 import html
 import pathlib
+import re
 
 import numpy as np
 
@@ -71,6 +72,18 @@ def one_metric(results: Results, metric: str) -> Table:
     return [["Model", *_head(results, metric)], *([name, *row(name)] for name in results)]
 
 
+def no_answer_table(results: Results) -> Table | None:
+    """The share of free answers that are none of the kind asked for, per cent; None where answers were not looked at."""
+    asked = [a for a in axes(results) if cell(results, "vanilla", a.split, a.task, "no_answer")]
+    if not asked:
+        return None
+
+    def row(name):
+        return [interval(cell(results, name, a.split, a.task, "no_answer"), METRICS["exact"]) for a in asked]
+
+    return [["Model", *(f"{a.title} ↓" for a in asked)], *([name, *row(name)] for name in results)]
+
+
 def distance_table(results: Results) -> Table | None:
     """How far every model is from gold on the forgotten faces; None where there is nothing to compare."""
     faces = [axis for axis in axes(results) if axis.split in ("forget", "test") and axis.task == "vqa"]
@@ -133,12 +146,27 @@ def markdown(table: Table) -> str:
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
-def markup(table: Table) -> str:
-    """As HTML; a row has the class of its model's family."""
+def columns(table: Table, kept: list[int]) -> Table:
+    """The first column and those of ``kept`` places."""
+    return [[row[i] for i in (0, *kept)] for row in table]
 
-    def cells(row, tag):
-        return "".join(f"<{tag}>{html.escape(c).replace(' · ', '<br><small>')}</{tag}>" for c in row)
+
+def markup(table: Table, label: str, dots: dict[str, str]) -> str:
+    """As HTML: a region of that label, which scrolls; a row has the class and, of ``dots``, the mark of its model."""
+
+    def shown(text):
+        value, _, more = html.escape(text).partition(" · ")
+        value = re.sub(
+            r"( [↑↓])$| (\[.*\])$", lambda m: f"&nbsp;{m[1].strip()}" if m[1] else f" <small>{m[2]}</small>", value
+        )
+        return value + (f"<br><small>{more}</small>" if more else "")
+
+    def cells(row):
+        name = f'<th scope="row">{dots.get(row[0], "")}{shown(row[0])}</th>'
+        return name + "".join(f"<td>{shown(cell)}</td>" for cell in row[1:])
 
     head, *rows = table
-    body = "".join(f'<tr class="{family(row[0])}">{cells(row, "td")}</tr>' for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{cells(head, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
+    top = "".join(f'<th scope="col">{shown(title)}</th>' for title in head)
+    body = "".join(f'<tr class="{family(row[0])}">{cells(row)}</tr>' for row in rows)
+    region = f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">'
+    return f"{region}<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"

@@ -15,6 +15,7 @@ def base() -> ConfigDict:
     config.gold = False  # also train the recipe of the vanilla model without the people to forget
     config.save_every = 100  # iterations between checkpoints
     config.track = ""  # where numbers are sent while a run goes on: tensorboard, wandb, trackio; empty for nowhere
+    config.show_people = False  # whether the report shows faces, names and answers; if not, only numbers
 
     config.mesh = dict(
         data=1,  # devices that share the rows of a batch, and the params; -1 takes all there are

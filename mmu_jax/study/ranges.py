@@ -79,7 +79,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r".*lora\.rank", RANK),
     (r"model\.(dtype|param_dtype)", _one_of(DTYPES)),
     (r"memory\.limit_gib|saliency\.(eps|noise)|unlearn\.stop\.margin", NOT_NEGATIVE),
-    (r"memory\.allow_too_large|gold|saliency\.keep_scores|evaluate\.letters", SWITCH),
+    (r"memory\.allow_too_large|gold|show_people|saliency\.keep_scores|evaluate\.letters", SWITCH),
     (r".*\.epochs", PASSES),
     (r".*\.learning_rate(\..*)?|.*\.retain_rate\..*|.*\.clip|.*lora\.alpha|saliency\.tau", POSITIVE),
     (r".*\.schedule", _one_of(SCHEDULES)),

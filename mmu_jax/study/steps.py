@@ -69,7 +69,7 @@ def stages(work: Workspace) -> list[Stage]:
     prose = {n: {field: getattr(METHODS[n], field) for field in PROSE} for n in work.config.unlearn.methods}
     told = Stage(
         "report",
-        {"methods": prose, "attacks": attacking.sources(work)},
+        {"methods": prose, "attacks": attacking.sources(work), "show_people": c["show_people"]},
         (*(f"evaluate/{name}" for name in work.names()), *(stage.name for stage in attacked)),
         functools.partial(tell, work),
         (work.workdir / "report.html", work.workdir / "report.md"),
@@ -263,4 +263,5 @@ def examine(work: Workspace, name: str) -> None:
 
 def tell(work: Workspace) -> None:
     """The report."""
-    report.write(work.workdir, work.names(), work.benchmark, attacking.sources(work))
+    shown = {"show_people": work.config.show_people}
+    report.write(work.workdir, work.names(), work.benchmark, attacking.sources(work), **shown)

@@ -31,7 +31,7 @@ def workdir(tmp_path):
 
 
 def test_the_section_has_a_table_a_figure_and_sentences(workdir):
-    (section,) = page._attacks(workdir, RESULTS, SOURCES)
+    (section,) = page._attacks(RESULTS, attacked.read(workdir, MODELS, list(SOURCES)), SOURCES)
     text = "\n".join(page._markdown(block) for block in section.blocks)
     assert section.title == "Does it come back?"
     assert "| Model | Before any ↓ | After relearn_own ↓ | After int4 ↓ |" in text
@@ -39,7 +39,8 @@ def test_the_section_has_a_table_a_figure_and_sentences(workdir):
     assert "| ga | 35.0 [30.0, 40.0] | 64.0 [59.0, 69.0] · +29.0 |" in text
     assert "Lower is better, down to gold's level" in text and "over 40 questions" in text and "on new photos" in text
     assert "that do not meet: before any attack ga; after relearn_own ga; after int4 ga." in text
-    assert "![attacks](figures/attacks.png)" in text and "int4: 4 bits" in text
+    assert "relearn_own: vanilla 95\N{NO-BREAK SPACE}% to 94\N{NO-BREAK SPACE}%, gold 16" in text
+    assert "](figures/attacks.png)" in text and "int4: 4 bits" in text
 
 
 def test_the_figure_has_the_curves_of_what_trains_and_gold_is_dashed(workdir):
@@ -54,8 +55,8 @@ def test_the_figure_has_the_curves_of_what_trains_and_gold_is_dashed(workdir):
 
 
 def test_where_no_attack_was_made_nothing_is_told(workdir, tmp_path):
-    assert page._attacks(workdir, RESULTS, {}) == []
-    assert page._attacks(tmp_path / "none", RESULTS, SOURCES) == []
+    assert page._attacks(RESULTS, attacked.read(workdir, MODELS, []), {}) == []
+    assert page._attacks(RESULTS, attacked.read(tmp_path / "none", MODELS, list(SOURCES)), SOURCES) == []
     ours = attacked.read(workdir, ["vanilla", "gold", "grad_diff"], list(SOURCES))
     assert attacked.notes(ours, SOURCES)[-1].endswith("any attack none; after relearn_own none; after int4 none.")
     without = attacked.read(workdir, ["vanilla", "ga"], list(SOURCES))

@@ -57,7 +57,7 @@ WRONG = {
     "words": (["--config=configs/tiny.py", "foo", "bar"], ["'foo', 'bar'", "nothing reads"]),
     "an argument twice": (["--config=configs/llava.py:split=5,split=10"], ["split twice"]),
     "argument": (["--config=configs/llava.py:benchmark=none"], ["benchmark among faces, mllmu", "'none'"]),
-    "argument of one that takes none": (["--config=configs/tiny.py:lora=8"], ["lora=8", "get_config"]),
+    "argument that a config does not have": (["--config=configs/tiny.py:lora=8"], ["lora=8", "benchmark"]),
 }
 
 
@@ -68,6 +68,13 @@ def test_a_mistake_on_the_command_line(what, typed, capsys):
         typed(*words)
     assert ended.value.code == 2
     refused(capsys, *named)
+
+
+def test_an_argument_of_a_config_that_takes_none(typed, capsys, tmp_path):
+    (tmp_path / "c.py").write_text("def get_config():\n    pass\n")
+    with pytest.raises(SystemExit):
+        typed(f"--config={tmp_path / 'c.py'}:lora=8")
+    refused(capsys, "lora=8", "get_config")
 
 
 FILES = {

@@ -5,75 +5,23 @@ import json
 import numpy as np
 import pytest
 
+import reported
 from experiments import sweep
-from mmu_jax import InputError, data, report
-from mmu_jax.data import IMAGE, TEXT, schema
-from mmu_jax.data.sets import faces
+from mmu_jax import InputError, report
+from mmu_jax.data import IMAGE, TEXT
 from mmu_jax.report import figures, tables
 from mmu_jax.report import results as judged
-
-
-def value(mean, width=0.02):
-    return {"mean": mean, "low": max(mean - width, 0.0), "high": min(mean + width, 1.0), "n": 50, "people": 10}
-
-
-def made(name, forget, retain, width=0.02, flags=()):
-    def task(mean):
-        found = {m: value(mean, width) for m in ("exact", "mcq", "cloze", "cloze_exact", "rouge_l", "probability")}
-        found["mcq"]["chance"] = 0.25
-        found["probability"]["items"] = [mean, mean / 2]
-        return found | {"right_share": value(0.5), "distinct": {"mean": 0.5, "n": 50}}
-
-    rates = {"forget": (forget, 0.98), "test": (forget, 0.98), "retain": (retain, 0.99)}
-    rates |= {"retain_test": (0.9 * retain, 0.99)}
-    results = {split: {"vqa": task(vqa), "qa": task(qa)} for split, (vqa, qa) in rates.items()}
-    proof = {"tower": {"selected": 5, "total": 10, "density": 0.5, "outside": 0, "inside": 4}}
-    return {
-        "model": name,
-        "results": results,
-        "flags": list(flags),
-        "mask_proof": proof if name == "mmunlearner" else {},
-        "config": {"seed": 0, "evaluate": {"headline": "exact"}},
-        "provenance": {"git": "abc"},
-    }
+from reported import made
 
 
 @pytest.fixture
 def benchmark():
-    people = tuple(schema.read_person(row, "full") for row in list(faces.rows("retain_90"))[:3])
-    return data.Benchmark(full=people, forget=people[:3], retain=people, test=people, unseen=())
+    return reported.benchmark()
 
 
 @pytest.fixture
 def workdir(tmp_path, benchmark):
-    def write(path, content):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(json.dumps(content))
-
-    for model in (
-        made("vanilla", 1.0, 1.0),
-        made("ga", 0.013, 0.077, flags=["collapsed"]),
-        made("grad_diff", 0.10, 0.91),
-        made("mmunlearner", 0.11, 0.92),
-    ):
-        write(f"results/{model['model']}.json", model)
-        rows = [
-            {
-                "person": p.id,
-                "photo": 0,
-                "task": "generation",
-                "question": e.question,
-                "truth": e.answer,
-                "answer": e.answer,
-            }
-            for p in benchmark.forget
-            for e in p.generation
-        ]
-        write(f"answers/{model['model']}.json", {"forget": {"vqa": rows, "qa": rows}})
-    write("training/unlearn/mmunlearner.json", {"forget/ascent": [-0.1, None, -3.0], "retain/descent": [0.1, 0.2, 0.1]})
-    write("stages/unlearn/mmunlearner.json", {"cost": {"seconds": 12.3, "peak_host_bytes_so_far": 2**30}})
-    write("masks/mmunlearner.json", {"groups": {}, "layers": {"tower/layers/fc1/weight": [0.25, 0.75]}})
-    return tmp_path
+    return reported.fill(tmp_path, benchmark)
 
 
 def test_numbers_arrows_flags_and_proof_are_on_the_page(workdir, benchmark):
@@ -84,7 +32,7 @@ def test_numbers_arrows_flags_and_proof_are_on_the_page(workdir, benchmark):
     assert "7.7 [5.7, 9.7]" in text and "collapsed: it answers everyone alike" in text
     assert "| mmunlearner | tower | 10 | 50.0 % | 0 | 4 |" in text and "| unlearn/mmunlearner | 12.3 | 1.00 |" in text
     page = (workdir / "report.html").read_text()
-    assert 'src="http' not in page and "<script" not in page and page.count("data:image/png;base64,") == 4
+    assert 'src="http' not in page and "<script" not in page and page.count("data:image/png;base64,") == 5
     assert "ga" in report.summary(workdir) and "↓" in report.summary(workdir)
 
 
@@ -105,7 +53,7 @@ def test_every_metric_has_the_direction_of_its_axis(workdir):
 
 
 def test_the_same_results_give_the_same_bytes(workdir, benchmark):
-    names = ("report.md", "report.html", "figures/main.png")
+    names = ("report.md", "report.html", "figures/trade_off.png")
     report.write(workdir, ["vanilla", "mmunlearner"], benchmark)
     before = [(workdir / name).read_bytes() for name in names]
     report.write(workdir, ["vanilla", "mmunlearner"], benchmark)
@@ -155,7 +103,7 @@ def test_an_axis_asked_by_options_alone_is_shown(workdir, benchmark):
     for path in (workdir / "results").glob("*.json"):
         found = json.loads(path.read_text())
         mean = 0.9 if path.stem == "vanilla" else 0.2 if path.stem == "ga" else 0.8
-        found["results"]["celebrity"] = {"vqa": {"mcq": value(mean) | {"chance": 0.25}}}
+        found["results"]["celebrity"] = {"vqa": {"mcq": reported.value(mean) | {"chance": 0.25}}}
         path.write_text(json.dumps(found))
     report.write(workdir, ["vanilla", "ga", "mmunlearner"], benchmark)
     text = (workdir / "report.md").read_text()
@@ -194,11 +142,11 @@ def without(results, *splits):
     [((), "new", "new", 82.8), (("retain_test",), "new", "known", 92), (("test", "retain_test"), "known", "known", 92)],
 )
 def test_the_trade_off_is_of_new_photos_where_they_were_asked(gone, forgotten, kept, height, workdir):
-    axis = figures._pyplot().figure().subplots()
+    axis = figures.canvas(6, 4).subplots()
     figures.trade_off(axis, without(judged.read(workdir), *gone))
     assert axis.get_xlabel().startswith(f"forgotten faces, {forgotten} photos: exact answers (%)")
     assert axis.get_ylabel() == f"kept faces, {kept} photos: exact answers (%)  good →"
-    points = [line.get_xydata()[0] for line in axis.lines if line.get_marker() == "o"]
+    points = [line.get_xydata()[0] for line in axis.lines if line.get_marker() in ("o", "^", "D")]
     assert pytest.approx((11, height)) in [tuple(point) for point in points] and len(points) == 3
 
 
@@ -274,9 +222,9 @@ def test_no_results_is_an_error(tmp_path):
 def test_flags():
     def results(vqa_mcq, retain, distinct=0.5):
         found = made("m", 0.1, retain)["results"]
-        found["forget"]["vqa"]["mcq"] = value(vqa_mcq) | {"chance": 0.25}
+        found["forget"]["vqa"]["mcq"] = reported.value(vqa_mcq) | {"chance": 0.25}
         for task in ("vqa", "qa"):
-            found["retain"][task]["exact"] = value(retain)
+            found["retain"][task]["exact"] = reported.value(retain)
         found["retain"]["vqa"]["distinct"] = {"mean": distinct, "n": 9}
         return found
 
@@ -323,7 +271,7 @@ def test_people_of_the_sheet_have_questions_of_both_kinds(benchmark):
 def test_the_sweep_judges_what_was_evaluated_by_the_headline():
     results = made("m", 0.4, 0.9)["results"]
     del results["test"], results["retain_test"], results["forget"]["vqa"]["mcq"]
-    results["forget"]["vqa"]["rouge_l"] = value(0.3)
+    results["forget"]["vqa"]["rouge_l"] = reported.value(0.3)
     assert set(sweep.axes(results)) == {"forget VQA", "forget QA", "retain VQA", "retain QA"}
     assert sweep.axes(results, "rouge_l")["forget VQA"] == pytest.approx(0.7)
 

@@ -1,0 +1,194 @@
+"""The numbers in plain language: the head of the report, for who reads nothing else, and what its pictures show.
+
+A sentence says that something fell, was kept or came back only where the 95 % intervals do not meet, and that two are level
+where they do.
+"""
+
+from mmu_jax.metrics import METRICS
+from mmu_jax.report.attacked import ASKED, Attacked
+from mmu_jax.report.results import Axis, Results, apart, axes, cell, compared, headline, judged_by, ours, rivals
+
+WHO = {"forget": "them by name", "retain": "everyone else", "retain_test": "everyone else", "celebrity": "celebrities"}
+FIX = "\N{NO-BREAK SPACE}"  # within a number and what belongs to it
+SURE = (
+    "numbers in brackets are 95 % intervals over the people asked about, in this one run; what differs by less than they "
+    "allow is called kept or level here."
+)
+
+
+def listed(names: list[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def _at(value: dict[str, float]) -> str:
+    return f"{100 * value['mean']:.0f}{FIX}%"
+
+
+def _with_interval(value: dict[str, float]) -> str:
+    return f"{_at(value)}{FIX}[{100 * value['low']:.0f}–{100 * value['high']:.0f}]"
+
+
+def _measured(results: Results) -> str:
+    metric = headline(results)
+    return "share of questions answered right" if metric == "exact" else METRICS[metric].name
+
+
+def head(results: Results, people: int, attacked: Attacked, attacks: dict[str, str]) -> list[tuple[str, str]]:
+    """What was forgotten, what was kept, against which rivals, what comes back and how sure that is.
+
+    Args:
+      people: how many are to be forgotten.
+      attacks: what each does, by its name.
+    Returns:
+      ``(label, sentence)``, the first without a label: all of it in one sentence.
+    """
+    mine = ours(results)
+    if mine is None:
+        return [("", f"{len(results)} models were evaluated; no projected or masked method is among them.")]
+    known, left = _forgotten(results, mine)
+    kept, lost = _kept(results, mine)
+    whole = dict.fromkeys(WHO[a.split] for a in kept if not any(WHO[a.split] == WHO[b.split] for b in lost))
+    whom = f"the {people} people" if people > 1 else "the person"
+    said = f"After {mine} the model {known} {whom} it was to forget" if known else f"This is what {mine} did"
+    said += f" and still knows {listed(list(whole))}" if whole else ""
+    said += f", but has lost some of what it knew of {listed([axis.about for axis in lost])}" if lost else ""
+    parts = [
+        ("Forgotten", f"{_measured(results)}: {left}" if left else ""),
+        ("Kept", "; ".join(_moved(results, mine, axis) for axis in kept)),
+        ("Lost", "; ".join(_moved(results, mine, axis) for axis in lost)),
+        ("Against rivals", _rivals(results, mine)),
+        ("Does it come back", _returned(attacked, mine, attacks)),
+        ("How sure", SURE),
+    ]
+    return [("", f"{said}."), *((label, f"{text[:1].upper()}{text[1:].rstrip('.')}.") for label, text in parts if text)]
+
+
+def _never(results: Results, axis: Axis) -> tuple[dict[str, float], str] | None:
+    """What not knowing a face looks like, and whose level that is."""
+    metric = judged_by(results, axis)
+    if "gold" in results:
+        return cell(results, "gold", axis.split, axis.task, metric), "a model that was never trained on them"
+    unseen = cell(results, "vanilla", "unseen", "vqa", metric)
+    return (unseen, "people it never saw") if unseen else None
+
+
+def _moved(results: Results, mine: str, axis: Axis) -> str:
+    metric = judged_by(results, axis)
+    before, after = (cell(results, name, axis.split, axis.task, metric) for name in ("vanilla", mine))
+    by = "" if metric == headline(results) else f" ({METRICS[metric].name})"
+    return f"{axis.about}{by} {_at(before)}{FIX}→{FIX}{_with_interval(after)}"
+
+
+def _forgotten(results: Results, mine: str) -> tuple[str, str]:
+    """What the model does with faces that were to be forgotten, and the numbers that say so; empty where none was asked."""
+    told, never = [], {}
+    for axis in (axis for axis in axes(results) if not axis.up):
+        metric = judged_by(results, axis)
+        before, after = (cell(results, name, axis.split, axis.task, metric) for name in ("vanilla", mine))
+        told.append((apart(before, after) and after["mean"] < before["mean"], _moved(results, mine, axis)))
+        if level := _never(results, axis):
+            never[axis] = apart(after, level[0]) and after["mean"] > level[0]["mean"]
+            told[-1] = (told[-1][0], f"{told[-1][1]}, where {level[1]} has {_with_interval(level[0])}")
+    if not told:
+        return "", ""
+    said = "; ".join(text for _, text in told)
+    none = cell(results, mine, axis.split, axis.task, "no_answer")
+    if none and none["mean"]:
+        said += f". Of what it says about {axis.about} {_with_interval(none)} is no answer of the kind asked for"
+    fallen = "no longer recognises" if never and not any(never.values()) else "recognises less well"
+    return fallen if all(fell for fell, _ in told) else "still recognises", said
+
+
+def _kept(results: Results, mine: str) -> tuple[list[Axis], list[Axis]]:
+    """The axes that should stay up: those that did as far as the intervals can tell, and those that fell."""
+    kept, lost = [], []
+    for axis in (axis for axis in axes(results) if axis.up):
+        metric = judged_by(results, axis)
+        before, after = (cell(results, name, axis.split, axis.task, metric) for name in ("vanilla", mine))
+        worse = apart(before, after) and after["mean"] < before["mean"]
+        (lost if worse else kept).append(axis)
+    return kept, lost
+
+
+def _rivals(results: Results, mine: str) -> str:
+    found: dict[str, list[str]] = {}
+    for rival in rivals(results):
+        better, worse, _ = compared(results, mine, rival)
+        where = "mixed" if better and worse else "better" if better else "worse" if worse else "level"
+        found.setdefault(where, []).append(rival)
+    ways = {
+        "better": "better than {} on at least one count and worse on none",
+        "level": "level with {} on every count",
+        "mixed": "better on some counts and worse on others than {}",
+        "worse": "worse than {} on at least one count and better on none",
+    }
+    parts = [way.format(listed(found[where])) for where, way in ways.items() if where in found]
+    return f"{'; '.join(parts)}." if parts else ""
+
+
+def _returned(attacked: Attacked, mine: str, attacks: dict[str, str]) -> str:
+    """Which attack brings back the most, where that is more than a model gives that never knew."""
+    last = {attack: {m: v["points"][-1] for m, v in by.items()} for attack, by in attacked.items() if mine in by}
+    back = {a: by for a, by in last.items() if "gold" in by and by[mine]["low"] > by["gold"]["high"]}
+    if back:
+        most = max(back, key=lambda attack: back[attack][mine]["mean"])
+        mean, gold = (ASKED.scale * back[most][name]["mean"] for name in (mine, "gold"))
+        return (
+            f"in part: after {most} ({attacks[most].partition(' (')[0]}) the right answers about their faces "
+            "that nobody taught it again "
+            f"have a probability of {mean:.0f} %, {gold:.0f} % in a model that never knew them."
+        )
+    compared_with_gold = [attack for attack, by in last.items() if "gold" in by]
+    if not compared_with_gold:
+        return ""
+    return f"no attack that was tried ({listed(compared_with_gold)}) brought back more than a model gives that never knew them."
+
+
+# ---- what the pictures show
+
+
+def of_points(results: Results, names: list[str], first: Axis, second: Axis, metric: str) -> str:
+    """Alternative text of a scatter of models."""
+    shown = []
+    for name in names:
+        x, y = (cell(results, name, axis.split, axis.task, metric) for axis in (first, second))
+        shown += [f"{name} {_at(x)} and {_at(y)}"] if x and y else []
+    return f"Each model as a point, {METRICS[metric].name} about the forgotten and about everyone else: {'; '.join(shown)}."
+
+
+def of_change(results: Results, name: str) -> str:
+    """Alternative text of the bars before and after."""
+    told = []
+    for axis in axes(results):
+        metric = judged_by(results, axis)
+        values = [cell(results, n, axis.split, axis.task, metric) for n in ("vanilla", name)]
+        told.append(f"{axis.title} from {_at(values[0])} to {_at(values[1])}")
+    return f"Bars of {METRICS[headline(results)].name} before and after {name}: {', '.join(told)}."
+
+
+def of_attacks(attacked: Attacked) -> str:
+    """Alternative text of the curves of what comes back."""
+    told = []
+    for attack, models in attacked.items():
+        trained = {name: value["points"] for name, value in models.items() if value["trains"]}
+        ends = [f"{n} {_at(points[0])} to {_at(points[-1])}" for n, points in trained.items()]
+        told += [f"{attack}: {', '.join(ends)}"] if ends else []
+    return f"Curves of what comes back over the steps of relearning, from before to the end; {'; '.join(told)}."
+
+
+def of_front(results: Results, names: list[str], others: list[Axis], metric: str = "probability") -> str:
+    """Alternative text of the panels of :func:`figures.front_figure`."""
+    told = []
+    for axis in others:
+        means = {name: cell(results, name, axis.split, axis.task, metric) for name in names}
+        told.append(f"{axis.title}: " + ", ".join(f"{name} {_at(value)}" for name, value in means.items() if value))
+    return f"A panel an axis, what is known there against what is left of the forgotten faces; {'; '.join(told)}."
+
+
+def of_curves(results: Results, names: list[str]) -> str:
+    """Alternative text of the curves of unlearning."""
+    ends = {name: results[name].get("stopped", {}).get("last") for name in names}
+    told = "; ".join(f"{name} ends at {100 * last:.0f} %" for name, last in ends.items() if last is not None)
+    said = "Curves while unlearning: what is left of the forgotten faces, and the loss on everyone else's photos"
+    return f"{said}; {told}." if told else f"{said}."
