@@ -4,12 +4,13 @@ import dataclasses
 import importlib.resources
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from mmu_jax.data import Benchmark
 from mmu_jax.methods import METHODS
 from mmu_jax.metrics import METRICS
-from mmu_jax.report import attacked, figures, tables
+from mmu_jax.report import attacked, figures, general, tables
 from mmu_jax.report.results import FLAGS, Results, axes, cell, headline, judged_by, read, verdict
 
 FRONT = (
@@ -123,7 +124,22 @@ def _attacks(workdir: pathlib.Path, results: Results, sources: dict[str, str]) -
     return [Section("Does it come back?", blocks)]
 
 
-def sections(workdir: pathlib.Path, results: Results, benchmark: Benchmark, attacks: dict[str, str]) -> list[Section]:
+def _general(workdir: pathlib.Path, models: list[str], benchmarks: Sequence[str]) -> list[Section]:
+    """What is left of what the models can do besides, where they were asked."""
+    if not (asked := general.read(workdir, models, benchmarks)):
+        return []
+    found = general.differences(asked)
+    lead, *others = general.notes(found, asked)
+    return [Section("General ability", [*_notes(lead), Block("table", general.table(found, models)), *_notes(*others)])]
+
+
+def sections(
+    workdir: pathlib.Path,
+    results: Results,
+    benchmark: Benchmark,
+    attacks: dict[str, str],
+    benchmarks: Sequence[str] = (),
+) -> list[Section]:
     """The report, in the order in which it is read."""
     metric, vanilla = headline(results), results["vanilla"]
     about = "; ".join(f"{name}: {METHODS[name].source}" for name in results if name in METHODS)
@@ -141,6 +157,7 @@ def sections(workdir: pathlib.Path, results: Results, benchmark: Benchmark, atta
             *_notes(_flags(results), f"Methods. {about}."),
         ]),
         *_gold(results),
+        *_general(workdir, list(results), benchmarks),
         *_attacks(workdir, results, attacks),
         Section("How it went", [Block("figure", figure, name) for name, figure in drawn.items() if figure is not None]),
         Section("Proof that the masks act", [*_notes(PROOF), Block("table", tables.mask_table(results))]),
@@ -168,20 +185,25 @@ def _html(block: Block) -> dict[str, Any]:
 
 
 def write(
-    workdir: str | pathlib.Path, names: list[str], benchmark: Benchmark, attacks: dict[str, str] | None = None
+    workdir: str | pathlib.Path,
+    names: list[str],
+    benchmark: Benchmark,
+    attacks: dict[str, str] | None = None,
+    benchmarks: Sequence[str] = (),
 ) -> None:
     """Writes ``report.md``, a self-contained ``report.html`` and ``figures/*.png`` into the workdir.
 
     Args:
       names: the models, in the order in which they are told of.
       attacks: name -> what it does, of the attacks that are told of.
+      benchmarks: the general benchmarks that are told of.
     Raises:
       InputError: the vanilla model was not evaluated, or a file of the workdir is damaged.
     """
     import jinja2
 
     workdir = pathlib.Path(workdir)
-    found = sections(workdir, read(workdir, names), benchmark, attacks or {})
+    found = sections(workdir, read(workdir, names), benchmark, attacks or {}, benchmarks)
     md = ["# Unlearning report"]
     for section in found:
         md += [f"## {section.title}"] if section.title else []
