@@ -140,6 +140,6 @@ def _evaluate() -> dict:
 def _general() -> dict:
     """What every model can do besides, on benchmarks of which copies are given."""
     return dict(
-        items=500,  # of a benchmark, drawn by the seed; 0 for all
+        drawn=500,  # items of a benchmark, by the seed; 0 for all
         **{name: "" for name in GENERAL},  # folder with a copy as it is published; empty leaves the benchmark out
     )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mmu_jax import metrics
-from mmu_jax.data import loader, streams, text, vision
+from mmu_jax.data import loader, text, vision
 from mmu_jax.data.general.benchmarks import GENERAL
 from mmu_jax.data.general.items import images, stamp
 from mmu_jax.data.sizes import fit
@@ -18,34 +18,39 @@ from mmu_jax.study.workspace import Workspace
 
 @dataclasses.dataclass(frozen=True)
 class Sheet:
-    """The questions of a benchmark as they are put to every model.
+    """The questions of a benchmark as they are put to every model, Q questions of N items one after the other.
 
     Attributes:
-      prompts: what is asked, Q questions of N items one after the other.
+      prompts: what is asked.
       whose: what each is called in messages.
-      photos: ``[Q]``, place in the album of the image that each is about.
+      photos: ``[Q]``, place among the images of the one that each is about.
       images: ``[N]``, the same of the items.
-      album: every image once; decoded when it is dealt.
+      encoded: every image once, with what it is called in messages.
+      sizes: what each becomes.
     """
 
     prompts: list[str]
     whose: list[str]
     photos: np.ndarray
     images: np.ndarray
-    album: loader.Album
+    encoded: list[tuple[bytes, str]]
+    sizes: list[vision.Measure]
 
 
 def sheet(work: Workspace, name: str) -> Sheet:
-    """The questions of a benchmark, made once for all models of a workspace."""
+    """The questions of a benchmark, made once for all models of a workspace.
+
+    Raises:
+      InputError: an image does not decode, or is refused by the processor.
+    """
     if name not in work.sheets:
-        items, row = work.general[name], GENERAL[name]
+        items, row, most = work.general[name], GENERAL[name], work.config.data.max_pixels
         encoded, places = images(items)
-        pictures = loader.shown(work.processor, encoded, work.config.data.max_pixels, keep=0)
+        sizes = [vision.measure(work.processor, vision.decode(*one).size, most, one[1]) for one in encoded]
         asked = [(row.ask(question), item.where) for item in items for question in item.questions]
-        counts = [len(item.questions) for item in items]
-        whose = [f"{words!r} of {where}" for words, where in asked]
-        prompts = [words for words, _ in asked]
-        work.sheets[name] = Sheet(prompts, whose, np.repeat(places, counts), places, loader.Album(pictures, {}))
+        prompts, whose = [words for words, _ in asked], [f"{words!r} of {where}" for words, where in asked]
+        photos = np.repeat(places, [len(item.questions) for item in items])
+        work.sheets[name] = Sheet(prompts, whose, photos, places, encoded, sizes)
     return work.sheets[name]
 
 
@@ -57,16 +62,16 @@ def check(work: Workspace, *, processor: bool) -> None:
     """
     for name, items in work.general.items():
         if not processor:
-            for image, where in images(items)[0]:
-                vision.decode(image, where)
+            for one in images(items)[0]:
+                vision.decode(*one)
             continue
         made = sheet(work, name)
         text.check(work.processor, zip(made.whose, made.prompts, strict=True))
         lengths = text.encode_prompts(work.processor, made.prompts, 1).lengths(0)
         for length, whose, photo in zip(lengths, made.whose, made.photos, strict=True):
-            picture = made.album.pictures[photo]
-            fit(int(length) - 1 + picture.tokens, work.sizes.tokens, "tokens", whose=f" for {whose}")
-            fit(picture.length, work.sizes.patches, "patches", whose=f" for {whose}")
+            shown = made.sizes[photo]
+            fit(int(length) - 1 + shown.tokens, work.sizes.tokens, "tokens", whose=f" for {whose}")
+            fit(shown.patches, work.sizes.patches, "patches", whose=f" for {whose}")
 
 
 def longest(work: Workspace) -> list[dict[str, int]]:
@@ -74,7 +79,8 @@ def longest(work: Workspace) -> list[dict[str, int]]:
     found = []
     for made in (sheet(work, name) for name in work.general):
         most = sorted(set(made.prompts), key=lambda words: (len(words), words))[-32:]
-        found.append(streams.longest(text.encode_prompts(work.processor, most, 1), made.album.pictures))
+        lengths = text.encode_prompts(work.processor, most, 1).lengths(max(size.tokens for size in made.sizes))
+        found.append({"tokens": int(lengths.max()), "patches": max(size.patches for size in made.sizes)})
     return found
 
 
@@ -83,8 +89,8 @@ def reads(work: Workspace, name: str) -> dict[str, Any]:
     c, row = work.config, GENERAL[name]
     how = {"instruction": row.instruction, "parse": row.parse.__name__, "measures": list(row.measures)}
     asked = {key: c.evaluate[key] for key in ("rows", "new_tokens", "samples")}
-    drawn = {"items": c.general.items, f"{name}.content": stamp(work.general[name])}
-    return {"general": drawn, "how": how, "evaluate": asked, "seed": c.seed}
+    found = {"drawn": c.general.drawn, f"{name}.content": stamp(work.general[name])}
+    return {"general": found, "how": how, "evaluate": asked, "seed": c.seed}
 
 
 def ask(work: Workspace, model: str, name: str) -> dict[str, float]:
@@ -94,9 +100,9 @@ def ask(work: Workspace, model: str, name: str) -> dict[str, float]:
     """
     c, row, items, made = work.config, GENERAL[name], work.general[name], sheet(work, name)
     bar = Progress(f"general/{model}/{name}", len(made.prompts))
-    said = work.examiner.answers(
-        work.load(work.folder(model)), made.prompts, made.photos, made.album, made.whose, bar.add
-    )
+    params = work.load(work.folder(model))
+    album = loader.Album(loader.shown(work.processor, made.encoded, c.data.max_pixels), {})
+    said = work.examiner.answers(params, made.prompts, made.photos, album, made.whose, bar.add)
     bar.close()
     asked = np.array([len(item.questions) for item in items])
     ends = np.cumsum(asked)

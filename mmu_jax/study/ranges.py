@@ -89,7 +89,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"factors\.everyone", SWITCH),
     (r"factors\.alpha", NOT_NEGATIVE),
     (r"factors\.loss", _one_of(tuple(n for n, loss in LOSSES.items() if not loss.needs))),
-    (r"unlearn\.stop\.every|data\.group|general\.items", COUNT_OR_NONE),
+    (r"unlearn\.stop\.every|data\.group|general\.drawn", COUNT_OR_NONE),
     (r"evaluate\.headline", HEADLINE),
     (r"evaluate\.prompts\..*", TEXT),
 )

@@ -65,7 +65,7 @@ def stages(work: Workspace) -> list[Stage]:
     unlearned = [_unlearned(work, name, first, numbers) for name in work.config.unlearn.methods]
     others = [name for name in work.names() if name != "vanilla"]
     asked = [_evaluated(work, name, "gold" if name == "gold" else f"unlearn/{name}", numbers) for name in others]
-    able = [stage for name in work.names() for stage in _able(work, name, first, numbers)]
+    able = _able(work, first, numbers)
     attacked = [stage for name in work.names() for stage in _attacked(work, name, first, numbers)]
     prose = {n: {field: getattr(METHODS[n], field) for field in PROSE} for n in work.config.unlearn.methods}
     told = Stage(
@@ -153,15 +153,15 @@ def _made_by(name: str, first: str) -> str:
     return first if name == "vanilla" else "gold" if name == "gold" else f"unlearn/{name}"
 
 
-def _able(work: Workspace, name: str, first: str, numbers: dict) -> list[Stage]:
-    """A stage for every general benchmark that a model is asked."""
+def _able(work: Workspace, first: str, numbers: dict) -> list[Stage]:
+    """A stage for every general benchmark that is given and every model."""
+    reads = {benchmark: general.reads(work, benchmark) | {"numbers": numbers} for benchmark in work.general}
 
-    def stage(benchmark):
+    def stage(name, benchmark):
         make, made = _fitting(work, general.ask, name, benchmark), (work.ability(name, benchmark),)
-        reads = general.reads(work, benchmark) | {"numbers": numbers}
-        return Stage(f"general/{name}/{benchmark}", reads, (_made_by(name, first),), make, made)
+        return Stage(f"general/{name}/{benchmark}", reads[benchmark], (_made_by(name, first),), make, made)
 
-    return [stage(benchmark) for benchmark in work.general]
+    return [stage(name, benchmark) for name in work.names() for benchmark in reads]
 
 
 def _attacked(work: Workspace, name: str, first: str, numbers: dict) -> list[Stage]:

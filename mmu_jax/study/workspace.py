@@ -103,7 +103,7 @@ class Workspace:
         for name in benchmarks.GENERAL:
             if c[name]:
                 try:
-                    found[name] = draw(benchmarks.read(name, c[name]), c.items, self.config.seed)
+                    found[name] = draw(benchmarks.read(name, c[name]), c.drawn, self.config.seed)
                 except InputError as error:
                     raise InputError(f"config.general.{name}: {error}") from error
         return found

@@ -16,6 +16,24 @@ from mmu_jax.data.general.items import Item, Question
 from mmu_jax.files import read_text
 
 PARQUET = (("data", "test"), (".", "test"))
+SUBTASKS = {
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+} | {
+    "commonsense_reasoning",
+    "numerical_calculation",
+    "text_translation",
+    "code_reasoning",
+}
+APART = "questions_answers_YN"  # where texts lie that do not lie beside their images
 SUFFIXES = (".jpg", ".jpeg", ".png")
 ASIDE = "Please answer yes or no."  # LLaVA-1.5 is asked for a word instead
 
@@ -31,8 +49,8 @@ def read(source: pathlib.Path) -> list[Item]:
 
 
 def _is_subtask(folder: pathlib.Path) -> bool:
-    beside = folder.parent / "images" if folder.name == "questions_answers_YN" else folder
-    return beside.is_dir() and any(path.suffix.lower() in SUFFIXES for path in beside.iterdir())
+    """Whether the texts in a folder are questions; those of the evaluation's own tools are not."""
+    return folder.name in SUBTASKS | {APART} or any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
 
 
 def _asked(question: Any, answer: Any, place: str) -> Question:
@@ -48,7 +66,7 @@ def _paired(name: str, questions: list[Question], image: bytes | pathlib.Path, p
 
 def _folders(texts: list[pathlib.Path]) -> Iterator[Item]:
     for path in texts:
-        apart, questions = path.parent.name == "questions_answers_YN", []
+        apart, questions = path.parent.name == APART, []
         for index, line in enumerate(read_text(path, "questions of MME").splitlines()):
             question, _, answer = line.rpartition("\t")
             if line.strip():
