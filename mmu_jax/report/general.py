@@ -15,6 +15,7 @@ Asked = dict[str, dict[str, dict[str, Any]]]  # benchmark -> model -> what its f
 Differences = dict[str, dict[str, dict[str, float]]]  # column -> model -> mean, low, high, n, in points
 NUMBERS = ("right", "asked", "image")  # of every item
 SHAPE = {name: str for name in (*NUMBERS, "items")} | {"config": {"seed": float, "evaluate": {"samples": float}}}
+SHAPE |= {"results": {"*": {"low": float, "one_answer": float}}}
 WHY = (
     "General ability, as the difference to vanilla in points: the same questions, put in the same words to both, item by item, with a "
     "95 % interval from a bootstrap over images (each with all its questions), then the number of items. Higher is better; 0 is as "
@@ -99,4 +100,16 @@ def notes(found: Differences, asked: Asked) -> list[str]:
     sources = "; ".join(f"{name}: {GENERAL[name].source}" for name in asked)
     below = {title: [m for m, value in by_model.items() if value["high"] < 0] for title, by_model in found.items()}
     said = "; ".join(f"{title} {', '.join(models) or 'none'}" for title, models in below.items())
-    return [WHY, f"{HOW} Sources. {sources}.", f"Below vanilla, by intervals that do not hold 0: {said}."]
+    idle = [
+        title
+        for values in asked.values()
+        for title, value in values["vanilla"]["results"].items()
+        if value["low"] <= value["one_answer"]
+    ]
+    told = [f"Below vanilla, by intervals that do not hold 0: {said}."]
+    if idle:
+        told += [
+            f"Vanilla itself is no better, within its interval, than one answer to every question on {', '.join(idle)}: it has "
+            "nothing to lose there, and a difference near 0 says nothing."
+        ]
+    return [WHY, f"{HOW} Sources. {sources}.", *told]

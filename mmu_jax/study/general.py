@@ -96,7 +96,7 @@ def reads(work: Workspace, name: str) -> dict[str, Any]:
 def ask(work: Workspace, model: str, name: str) -> dict[str, float]:
     """Asks a model a benchmark and writes how many questions of every item it answered rightly, and what it said.
 
-    They are put greedily, in batches of ``evaluate.rows``; ``<workdir>/general/<model>/<benchmark>.json``.
+    They are answered greedily, in batches of ``evaluate.rows``; ``<workdir>/general/<model>/<benchmark>.json``.
     """
     c, row, items, made = work.config, GENERAL[name], work.general[name], sheet(work, name)
     bar = Progress(f"general/{model}/{name}", len(made.prompts))
@@ -108,10 +108,11 @@ def ask(work: Workspace, model: str, name: str) -> dict[str, float]:
     ends = np.cumsum(asked)
     parts = [said[end - count : end] for end, count in zip(ends, asked, strict=True)]
     right = np.array([row.right(item, part) for item, part in zip(items, parts, strict=True)])
-    results = {}
+    results, floor = {}, row.one_answer(items)
     for title, measure in row.measures.items():
         found = metrics.summary(measure(right, asked), made.images, samples=c.evaluate.samples, seed=c.seed)
         results[title] = {"images" if key == "people" else key: value for key, value in found.items()}
+        results[title] |= {"one_answer": floor[title]}
     answers = [
         {"id": item.id, "truth": [q.answer for q in item.questions], "answer": part}
         for item, part in zip(items, parts, strict=True)

@@ -154,6 +154,18 @@ def test_mme_scores_an_image_by_the_share_and_by_the_pair():
     assert row.measures == {"MME": share, "MME acc+": every}
 
 
+def test_one_answer_to_everything_is_worked_out_by_hand(tmp_path):
+    """POPE: yes to two of three; MMBench: a letter is right in one rotation; ScienceQA: one of two; GQA: one of three."""
+    found = {name: GENERAL[name].one_answer(read(name, writes[0](tmp_path / name))) for name, writes in LAYOUTS.items()}
+    assert found == {
+        "pope": {"POPE": pytest.approx(2 / 3)},
+        "mmbench": {"MMBench, circular": 0.0},
+        "scienceqa": {"ScienceQA-IMG": 0.5},
+        "gqa": {"GQA": pytest.approx(1 / 3)},
+        "mme": {"MME": 0.5, "MME acc+": 0.0},
+    }
+
+
 # ---- refused
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -66,6 +66,21 @@ class General:
         """How many of an item's questions were answered rightly."""
         pairs = zip(said, item.questions, strict=True)
         return sum(self.parse(words, question) == question.answer for words, question in pairs)
+
+    def one_answer(self, items: Sequence[Item]) -> dict[str, float]:
+        """The most that one answer to every question scores, by measure: a model that is no better shows nothing.
+
+        >>> pair = Item('1', (Question('Is it?', 'yes'), Question('Is it?', 'no')), b'', '')
+        >>> GENERAL['mme'].one_answer([pair])
+        {'MME': 0.5, 'MME acc+': 0.0}
+        """
+        asked, rows = np.array([len(item.questions) for item in items]), {}
+        for place, item in enumerate(items):
+            for question in item.questions:
+                rows.setdefault(question.answer, np.zeros(len(items)))[place] += 1
+        return {
+            title: max(float(of(row, asked).mean()) for row in rows.values()) for title, of in self.measures.items()
+        }
 
 
 GENERAL: dict[str, General] = {
