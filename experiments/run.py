@@ -3,9 +3,9 @@
     python -m experiments.run --config=configs/tiny.py [--workdir=DIR] [--config.key=value ...] [--stages=a,b] [--seeds=0,1,2] [--show_people]
 
 Stages: data -> base -> vanilla -> evaluate/vanilla -> gold -> saliency/<method> -> factors -> unlearn/<method> ->
-evaluate/<model> -> attack/<model>/<attack> -> report. A stage whose record in ``<workdir>/stages`` matches is skipped; one that was made with
-another config is refused before anything is written. The same command resumes where it was killed and ends in the same
-results, bit for bit.
+evaluate/<model> -> general/<model>/<benchmark> -> attack/<model>/<attack> -> report. A stage whose record in
+``<workdir>/stages`` matches is skipped; one that was made with another config is refused before anything is written. The same
+command resumes where it was killed and ends in the same results, bit for bit.
 
 With ``--seeds`` the whole is done once a seed, in ``<workdir>/seed-<seed>``, and ``<workdir>/compare.html`` compares them.
 """

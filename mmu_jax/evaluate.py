@@ -151,8 +151,11 @@ class Examiner:
         photos: np.ndarray | None,
         album: loader.Album | None,
         whose: Sequence[str] = (),
+        progress: Progress = lambda n: None,
     ) -> list[str]:
         """The greedy answer to every question; ``photos [N]`` are places in the album, None for text.
+
+        ``progress`` is called with the number of questions of every batch.
 
         Raises:
           InputError: logits that are not finite; the question, or what ``whose`` says of it, is named.
@@ -169,6 +172,7 @@ class Examiner:
                 start = len(found)
                 check_finite((new >= 0).all(axis=1), lambda i: (whose or questions)[start + i])  # noqa: B023
                 found += generate.texts(self.processor, new, self.stop)
+                progress(n)
         return found
 
     def option_logps(

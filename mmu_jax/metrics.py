@@ -303,12 +303,8 @@ def js(first: np.ndarray, second: np.ndarray, bins: int = 10) -> float:
     """
     p, q = (np.histogram(x, bins, (0.0, 1.0))[0] / len(x) for x in (first, second))
     middle = (p + q) / 2
-
-    def divergence(x):
-        there = x > 0
-        return (x[there] * np.log2(x[there] / middle[there])).sum()
-
-    return float(np.sqrt(max((divergence(p) + divergence(q)) / 2, 0.0)))
+    divergences = [(x[x > 0] * np.log2(x[x > 0] / middle[x > 0])).sum() for x in (p, q)]
+    return float(np.sqrt(max(sum(divergences) / 2, 0.0)))
 
 
 def nested_draws(pairs: dict[tuple, np.ndarray], *, samples: int = 2000, seed: int = 0) -> np.ndarray:

@@ -42,6 +42,13 @@ def album(processor: Processor, people: tuple[Person, ...], max_pixels: int = 0,
     for person in people:
         photos[person.id] = list(range(len(encoded), len(encoded) + len(person.photos)))
         encoded += _photos(person)
+    return Album(shown(processor, encoded, max_pixels, keep), photos)
+
+
+def shown(
+    processor: Processor, encoded: list[tuple[bytes, str]], max_pixels: int = 0, keep: int = 2048
+) -> list[vision.Picture]:
+    """The same of encoded photos, each with what it is called in messages."""
 
     def make(part):
         return vision.pictures(processor, [vision.decode(*photo) for photo in part], max_pixels, [n for _, n in part])
@@ -55,7 +62,7 @@ def album(processor: Processor, people: tuple[Person, ...], max_pixels: int = 0,
                 vision.Later(p, lambda photo=photo: make([photo])[0].array) for p, photo in zip(made, part, strict=True)
             ]
         pictures += made
-    return Album(pictures, photos)
+    return pictures
 
 
 def examine(processor: Processor, people: Iterable[Person], max_pixels: int = 0, bounds: Sizes = ANY) -> None:

@@ -4,12 +4,13 @@ import dataclasses
 import importlib.resources
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from mmu_jax.data import Benchmark
 from mmu_jax.methods import METHODS
 from mmu_jax.metrics import METRICS
-from mmu_jax.report import answers, attacked, bars, faces, figures, tables, words
+from mmu_jax.report import answers, attacked, bars, faces, figures, general, tables, words
 from mmu_jax.report.attacked import Attacked
 from mmu_jax.report.results import FLAGS, Results, alike, axes, cell, headline, in_order, judged_by, ours, read, verdict
 
@@ -187,8 +188,23 @@ def _made(workdir: pathlib.Path, results: Results) -> list[Block]:
     return [Block("figure", figure, name, alt) for name, (figure, alt) in drawn.items() if figure is not None]
 
 
+def _general(workdir: pathlib.Path, models: list[str], benchmarks: Sequence[str]) -> list[Section]:
+    """What is left of what the models can do besides, where they were asked."""
+    if not (asked := general.read(workdir, models, benchmarks)):
+        return []
+    found = general.differences(asked)
+    lead, *others = general.notes(found, asked)
+    table = Block("table", general.table(found, models), "General ability")
+    return [Section("General ability", [*_notes(lead), table, *_notes(*others)])]
+
+
 def sections(
-    workdir: pathlib.Path, results: Results, benchmark: Benchmark, attacks: dict[str, str], show_people: bool
+    workdir: pathlib.Path,
+    results: Results,
+    benchmark: Benchmark,
+    attacks: dict[str, str],
+    benchmarks: Sequence[str],
+    show_people: bool,
 ) -> list[Section]:
     """The report, in the order in which it is read."""
     metric, vanilla = headline(results), results["vanilla"]
@@ -211,6 +227,7 @@ def sections(
             Block("list", about, "What the methods are"),
         ]),
         *_gold(results),
+        *_general(workdir, list(results), benchmarks),
         *_attacks(results, found, attacks),
         Section("What these numbers do not show", _notes(LIMITS.format(len(benchmark.forget)))),
         Section("How it went", _made(workdir, results)),
@@ -298,6 +315,7 @@ def write(
     names: list[str],
     benchmark: Benchmark,
     attacks: dict[str, str] | None = None,
+    benchmarks: Sequence[str] = (),
     *,
     show_people: bool = False,
 ) -> None:
@@ -306,11 +324,12 @@ def write(
     Args:
       names: the models, in the order in which they are told of.
       attacks: name -> what it does, of the attacks that are told of.
+      benchmarks: the general benchmarks that are told of.
       show_people: whether faces, names and answers are shown; if not, no file that is written holds any.
     Raises:
       InputError: the vanilla model was not evaluated, or a file of the workdir is damaged.
     """
     workdir = pathlib.Path(workdir)
     results = in_order(answers.marked(workdir, read(workdir, names), benchmark))
-    found = sections(workdir, results, benchmark, attacks or {}, show_people)
+    found = sections(workdir, results, benchmark, attacks or {}, benchmarks, show_people)
     publish(workdir, "report", "Unlearning report", found, {name: figures.dot(results, name) for name in results})

@@ -10,6 +10,7 @@ from PIL import Image
 from mmu_jax import Faults, InputError, attacks, factor, hf, hub, lora, memory, methods, models, questions, trees
 from mmu_jax.data import IMAGE, TEXT, branches, builders, text, vision
 from mmu_jax.data.streams import longest
+from mmu_jax.study import general
 from mmu_jax.study.workspace import Workspace
 from mmu_jax.trainable import Trainable
 
@@ -143,7 +144,7 @@ def memory_plan(work: Workspace) -> None:
 
 
 def _asked(work: Workspace) -> dict[str, int] | None:
-    """The largest lengths of a batch of questions, by those with the most characters of either kind; None if none is asked."""
+    """The largest lengths of a batch of questions, by those with the most characters of either kind and benchmark; None if none is asked."""
     c, found = work.config.evaluate, []
     prompts, people = questions.Prompts(**c.prompts), work.benchmark.shown
     for kind in (IMAGE, TEXT):
@@ -152,7 +153,7 @@ def _asked(work: Workspace) -> dict[str, int] | None:
         said = {ask(i) for task, ask in put.items() for p in people for i in getattr(p, task) if i.kind == kind}
         if most := sorted(said, key=lambda words: (len(words), words))[-32:]:
             found.append(longest(text.encode_prompts(work.processor, most, int(kind == IMAGE)), _photos(work)))
-    return _padded(work, found)
+    return _padded(work, found + general.longest(work))
 
 
 def _ranked(work: Workspace) -> dict[str, int] | None:

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from mmu_jax.data.general.benchmarks import GENERAL
 from mmu_jax.methods import METHODS
 
 
@@ -64,6 +65,7 @@ def base() -> ConfigDict:
         rows=8,  # of a batch
         learning_rate=1e-4,  # constant, by Adam
     )
+    config.general = _general()
     return config
 
 
@@ -136,4 +138,12 @@ def _evaluate() -> dict:
             letter="{question}\n{options}\nJust give ONE letter representing the answer directly.",
             blank="[Blank]",  # what stands for the blank of the data
         ),
+    )
+
+
+def _general() -> dict:
+    """What every model can do besides, on benchmarks of which copies are given."""
+    return dict(
+        drawn=500,  # items of a benchmark, by the seed; 0 for all
+        **{name: "" for name in GENERAL},  # folder with a copy as it is published; empty leaves the benchmark out
     )

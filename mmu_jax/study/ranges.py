@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mmu_jax.data import builders
+from mmu_jax.data.general.benchmarks import GENERAL
 from mmu_jax.metrics import METRICS
 from mmu_jax.objectives import LOSSES
 from mmu_jax.study.trackers import TRACKERS
@@ -71,6 +72,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"mesh\.data", (lambda v: v == -1 or whole(v, 1), "a whole number of at least 1, or -1 for every device")),
     (r"mesh\.model", COUNT),
     (r"data\.(source|path|before)|(model|vanilla|factors)\.path", TEXT),
+    (rf"general\.({'|'.join(GENERAL)})", TEXT),
     (r"data\.(forget|retain)|evaluate\.prompts\.blank", NAME),
     (r"data\.name", _one_of(tuple(sorted(builders.DATASETS)))),
     (r"data\.(tokens|patches)", LENGTHS),
@@ -93,7 +95,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"factors\.everyone", SWITCH),
     (r"factors\.alpha", NOT_NEGATIVE),
     (r"factors\.loss", _one_of(tuple(n for n, loss in LOSSES.items() if not loss.needs))),
-    (r"unlearn\.stop\.every|data\.group", COUNT_OR_NONE),
+    (r"unlearn\.stop\.every|data\.group|general\.drawn", COUNT_OR_NONE),
     (r"evaluate\.headline", HEADLINE),
     (r"evaluate\.prompts\..*", TEXT),
 )

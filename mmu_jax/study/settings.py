@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mmu_jax import InputError, adapters, attacks, hub, lora, methods, questions
 from mmu_jax.data import builders
+from mmu_jax.data.general.benchmarks import GENERAL
 from mmu_jax.data.slices import STREAMS
 from mmu_jax.files import flat
 from mmu_jax.metrics import METRICS
@@ -228,6 +229,7 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
         (r"unlearn\.stop\.margin", c.unlearn.stop.level, "config.unlearn.stop.level says where to stop"),
         (r"evaluate\.prompts\.letter", not c.evaluate.letters, "letters are not asked for"),
         (r"attack\.(?!names).*", not any(attacks.ATTACKS[n].trains for n in c.attack.names), "no attack trains"),
+        (r"general\.drawn", not any(c.general[name] for name in GENERAL), "no general benchmark is given"),
         (r"unlearn\.lora\.(alpha|targets)", not c.unlearn.lora.rank, "config.unlearn.lora.rank is 0"),
         (r"vanilla\.lora\.(alpha|targets)", not c.vanilla.lora.rank, "config.vanilla.lora.rank is 0"),
     ]

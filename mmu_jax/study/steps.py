@@ -25,7 +25,7 @@ from mmu_jax.files import stamp, write_json
 from mmu_jax.methods import METHODS, PROSE
 from mmu_jax.plan import Plan
 from mmu_jax.report import results
-from mmu_jax.study import attacking, checks, gate, records, scoring, unlearning
+from mmu_jax.study import attacking, checks, gate, general, records, scoring, unlearning
 from mmu_jax.study.fitting import Job, fit
 from mmu_jax.study.progress import Progress
 from mmu_jax.study.stages import Stage
@@ -65,18 +65,19 @@ def stages(work: Workspace) -> list[Stage]:
     unlearned = [_unlearned(work, name, first, numbers) for name in work.config.unlearn.methods]
     others = [name for name in work.names() if name != "vanilla"]
     asked = [_evaluated(work, name, "gold" if name == "gold" else f"unlearn/{name}", numbers) for name in others]
+    able = _able(work, first, numbers)
     attacked = [stage for name in work.names() for stage in _attacked(work, name, first, numbers)]
     prose = {n: {field: getattr(METHODS[n], field) for field in PROSE} for n in work.config.unlearn.methods}
     told = Stage(
         "report",
         {"methods": prose, "attacks": attacking.sources(work), "show_people": c["show_people"]},
-        (*(f"evaluate/{name}" for name in work.names()), *(stage.name for stage in attacked)),
+        (*(f"evaluate/{name}" for name in work.names()), *(stage.name for stage in (*able, *attacked))),
         functools.partial(tell, work),
         (work.workdir / "report.html", work.workdir / "report.md"),
     )
     # The vanilla model serves every group of people to forget; what follows is of one.
     of_group = {"data": {"group": c["data"]["group"]}}
-    after = [known, *gold, *scored, *unlearned, *asked, *attacked, told]
+    after = [known, *gold, *scored, *unlearned, *asked, *able, *attacked, told]
     return [*start, *(dataclasses.replace(stage, reads=stage.reads | of_group) for stage in after)]
 
 
@@ -147,14 +148,29 @@ def _evaluated(work: Workspace, name: str, upstream: str, numbers: dict) -> Stag
     return Stage(f"evaluate/{name}", reads, (upstream,), _fitting(work, examine, name), made)
 
 
+def _made_by(name: str, first: str) -> str:
+    """The stage that makes a model."""
+    return first if name == "vanilla" else "gold" if name == "gold" else f"unlearn/{name}"
+
+
+def _able(work: Workspace, first: str, numbers: dict) -> list[Stage]:
+    """A stage for every general benchmark that is given and every model."""
+    reads = {benchmark: general.reads(work, benchmark) | {"numbers": numbers} for benchmark in work.general}
+
+    def stage(name, benchmark):
+        make, made = _fitting(work, general.ask, name, benchmark), (work.ability(name, benchmark),)
+        return Stage(f"general/{name}/{benchmark}", reads[benchmark], (_made_by(name, first),), make, made)
+
+    return [stage(name, benchmark) for name in work.names() for benchmark in reads]
+
+
 def _attacked(work: Workspace, name: str, first: str, numbers: dict) -> list[Stage]:
     """A stage for every attack on a model."""
-    upstream = first if name == "vanilla" else "gold" if name == "gold" else f"unlearn/{name}"
 
     def stage(attack):
         make, made = _fitting(work, attacking.attack, name, attack), (work.attacked(name, attack),)
         reads = attacking.reads(work, attack) | {"numbers": numbers}
-        return Stage(f"attack/{name}/{attack}", reads, (upstream,), make, made)
+        return Stage(f"attack/{name}/{attack}", reads, (_made_by(name, first),), make, made)
 
     return [stage(attack) for attack in work.config.attack.names]
 
@@ -171,6 +187,7 @@ def prepare_data(work: Workspace) -> dict:
     for line in builders.left_out(work.data):
         print(f"  {line}", flush=True)
     attacking.check(work)
+    general.check(work, processor=bool(work.config.model.path or work.config.vanilla.path))
     if work.config.model.path or work.config.vanilla.path:
         loader.examine(work.processor, b.shown, work.config.data.max_pixels, work.sizes)
     else:  # the processor is made later, and any photo suits it
@@ -264,4 +281,4 @@ def examine(work: Workspace, name: str) -> None:
 def tell(work: Workspace) -> None:
     """The report."""
     shown = {"show_people": work.config.show_people}
-    report.write(work.workdir, work.names(), work.benchmark, attacking.sources(work), **shown)
+    report.write(work.workdir, work.names(), work.benchmark, attacking.sources(work), tuple(work.general), **shown)

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmu_jax import adapters, evaluate, hf, hub, models, questions, sharding
+from mmu_jax import InputError, adapters, evaluate, hf, hub, models, questions, sharding
 from mmu_jax.data import Benchmark, Example, Processor, builders, loader, slices
+from mmu_jax.data.general import benchmarks
+from mmu_jax.data.general.items import Item, draw
 from mmu_jax.data.sizes import Sizes
 from mmu_jax.data.streams import Stream, stream
 from mmu_jax.programs import Programs
@@ -55,6 +57,7 @@ class Workspace:
       scores: saliency of the vanilla model, of one kind at a time.
       planned: whether the memory plan was made and holds.
       scenes: what every attack may use, by its name (``attacking``).
+      sheets: the questions of every general benchmark, by its name (``general``).
       programs: compiled ones, which all runs share.
       strangers: how well vanilla knows people it never saw, once that was asked (``unlearning``).
     """
@@ -69,6 +72,7 @@ class Workspace:
         self.programs = Programs()
         self.strangers: evaluate.Items | None = None
         self.scenes: dict[str, Any] = {}
+        self.sheets: dict[str, Any] = {}
 
     # ---- data
 
@@ -92,6 +96,18 @@ class Workspace:
         pixels = self.config.data.max_pixels
         found = {name: getattr(self.benchmark, name) for name in ("full", *CONTROLS)}
         return {name: loader.album(self.processor, people, pixels) for name, people in found.items() if people}
+
+    @functools.cached_property
+    def general(self) -> dict[str, tuple[Item, ...]]:
+        """The items that are drawn of every general benchmark that is given."""
+        c, found = self.config.general, {}
+        for name in benchmarks.GENERAL:
+            if c[name]:
+                try:
+                    found[name] = draw(benchmarks.read(name, c[name]), c.drawn, self.config.seed)
+                except InputError as error:
+                    raise InputError(f"config.general.{name}: {error}") from error
+        return found
 
     @functools.cached_property
     def sizes(self) -> Sizes:
@@ -241,6 +257,10 @@ class Workspace:
     def result(self, name: str) -> pathlib.Path:
         """Where the results of a model are, or will be."""
         return self.workdir / "results" / f"{name}.json"
+
+    def ability(self, name: str, benchmark: str) -> pathlib.Path:
+        """Where what a model can do on a general benchmark is, or will be."""
+        return self.workdir / "general" / name / f"{benchmark}.json"
 
     def attacked(self, name: str, attack: str) -> pathlib.Path:
         """Where what an attack brought back from a model is, or will be."""

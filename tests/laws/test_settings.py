@@ -67,6 +67,8 @@ BAD = {
     "attack.steps": [0, 2.5],
     "attack.rows": [0],
     "attack.learning_rate": [0.0, NAN],
+    "general.drawn": [-1, 1.5, True],
+    "general.pope": [4, ("pope",)],
 }
 
 

@@ -14,13 +14,17 @@ def configs(source: pathlib.Path) -> set[str]:
     }
 
 
-def read(source: pathlib.Path, config: str, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> Iterator[dict]:
+def read(
+    source: pathlib.Path, config: str, columns: tuple[str, ...], optional: tuple[str, ...] = (), split: str = ""
+) -> Iterator[dict]:
     """The rows of a config, as Python values, a few at a time: ``columns``, and those of ``optional`` that are there.
+
+    ``split``: how the names of the files that are read begin.
 
     Raises:
       InputError: there is no such folder, it lacks a file or one of ``columns``, or a file cannot be read.
     """
-    for path in _files(source, config):
+    for path in _files(source, config, split):
         yield from _rows(path, columns, optional)
 
 
@@ -30,8 +34,8 @@ def stamp(source: pathlib.Path, config: str) -> tuple:
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
 
 
-def _files(source: pathlib.Path, config: str) -> list[pathlib.Path]:
-    found = sorted((source / config).rglob("*.parquet"))
+def _files(source: pathlib.Path, config: str, split: str = "") -> list[pathlib.Path]:
+    found = sorted((source / config).rglob(f"{split}*.parquet"))
     files = [path for path in found if not path.is_dir() and not path.name.startswith(".")]
     if not files:
         raise InputError(
