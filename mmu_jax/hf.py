@@ -302,6 +302,9 @@ def create(params: Params, model: models.Model, processor: Processor, out: Path,
         noise = 0.02 * rng.standard_normal(shape) if len(shape) > 1 else np.full(shape, constant)
         tensors[hub_name(place, row, model)] = noise.astype(np.float32)
 
+    # As torch names its class: other programs find the network by it.
+    model.config.architectures = [type(model.config).__name__.replace("Config", "ForConditionalGeneration")]
+
     def fill(folder):
         model.config.save_pretrained(folder)
         processor.save_pretrained(folder)
