@@ -48,6 +48,7 @@ def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.shardin
     name = stage.removeprefix("unlearn/")
     source = work.base if name in ("vanilla", "gold") else work.vanilla
     hf.read_config(source)  # it goes into the copy, and is read from nowhere else
+    shutil.rmtree(work.adapted(name), ignore_errors=True)  # of the model that was here before
     changed = hf.rewrite(work.model, source, work.folder(name), plan.trainable.change(state.params, job.limits))
     done = int(state.step)
     curves = {key: curve[:done] for key, curve in jax.device_get(state.history).items()}
@@ -64,7 +65,6 @@ def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.shardin
 
 def _adapter(work: Workspace, name: str, change: LowRank | None) -> dict[str, Any]:
     """Writes what a method did as an adapter too; rank and modules of it, or why there is none, for the record."""
-    shutil.rmtree(work.adapted(name), ignore_errors=True)  # of a model that was here before
     if change is None:
         return {}
     why = "no weight changes" if not change.a else ""

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from mmu_jax import InputError, adapters, curvature, hf, lora, models, trees
+from mmu_jax import InputError, adapters, curvature, hf, lora, models, sharding, trees
 from mmu_jax.directory import ADAPTER
 from mmu_jax.study import records
 from mmu_jax.study.study import Study
@@ -118,15 +118,28 @@ def test_peft_merges_an_adapter_of_qwen_to_the_exported_weights(qwen, tmp_path, 
     check(folder, model, tmp_path, kinds, qwen_batch(folder, QWEN_ROWS["rows of other sizes"])[1])
 
 
-@pytest.mark.parametrize("name", ["ga", "projected", "projected_retain", "grad_diff_alternate"])
+METHODS = {
+    "ga": {"free"},
+    "projected": {"projected"},
+    "projected_retain": {"projected"},
+    "linear_only": {"free", "masked"},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_trained_is_what_its_adapter_adds(llava, tmp_path, name):
+    """On a mesh, where factors and masks lie on several devices."""
     folder, _, model = llava
-    params = hf.load(folder, model)
-    factors = random_factors(model, params) if name.startswith("projected") else None
-    state = run(model, params, name, factors=factors, trainable=SPEC, iterations=4)
-    kinds = {"ga": {"free"}, "projected": {"projected"}, "grad_diff_alternate": {"free"}}
-    assert set(state.params) == kinds.get(name, {"projected"})
-    export(folder, model, tmp_path, SPEC, state.params, factors=factors)
+    mesh = sharding.make_mesh(4, 2)
+    params = hf.load(folder, model, mesh)
+    factors = random_factors(model, params) if "projected" in METHODS[name] else None
+    linear = trees.select(params, model.family.eligible)
+    mask = jax.tree.map(lambda p, yes: jax.device_put(jnp.full(p.shape, yes), p.sharding), params, linear)
+    mask = mask if "masked" in METHODS[name] else None
+    state = run(model, params, name, mask=mask, factors=factors, trainable=SPEC, iterations=4, mesh=mesh)
+    assert set(state.params) == METHODS[name]
+    assert all(np.abs(x.b).max() > 0 for x in jax.tree.leaves(state.params, is_leaf=is_factors))
+    export(folder, model, tmp_path, SPEC, state.params, mask, factors)
     adapters.merge(tmp_path / "adapter", folder, tmp_path / "merged")
     ours, read = (load_file(tmp_path / each / hf.SINGLE) for each in ("whole", "merged"))
     assert furthest(ours, read) < 1e-5 and furthest(ours, load_file(folder / hf.SINGLE)) > 0
