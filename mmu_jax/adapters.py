@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from mmu_jax import InputError, hf, models
 from mmu_jax.directory import ADAPTER, INDEX, SINGLE, Path, Tensor, tensors
@@ -31,7 +31,7 @@ that forgot; what loads a part of it, or none, has a model that still knows. Who
 
     import peft, transformers
 
-    model = transformers.AutoModelForImageTextToText.from_pretrained("{base}", dtype="auto")
+    model = transformers.AutoModelForImageTextToText.from_pretrained({base!r}, dtype="auto")
     model = peft.PeftModel.from_pretrained(model, "FOLDER OF THIS FILE")
     # PEFT passes over layers that have other names, as those of LLaVA's vision tower had before transformers 5.6.
     assert sum(".lora_A." in name for name, _ in model.named_parameters()) == {count}
@@ -160,8 +160,8 @@ def write(change: LowRank, model: models.Model, base: str, out: Path) -> None:
 
     def fill(folder):
         write_json(folder / ADAPTER, config)
-        save_file(found, str(folder / WEIGHTS), metadata={"format": "pt"})
-        (folder / "README.md").write_text(CARD.format(rank=rank, count=len(modules), base=base))
+        (folder / WEIGHTS).write_bytes(save(found, metadata={"format": "pt"}))  # save_file keeps it from other users
+        (folder / "README.md").write_text(CARD.format(rank=rank, count=len(modules), base=base), encoding="utf-8")
 
     write_whole(out, fill)
 

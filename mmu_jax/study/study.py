@@ -60,7 +60,7 @@ class Study:
 
     def _exports(self, name: str) -> list[pathlib.Path]:
         """The folders that a method left when it was done."""
-        made = (self.stages.record(f"unlearn/{name}")["result"] or {}).get("adapter", {})
+        made = (self.stages.record(f"unlearn/{name}").get("result") or {}).get("adapter", {})
         return [self.work.folder(name)] + ([self.work.adapted(name)] if "rank" in made else [])
 
     def summary(self) -> str:

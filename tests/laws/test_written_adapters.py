@@ -279,6 +279,7 @@ def test_a_run_leaves_an_adapter_of_its_vanilla_model(left, whole, tmp_path):
     adapter, expected = workdir / "adapters" / "ga", weights(load(workdir / "unlearned" / "ga"))
     assert records.read(workdir, "unlearn/ga")["result"]["adapter"] == {"rank": 2, "weights": 7}
     assert {f.name for f in adapter.iterdir()} == {ADAPTER, adapters.WEIGHTS, "README.md"}
+    assert len({f.stat().st_mode for f in adapter.iterdir()}) == 1  # who may read one may read all
     assert furthest(weights(merged_by_peft(adapter)), expected) < 1e-5
     adapters.merge(adapter, adapters.base_of(adapter), tmp_path / "merged")
     assert (
