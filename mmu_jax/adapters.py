@@ -1,4 +1,4 @@
-"""LoRA adapters of PEFT (arXiv 2106.09685): a directory of factors, merged into a copy of its base.
+"""LoRA adapters of PEFT (arXiv 2106.09685): a directory of factors, merged into a copy of its base, or written.
 
 ``adapter_config.json`` says how the factors of ``adapter_model.safetensors`` act: ``W + s B A`` with ``s = alpha / rank``
 (``alpha / sqrt(rank)`` with ``use_rslora``, arXiv 2312.03732). What is more than that is refused by name.
@@ -10,15 +10,33 @@ import pathlib
 import re
 from typing import Any
 
+import jax
 import numpy as np
+from safetensors.numpy import save
 
 from mmu_jax import InputError, hf, models
 from mmu_jax.directory import ADAPTER, INDEX, SINGLE, Path, Tensor, tensors
-from mmu_jax.files import read_object
+from mmu_jax.directory import write as write_whole
+from mmu_jax.files import read_object, write_json
+from mmu_jax.trainable import LowRank
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?P<name>\w+))?(\.weight)?")
+CARD = """---
+library_name: peft
+---
+A LoRA adapter of rank {rank} on {count} linear layers. With all of it, and on the very weights of `{base}`, the model is the one
+that forgot; what loads a part of it, or none, has a model that still knows. Whoever serves it also has the model before. To load it:
+
+    import peft, transformers
+
+    model = transformers.AutoModelForImageTextToText.from_pretrained({base!r}, dtype="auto")
+    model = peft.PeftModel.from_pretrained(model, "FOLDER OF THIS FILE")
+    # PEFT passes over layers that have other names, as those of LLaVA's vision tower had before transformers 5.6.
+    assert sum(".lora_A." in name for name, _ in model.named_parameters()) == {count}
+    model = model.merge_and_unload()
+"""
 # Keys of the config that say how the factors act, and keys that change nothing once they are trained. Any other key is a
 # variant: it must be off.
 READ = {
@@ -111,6 +129,41 @@ def merge(adapter: Path, base: Path, out: Path) -> None:
         return np.asarray(tensor, np.float32) + _update(*pairs[name, row], tensor.shape)
 
     hf.rewrite(model, base, out, change, unread=True)
+
+
+def write(change: LowRank, model: models.Model, base: str, out: Path) -> None:
+    """Writes a change of the weights of ``base`` as an adapter that PEFT and :func:`merge` read, float32, layer by layer.
+
+    Modules have the names of the model's class in ``transformers``, which PEFT looks for; each is named in full.
+
+    Args:
+      base: folder or hub id of the model that the change is of, as the adapter is to name it.
+    Raises:
+      InputError: some of the change is no product of factors, or none of it is; or the disk refuses.
+    """
+    if change.others or not change.a:
+        raise InputError(
+            f"expected a change that is a product of factors, found {len(change.others)} weights whose change is none and "
+            f"{len(change.a)} others; write the whole model (hf.rewrite)"
+        )
+    found, modules = {}, []
+    for name, a in change.a.items():
+        for place, row in hf.places(name, a.shape):
+            modules.append(hf.module_name(place, row, model).removesuffix(".weight"))
+            for side, factor in (("A", a), ("B", change.b[name])):
+                value = np.asarray(jax.device_get(factor if row is None else factor[row]), np.float32)
+                found[f"{PREFIX}{modules[-1]}.lora_{side}.weight"] = np.ascontiguousarray(value)
+    rank = next(iter(change.a.values())).shape[-2]
+    alpha = change.scale * rank
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": int(alpha) if alpha.is_integer() else alpha, "bias": "none"}
+    config |= {"base_model_name_or_path": base, "target_modules": modules, "inference_mode": True}
+
+    def fill(folder):
+        write_json(folder / ADAPTER, config)
+        (folder / WEIGHTS).write_bytes(save(found, metadata={"format": "pt"}))  # save_file keeps it from other users
+        (folder / "README.md").write_text(CARD.format(rank=rank, count=len(modules), base=base), encoding="utf-8")
+
+    write_whole(out, fill)
 
 
 def _config(path: Path) -> dict[str, Any]:

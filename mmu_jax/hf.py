@@ -39,6 +39,7 @@ __all__ = [
     "files",
     "hub_name",
     "load",
+    "module_name",
     "places",
     "read_config",
     "read_processor",
@@ -301,6 +302,9 @@ def create(params: Params, model: models.Model, processor: Processor, out: Path,
         noise = 0.02 * rng.standard_normal(shape) if len(shape) > 1 else np.full(shape, constant)
         tensors[hub_name(place, row, model)] = noise.astype(np.float32)
 
+    # As torch names its class: other programs find the network by it.
+    model.config.architectures = [type(model.config).__name__.replace("Config", "ForConditionalGeneration")]
+
     def fill(folder):
         model.config.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -311,9 +315,18 @@ def create(params: Params, model: models.Model, processor: Processor, out: Path,
 
 def hub_name(name: str, row: int | None, model: models.Model) -> str:
     """The name on the hub of a tensor of the tree; :func:`rename` undoes it."""
+    return _spelled(name, row, model.family.hub_names)
+
+
+def module_name(name: str, row: int | None, model: models.Model) -> str:
+    """The name of a tensor of the tree in the model's class in ``transformers``; :func:`rename` undoes it."""
+    return _spelled(name, row, model.family.module_names)
+
+
+def _spelled(name: str, row: int | None, names: list[tuple[str, str]]) -> str:
     key = name.replace("/", ".")
     if row is not None:
         key = re.sub(r"\.(layers|blocks)\.", rf".\1.{row}.", key, count=1)
-    for pattern, replacement in model.family.hub_names:
+    for pattern, replacement in names:
         key = re.sub(pattern, replacement, key)
     return key

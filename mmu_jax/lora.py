@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 
 from mmu_jax import InputError, curvature, trees
 from mmu_jax.curvature import Factor, Factors
-from mmu_jax.trainable import Change, Counts, Limits, View, states
+from mmu_jax.trainable import Change, Counts, Limits, LowRank, View, states
 from mmu_jax.trees import Mask, Params, Tree
 
 if TYPE_CHECKING:
@@ -96,6 +96,9 @@ class LoRA:
 
     def change(self, trained: dict[str, Tree], limits: Limits) -> Change:
         return merge(self, trained, *limits)
+
+    def low_rank(self, trained: dict[str, Tree], limits: Limits) -> LowRank:
+        return low_rank(self, trained, *limits)
 
     def needs(self, params: Params, method: "Method", count: Callable[..., int]) -> dict[str, int]:
         factors = count(jax.eval_shape(lambda: init(self, params, jax.random.key(0))))
@@ -256,10 +259,59 @@ def merge(spec: LoRA, adapters: dict[str, Tree], mask: Mask | None = None, facto
                 low, keep, factor = parts if row is None else jax.tree.map(lambda x: x[row], parts)
                 low = kept_out(low, factor) if kind == "projected" else low
                 if low is not None:
-                    updates.append(np.asarray(jax.device_get(product(low, spec.scale, keep))))
+                    with jax.default_matmul_precision("highest"):  # once, and for good
+                        updates.append(np.asarray(jax.device_get(product(low, spec.scale, keep))))
         return sum(updates, np.asarray(tensor, np.float32)) if updates else None
 
     return change
+
+
+def low_rank(
+    spec: LoRA, adapters: dict[str, Tree], mask: Mask | None = None, factors: Factors | None = None
+) -> LowRank:
+    """The merged update as one pair of factors a leaf: those of all kinds side by side, their ranks added up.
+
+    Projected factors are taken as they act (:func:`kept_out`). Masked ones are factors of what they add only where the mask
+    keeps all of a layer or nothing is added; a mask that keeps single entries of a product leaves no product.
+
+    >>> spec, one = LoRA(1, 2.0, 'w'), {'w': Adapter(jnp.ones((1, 3)), jnp.ones((2, 1)))}
+    >>> made = low_rank(spec, {'free': one, 'masked': one}, {'w': jnp.ones((2, 3), bool)})
+    >>> made.a['w'].shape, made.b['w'].shape, made.scale
+    ((2, 3), (2, 2), 2.0)
+    """
+    masks = trees.flatten(mask) if mask is not None else {}
+    kept = curvature.by_name(factors) if factors is not None else {}
+    tables, others = [], []
+    for kind in (kind for kind in KINDS if kind in adapters):
+        table = _adapters(adapters[kind])
+        if kind == "projected":
+            table = {name: kept_out(low, kept.get(name)) for name, low in table.items()}
+        elif kind == "masked":
+            table = {name: _unmasked(low, masks[name], spec.scale) for name, low in table.items()}
+            others = [name for name, low in table.items() if low is None]
+            acts = any(bool(jnp.any(low.a)) for low in table.values() if low is not None)
+            table = table if acts else {}
+        tables += [{name: low for name, low in table.items() if low is not None}]
+    a, b = {}, {}
+    for name in dict.fromkeys(name for table in tables for name in table):
+        there = [table.get(name) for table in tables if table]
+        zeros = jax.tree.map(jnp.zeros_like, next(low for low in there if low is not None))
+        parts = [zeros if low is None else low for low in there]
+        a[name] = jnp.concatenate([low.a for low in parts], axis=-2)
+        b[name] = jnp.concatenate([low.b for low in parts], axis=-1)
+    return LowRank(a, b, spec.scale, others)
+
+
+def _unmasked(low: Adapter, mask: jax.Array, scale: float) -> Adapter | None:
+    """Factors whose product is what the masked ones add; None where the mask leaves a part of some layer's."""
+
+    def one(layer):
+        return jnp.all(layer[1]), jnp.any(product(layer[0], scale, layer[1]) != 0)
+
+    whole, acts = jax.lax.map(one, (low, mask)) if mask.ndim > 2 else one((low, mask))
+    if jnp.any(acts & ~whole):
+        return None
+    return Adapter(low.a * (whole & acts)[..., None, None], low.b)
 
 
 def _adapters(tree: Tree) -> dict[str, Adapter]:

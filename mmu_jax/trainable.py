@@ -26,6 +26,21 @@ class Limits(NamedTuple):
     factors: Factors | None = None
 
 
+class LowRank(NamedTuple):
+    """What is added to weights ``[..., out, in]`` as a product of factors, ``W + scale B A``, by leaf name.
+
+    Attributes:
+      a, b: float32 ``[..., r, in]`` and ``[..., out, r]``, of one rank for all; leading axes are those of the weight.
+      scale: of the product.
+      others: leaves to which something is added that no such product is.
+    """
+
+    a: dict[str, jax.Array]
+    b: dict[str, jax.Array]
+    scale: float
+    others: list[str]
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
     """How a phase sees the state.
@@ -79,6 +94,9 @@ class Trainable(Protocol):
 
     def change(self, trained: Tree, limits: Limits) -> Change:
         """``change(leaf name, row, tensor) -> its new values`` for ``hf.rewrite``."""
+
+    def low_rank(self, trained: Tree, limits: Limits) -> LowRank | None:
+        """The same change as factors, None where there are none."""
 
     def needs(self, params: Params, method: "Method", count: Callable[..., int]) -> dict[str, int]:
         """What is kept beside the params -> bytes; ``count(tree, dtype)`` are those of a tree."""
@@ -140,6 +158,10 @@ class Whole:
         del limits
         leaves = trees.flatten(trained)
         return lambda name, row, _: leaves[name] if row is None else leaves[name][row]
+
+    def low_rank(self, trained: Tree, limits: Limits) -> LowRank | None:
+        del trained, limits
+        return None
 
     def needs(self, params: Params, method: "Method", count: Callable[..., int]) -> dict[str, int]:
         part = count(trees.split(params, self.scope)[0], np.float32)

@@ -26,6 +26,7 @@ class Family:
       unread: ``config -> `` shapes of the tensors on disk that the forward pass never reads, by dotted tree name.
       names: ``(pattern, replacement)`` from any spelling on disk to the names of the tree.
       hub_names: from the names of the tree to the spelling of the files on the hub.
+      module_names: from the names of the tree to those in the family's class of ``transformers``.
       rules: how leaves are sharded (``mmu_jax.sharding``).
       eligible: pattern of the linear weights, the leaves that saliency scores unless told otherwise.
       sides: pattern of the leaves of the ``'vision'`` and of the ``'language'`` side.
@@ -42,6 +43,7 @@ class Family:
     unread: Callable[[Config], dict[str, tuple[int, ...]]]
     names: Names
     hub_names: Names
+    module_names: Names
     rules: Rules
     eligible: str
     sides: dict[str, str]

@@ -40,6 +40,9 @@ HUB_NAMES = [
     (r"^language_model\.(?!lm_head)", "language_model.model."),
 ]
 
+# To those in the class of `transformers` (5.6 and later: before, the tower's had `vision_model.` in them).
+MODULE_NAMES = [(r"^(?!lm_head)", "model.")]
+
 # Axis 0 of a leaf under `layers` is the layer. `model` splits heads and hidden width, `data` the other axis (FSDP).
 RULES = [
     (r"layers/.*(q|k|v|gate|up)_proj/weight$", P(None, "model", "data")),
@@ -204,6 +207,7 @@ FAMILY = Family(
     unread=unread,
     names=HF_NAMES,
     hub_names=HUB_NAMES,
+    module_names=MODULE_NAMES,
     rules=RULES,
     eligible=ELIGIBLE,
     sides=SIDES,

@@ -50,6 +50,7 @@ HF_NAMES = [
     (r"^model\.", "language_model."),
 ]
 HUB_NAMES = [(r"^language_model\.", "model.")]
+MODULE_NAMES = [(r"^(?!lm_head)", "model.")]  # to those in the class of `transformers`
 
 # Axis 0 of a leaf under `blocks` or `layers` is the layer. `model` splits heads and hidden width, `data` the other axis.
 RULES = [
@@ -282,6 +283,7 @@ FAMILY = Family(
     unread=unread,
     names=HF_NAMES,
     hub_names=HUB_NAMES,
+    module_names=MODULE_NAMES,
     rules=RULES,
     eligible=ELIGIBLE,
     sides=SIDES,

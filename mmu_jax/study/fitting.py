@@ -1,19 +1,20 @@
 """A plan with all that it runs on, trained, and the model that comes out of it written."""
 
 import dataclasses
+import shutil
 from typing import Any
 
 import jax
 import numpy as np
 
-from mmu_jax import checkpoint, hf, train, train_state, trees
+from mmu_jax import adapters, checkpoint, hf, train, train_state, trees
 from mmu_jax.data.streams import Stream, padding_line
 from mmu_jax.files import write_json
 from mmu_jax.plan import Plan, describe
 from mmu_jax.study.progress import Progress
 from mmu_jax.study.workspace import Workspace
 from mmu_jax.train_state import TrainState
-from mmu_jax.trainable import Limits
+from mmu_jax.trainable import Limits, LowRank
 from mmu_jax.trees import Params
 
 
@@ -54,6 +55,7 @@ def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.shardin
     name = stage.removeprefix("unlearn/")
     source = work.base if name in ("vanilla", "gold") else work.vanilla
     hf.read_config(source)  # it goes into the copy, and is read from nowhere else
+    shutil.rmtree(work.adapted(name), ignore_errors=True)  # of the model that was here before
     changed = hf.rewrite(work.model, source, work.folder(name), plan.trainable.change(state.params, job.limits))
     done = int(state.step)
     curves = {key: curve[:done] for key, curve in jax.device_get(state.history).items()}
@@ -63,7 +65,23 @@ def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.shardin
     share = sum(changed.values()) / sum(shapes[leaf].size for leaf in changed)
     numbers = {"iterations": done, "spacing": plan.spacing, "changed_in_file": share}
     numbers |= {"stopped": _stopped(plan, state)} if plan.stop else {}
+    if source == work.vanilla:
+        numbers |= _adapter(work, name, plan.trainable.low_rank(state.params, job.limits))
     return numbers | {"mask_proof": train_state.mask_proof(state, job.limits.mask)}
+
+
+def _adapter(work: Workspace, name: str, change: LowRank | None) -> dict[str, Any]:
+    """Writes what a method did as an adapter too; rank and modules of it, or why there is none, for the record."""
+    if change is None:
+        return {}
+    why = "no weight changes" if not change.a else ""
+    if change.others:
+        why = f"its mask keeps single entries of what is added to {len(change.others)} weights ({change.others[0]}), as no factors do"
+    if why:
+        print(f"  no adapter of {name}: {why}; {work.folder(name)} is what to ship", flush=True)
+        return {"adapter": {"none": why}}
+    adapters.write(change, work.model, work.vanilla_name, work.adapted(name))
+    return {"adapter": {"rank": next(iter(change.a.values())).shape[-2], "weights": len(change.a)}}
 
 
 def _stopped(plan: Plan, state: TrainState) -> dict[str, Any]:

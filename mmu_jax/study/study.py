@@ -50,9 +50,11 @@ class Study:
         for line in settings.unused(self.work.config, self.work.given):
             print(line, flush=True)
         for name in self.work.config.unlearn.methods:
-            if self.stages.done(f"unlearn/{name}") and not self.work.folder(name).is_dir():
+            if self.stages.done(f"unlearn/{name}"):
                 record = records.place(self.work.workdir, f"unlearn/{name}")
-                print(f"{self.work.folder(name)} is gone: delete {record}, and it is made again", flush=True)
+                for folder in self._exports(name):
+                    if not folder.is_dir():
+                        print(f"{folder} is gone: delete {record}, and it is made again", flush=True)
         checks.preflight(self.work, wanted)
         try:
             if wanted:
@@ -60,6 +62,11 @@ class Study:
             self.stages.run(list(only))
         finally:
             self.work.tracker.close()
+
+    def _exports(self, name: str) -> list[pathlib.Path]:
+        """The folders that a method left when it was done."""
+        made = (self.stages.record(f"unlearn/{name}").get("result") or {}).get("adapter", {})
+        return [self.work.folder(name)] + ([self.work.adapted(name)] if "rank" in made else [])
 
     def summary(self) -> str:
         """The four-way table and what follows from it."""

@@ -245,6 +245,16 @@ class Workspace:
             return self.vanilla
         return self.workdir / name if name in ("base", "gold") else self.workdir / "unlearned" / name
 
+    def adapted(self, name: str) -> pathlib.Path:
+        """Where what a method did is as an adapter of the vanilla model, or will be, if it can be one."""
+        return self.workdir / "adapters" / name
+
+    @property
+    def vanilla_name(self) -> str:
+        """What such an adapter calls the vanilla model: what the config does, a folder or a hub id."""
+        path = self.config.vanilla.path
+        return path if path and not self.adapter else str(self.vanilla)
+
     def mask(self, name: str) -> pathlib.Path:
         """Where the mask of a method is, or will be."""
         return self.workdir / "masks" / f"{name}.safetensors"

@@ -1,5 +1,6 @@
 """Law 2: strict in, bit for bit out; every spelling on disk; errors that list everything at once."""
 
+import json
 import re
 import shutil
 
@@ -285,5 +286,7 @@ def test_a_created_checkpoint_is_an_ordinary_one(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, hf.load(tmp_path / "new", model))
     _, info = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "new", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
+    told = json.loads((tmp_path / "new" / "config.json").read_text())["architectures"]
+    assert told == [transformers.LlavaForConditionalGeneration.__name__]
     again = hf.read_processor(tmp_path / "new")
     assert again.chat_template == processor.chat_template and len(again.tokenizer) == len(processor.tokenizer)
