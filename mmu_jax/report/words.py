@@ -9,9 +9,10 @@ from mmu_jax.report.attacked import ASKED, Attacked
 from mmu_jax.report.results import Axis, Results, apart, axes, cell, compared, headline, judged_by, ours, rivals
 
 WHO = {"forget": "them by name", "retain": "everyone else", "retain_test": "everyone else", "celebrity": "celebrities"}
+WHO |= {"before": "those of earlier requests by name"}
 FIX = "\N{NO-BREAK SPACE}"  # within a number and what belongs to it
 SURE = (
-    "numbers in brackets are 95 % intervals over the people asked about, in this one run; what differs by less than they "
+    "numbers in brackets are 95 % intervals over the people asked about (of one person, over the questions), in this one run; what differs by less than they "
     "allow is called kept or level here."
 )
 
