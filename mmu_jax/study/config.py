@@ -22,18 +22,7 @@ def base() -> ConfigDict:
         data=1,  # devices that share the rows of a batch, and the params; -1 takes all there are
         model=1,  # devices that share every layer
     )
-    config.data = dict(
-        name="embedded_faces",  # of data.builders.DATASETS
-        source="",  # of the published ones: folder of a copy, or id on the hub
-        path="",  # or a prepared TFDS directory with the same features
-        forget="forget_10",  # split of the people to forget, or their names or ids, separated by commas
-        retain="retain_90",  # split of the people to keep, or their names; rest for everyone else
-        before="",  # names or ids of people whom an earlier request made the model forget: asked again, taught to nobody
-        group=0,  # whom of these to forget: 0 the split above, 1, 2, ... as many others; the vanilla model is the same
-        tokens=(),  # padded lengths a batch may have, so that few programs are compiled; () for what the longest row needs
-        patches=(),  # the same of images that keep their size
-        max_pixels=0,  # bound of those images; 0 leaves it to the processor
-    )
+    config.data = _data()
     config.model = dict(
         path="",  # HF directory or hub id to start from; empty makes a small LLaVA from nothing, of the sizes below
         dtype="float32",  # what activations are computed in
@@ -67,6 +56,21 @@ def base() -> ConfigDict:
     )
     config.general = _general()
     return config
+
+
+def _data() -> dict:
+    return dict(
+        name="embedded_faces",  # of data.builders.DATASETS
+        source="",  # of the published ones: folder of a copy, or id on the hub
+        path="",  # or a prepared TFDS directory with the same features
+        forget="forget_10",  # split of the people to forget, or their names or ids, separated by commas
+        retain="retain_90",  # split of the people to keep, or their names; rest for everyone else
+        before="",  # names or ids of people whom an earlier request made the model forget: asked again, taught to nobody
+        group=0,  # whom of these to forget: 0 the split above, 1, 2, ... as many others; the vanilla model is the same
+        tokens=(),  # padded lengths a batch may have, so that few programs are compiled; () for what the longest row needs
+        patches=(),  # the same of images that keep their size
+        max_pixels=0,  # bound of those images; 0 leaves it to the processor
+    )
 
 
 def _lora() -> dict:

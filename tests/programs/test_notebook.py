@@ -49,7 +49,7 @@ def test_it_runs_top_to_bottom_and_shows_what_it_says(notebook, tmp_path):
     assert 0 < int(moved[1].replace(",", "")) <= int(moved[2].replace(",", ""))
     assert "plan:" in said["run"] and "forget mask" in said["run"]
     assert "Forget VQA" in said["table"] and re.search(r"^mmunlearner ", said["table"], re.MULTILINE)
-    assert [pictures(cells[name]) for name in ("forget-figure", "figure", "layers")] == [1, 1, 2]
+    assert [pictures(cells[name]) for name in ("forget-figure", "figure", "layers")] == [1, 2, 2]
     assert said["checkpoint"].splitlines()[0] == str(workdir / "unlearned" / "mmunlearner")
     assert "  model.safetensors" in said["checkpoint"].splitlines()
     assert said["llava"].startswith("llava-hf/llava-1.5-7b-hf") and "  unlearn/mmunlearner" in said["llava"]
