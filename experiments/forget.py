@@ -23,6 +23,7 @@ from mmu_jax.study.study import Study
 MODEL = flags.DEFINE_string("model", None, "The model: a Hugging Face directory, or an id on the hub.")
 PEOPLE = flags.DEFINE_string("people", None, "The folder of people.")
 WHO = flags.DEFINE_string("who", "", "Whom to forget: names, separated by commas.")
+SHOW_PEOPLE = flags.DEFINE_bool("show_people", False, "Faces, names and answers in the report of the workdir.")
 KEEP = flags.DEFINE_string("keep", "", "Whom to keep of the folder; default everyone else.")
 OUT = flags.DEFINE_string("out", None, "Where the model that forgot shall be.")
 VALIDATE = flags.DEFINE_bool("validate", False, "Only look the folder through.")
@@ -76,14 +77,16 @@ def run() -> int:
     needed()
     wanted = request.read(MODEL.value, PEOPLE.value, WHO.value, KEEP.value)
     config = command.CONFIG.value
-    request.settle(wanted, config)
+    request.settle(wanted, config, show_people=SHOW_PEOPLE.value)
     print(*request.plan(wanted, config), sep="\n", flush=True)
     if VALIDATE.value:
         print("the folder is without fault")
         return 0
     out = pathlib.Path(OUT.value)
-    if out.exists():
-        raise InputError(f"expected nothing at {out}, found a file or a folder; name another --out, or remove it")
+    if request.done(wanted, out):
+        print(f"{out} is what this request made: nothing is to be done")
+        return 0
+    request.check_free(out)
     workdir = pathlib.Path(command.WORKDIR.value or f"{out}.work")
     study = Study(config, workdir, command.given())
     study.run()

@@ -20,6 +20,29 @@ def is_id(where: str | pathlib.Path) -> bool:
     return not os.path.isdir(where) and re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)) is not None
 
 
+def push(folder: pathlib.Path, where: str) -> str:
+    """Uploads a folder as a private model repository of the hub, which is made if it is not there; its address.
+
+    Raises:
+      InputError: ``where`` is no id, or the hub cannot be reached or will not have it; the folder stays.
+    """
+    from huggingface_hub import HfApi, errors
+
+    again = f"the model is in {folder}: hf upload {where} {folder} tries again"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", where):
+        raise InputError(f"expected a hub id (org/name) to push to, found {where!r}; {again}")
+    api = HfApi()
+    try:
+        address = api.create_repo(where, private=True, exist_ok=True)
+        api.upload_folder(repo_id=where, folder_path=folder)
+    except (errors.HTTPError, errors.HFValidationError, errors.LocalTokenNotFoundError, OSError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"expected the Hugging Face hub to take {where}, found that it does not ({why}); log in (hf auth login), and {again}"
+        ) from error
+    return str(address)
+
+
 def fetch(
     where: str | pathlib.Path, what: str, *, kind: str = "model", patterns: list[str] = CHECKPOINT
 ) -> pathlib.Path:

@@ -104,7 +104,7 @@ def make(
     *,
     people: Sequence[dict[str, Any]],
     source: dict[str, Any],
-    output: pathlib.Path,
+    output: dict[str, Any],
     method: str,
     config: dict[str, Any],
     thresholds: Thresholds,
@@ -119,7 +119,7 @@ def make(
 
     Args:
       source: what is said of the model that was given: ``files``, and ``name``.
-      output: folder of the model that came out.
+      output: what is said of the model that came out: ``files``, and ``adapter``.
       before: the records of earlier requests, the first one first.
       not_tested: ids of those forgotten before who could not be asked again.
     """
@@ -130,7 +130,7 @@ def make(
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "people": list(people),
             "source": source,
-            "output": {"files": of_model(output)},
+            "output": output,
             "method": {"name": method, "source": row.source},
             "config": _without_places(config),
             "provenance": records.provenance(),

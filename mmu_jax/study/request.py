@@ -18,6 +18,8 @@ from mmu_jax.report.deletion import Check, Thresholds
 from mmu_jax.study import deletion as record
 from mmu_jax.study.study import Study
 
+ADAPTER = "adapter"  # where in the model's folder the PEFT adapter lies
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -30,7 +32,7 @@ class Request:
       keep: names or ids of the people to keep, everyone else if ``builders.REST``.
       records: of the earlier requests, the first one first.
       not_tested: ids of people of earlier requests who are not in the folder.
-      remarks: what of the folder is not read.
+      folder: all that was read.
     """
 
     model: pathlib.Path
@@ -74,8 +76,11 @@ def read(model: str, source: str, who: str, keep: str = "") -> Request:
     )
 
 
-def settle(request: Request, config: ConfigDict) -> None:
+def settle(request: Request, config: ConfigDict, show_people: bool = False) -> None:
     """Puts the request into a config, whose records name people by id alone.
+
+    Args:
+      show_people: whether the report of the workdir shows faces, names and answers.
 
     Raises:
       InputError: the config has not one method.
@@ -91,6 +96,7 @@ def settle(request: Request, config: ConfigDict) -> None:
         config.data.forget = ",".join(person.id for person in request.who)
         config.data.before = ",".join(person.id for person in request.before)
         config.data.retain = request.keep
+        config.show_people = show_people
 
 
 def plan(request: Request, config: ConfigDict) -> list[str]:
@@ -148,7 +154,7 @@ def judge(study: Study, request: Request, thresholds: Thresholds, model_name: st
     made = record.make(
         people=[record.person(request.folder, person) for person in request.who],
         source={"name": model_name, "files": record.of_model(work.vanilla)},
-        output=work.folder(method),
+        output=_output(study, method),
         method=method,
         config=work.config.to_dict(),
         thresholds=thresholds,
@@ -162,16 +168,28 @@ def judge(study: Study, request: Request, thresholds: Thresholds, model_name: st
     return Outcome(made, tuple(deletion.told(found, method, checks)), met)
 
 
+def _output(study: Study, method: str) -> dict[str, Any]:
+    """What is said of the model that came out: its files, those of the adapter, and what the adapter is or why there is none."""
+    work = study.work
+    files = record.of_model(work.folder(method))
+    if (adapter := work.adapted(method)).is_dir():
+        files |= {f"{ADAPTER}/{name}": found for name, found in record.hashes(adapter).items()}
+    made = (study.stages.record(f"unlearn/{method}").get("result") or {}).get("adapter")
+    return {"files": files, "adapter": made or {"none": "the params themselves were trained"}}
+
+
 def ship(study: Study, outcome: Outcome, out: pathlib.Path) -> None:
     """Moves the model that forgot to ``out``, with its record, the page of it, a model card and the hashes of all files.
 
     Raises:
       InputError: there is something at ``out``.
     """
-    if out.exists():
-        raise InputError(f"expected nothing at {out}, found a file or a folder; name another place, or remove it")
+    check_free(out)
     (method,) = study.work.config.unlearn.methods
     made = study.work.folder(method)
+    if (adapter := study.work.adapted(method)).is_dir():
+        shutil.rmtree(made / ADAPTER, ignore_errors=True)
+        shutil.copytree(adapter, made / ADAPTER)
     told = made / record.CARD
     told.write_text(card.model_card(outcome.record, told.read_text() if told.exists() else ""))
     (made / record.PAGE).write_text(card.page(outcome.record))
@@ -181,3 +199,17 @@ def ship(study: Study, outcome: Outcome, out: pathlib.Path) -> None:
         os.replace(made, out)
     except OSError:  # another file system
         shutil.move(made, out)
+
+
+def check_free(out: pathlib.Path) -> None:
+    """Raises InputError where there is something at ``out``."""
+    if out.exists():
+        raise InputError(f"expected nothing at {out}, found a file or a folder; name another --out, or remove it")
+
+
+def done(request: Request, out: pathlib.Path) -> bool:
+    """Whether ``out`` holds what this very request made: of the same people, out of the same weights."""
+    if not (out / record.NAME).exists():
+        return False
+    made, people_now = record.read(out), [record.person(request.folder, person) for person in request.who]
+    return made["people"] == people_now and made["source"]["files"] == record.of_model(request.model)
