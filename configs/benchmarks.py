@@ -30,7 +30,7 @@ def folder(config: ConfigDict, rank: int) -> None:
     """
     faces(config, rank)
     own_people(config)
-    config.unlearn.learning_rate.projected = 1e-4
+    config.unlearn.learning_rate.projected = 2e-4 if rank else 1e-5
 
 
 def own_people(config: ConfigDict) -> None:
@@ -39,6 +39,7 @@ def own_people(config: ConfigDict) -> None:
     config.data.forget = ""  # names
     config.data.retain = "rest"
     config.gold = False
+    config.factors.text = 1.0  # facts by name come first: the faces to keep that are at hand stand for many more
     config.factors.unseen = 1.0
     config.unlearn.epochs = 100.0  # at most: it ends where no more is known of them than of people never seen
     config.unlearn.stop.margin = 2.0  # photos that steps are not taken on are known a little better where it ends

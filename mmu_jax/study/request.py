@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmu_jax import Faults, InputError, hub
+from mmu_jax import Faults, InputError, directory, hub
 from mmu_jax.data import builders, names, people
 from mmu_jax.data.people import Folder, Found
 from mmu_jax.data.sets import folder as rows
@@ -173,7 +173,11 @@ def _output(study: Study, method: str) -> dict[str, Any]:
     work = study.work
     files = record.of_model(work.folder(method))
     if (adapter := work.adapted(method)).is_dir():
-        files |= {f"{ADAPTER}/{name}": found for name, found in record.hashes(adapter).items()}
+        files |= {
+            f"{ADAPTER}/{name}": found
+            for name, found in record.hashes(adapter).items()
+            if name.endswith(".safetensors")
+        }
     made = (study.stages.record(f"unlearn/{method}").get("result") or {}).get("adapter")
     return {"files": files, "adapter": made or {"none": "the params themselves were trained"}}
 
@@ -190,6 +194,11 @@ def ship(study: Study, outcome: Outcome, out: pathlib.Path) -> None:
     if (adapter := study.work.adapted(method)).is_dir():
         shutil.rmtree(made / ADAPTER, ignore_errors=True)
         shutil.copytree(adapter, made / ADAPTER)
+        for file in (
+            made / ADAPTER / "README.md",
+            made / ADAPTER / directory.ADAPTER,
+        ):  # by name, not by a place on this machine
+            file.write_text(file.read_text().replace(study.work.vanilla_name, outcome.record["source"]["name"]))
     told = made / record.CARD
     told.write_text(card.model_card(outcome.record, told.read_text() if told.exists() else ""))
     (made / record.PAGE).write_text(card.page(outcome.record))
