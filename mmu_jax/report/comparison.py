@@ -121,16 +121,16 @@ def _of(merged: Merged) -> str:
     return f"{len(merged)} run{'s' if len(merged) > 1 else ''} ({'; '.join(said)})"
 
 
-def _against(results: Results, named: str) -> str:
+def _against(merged: Merged, named: str) -> str:
     """The method that the others are compared with."""
-    methods = [name for name in results if name in METHODS]
+    methods = [name for name in METHODS if any(name in results for results in merged.values())]
     if named and named not in methods:
         raise InputError(
             f"expected --against among {', '.join(methods) or 'methods'}, found {named}; name a method of these runs"
         )
     if not methods:
         raise InputError("expected a method in the runs to compare, found none; run unlearn and evaluate first")
-    return named or ours(results) or methods[0]
+    return named or ours(dict.fromkeys(methods)) or methods[0]
 
 
 def _listed(found: list[Run]) -> Table:
@@ -192,12 +192,12 @@ def compare(found: list[Run], against: str = "") -> tuple[list[str], list[Sectio
       InputError: the runs hold no such method, or two results of one model at one seed and group.
     """
     merged = runs.merge(found)
+    mine = _against(merged, against)
     main = headline(next(iter(merged.values())))
     by = {metric: paired.columns(merged, *of) for metric, *of in ((main,), ("probability", "probability"))}
     by = {metric: shown for metric, shown in by.items() if shown}
     every = [column for shown in by.values() for column in shown]
     results = paired.pooled(merged, every)
-    mine = _against(results, against)
     told = _tables(merged, mine, results, by)
     methods = [name for name in results if name in METHODS]
     said = [f"{len(methods)} method{'s' if len(methods) > 1 else ''} over {_of(merged)}, compared with {mine}."]
@@ -220,7 +220,7 @@ def compare(found: list[Run], against: str = "") -> tuple[list[str], list[Sectio
 def write(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path, against: str = "") -> list[str]:
     """Writes ``compare.html`` (self-contained), ``compare.md``, ``compare.csv`` and ``compare.tex`` of workdirs into a folder.
 
-    Returns what they say in sentences.
+    Returns what they say in sentences, and where the page is.
 
     Raises:
       InputError: a workdir has no results, or the workdirs cannot be compared (:func:`runs.read`, :func:`runs.merge`).
@@ -232,4 +232,4 @@ def write(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path, against:
     runs.write_csv(found, out / "compare.csv")
     floats = [latex.table(one.table, f"{one.section}. {one.metric}. {one.note}") for one in told]
     (out / "compare.tex").write_text("\n\n".join(["% \\usepackage{booktabs}", *floats]) + "\n")
-    return said
+    return [*said, f"comparison: {out / 'compare.html'}"]
