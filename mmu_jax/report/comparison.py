@@ -34,8 +34,8 @@ FRONT = (
     "the methods beside which no other leaves as little and keeps as much, by their means."
 )
 LIMITS = (
-    "Intervals come from {runs}: where these are few, so is what they say of another seed. They are not widened for how many "
-    "methods and axes are compared. A model that no longer answers has not been shown to hold nothing."
+    "Intervals come from {runs}: drawn from few seeds they are rather too narrow, and one seed says nothing of another. They are "
+    "not widened for how many methods and axes are compared. A model that no longer answers has not been shown to hold nothing."
 )
 ROUGH = (
     "Result files of an earlier version do not say what is known person by person: {} are compared by a bootstrap over runs alone, "
