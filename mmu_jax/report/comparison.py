@@ -31,7 +31,7 @@ RANKS = (
 )
 FRONT = (
     "Every axis against what is left of the forgotten faces: up and left is good. Crosses are 95 % intervals{}. The dotted line joins "
-    "the methods beside which no other leaves as little and keeps as much, by their means."
+    "the methods beside which no other leaves as little and keeps as much, by their means; the dashed line is vanilla."
 )
 LIMITS = (
     "Intervals come from {runs}: drawn from few seeds they are rather too narrow, and one seed says nothing of another. They are "
