@@ -38,8 +38,9 @@ LIMITS = (
     "not widened for how many methods and axes are compared. A model that no longer answers has not been shown to hold nothing."
 )
 ROUGH = (
-    "Result files of an earlier version do not say what is known person by person: {} are compared by a bootstrap over runs alone, "
-    "which says little where these are few. To have it, delete results/ of such a run and start it again."
+    "Result files of an earlier version do not say what is known person by person: {what} by a bootstrap over runs alone. {found} "
+    "To have it, delete results/ of such a run and start it "
+    "again."
 )
 
 
@@ -162,7 +163,11 @@ def _remarks(found: list[Run], merged: Merged, shown: list[Column]) -> list[str]
     if odd := runs.settings(found):
         told.append(f"Not made alike: {'; '.join(odd)}.")
     rough = [f"{c.axis.title} by {METRICS[c.metric].name}" for c in shown if not c.by_person]
-    return told + ([ROUGH.format(", ".join(rough))] if rough else [])
+    if rough:
+        what = "all is compared" if len(rough) == len(shown) else f"{', '.join(rough)} are compared"
+        signs = f"Of {len(merged)} it tells apart whatever has one sign in all, as chance has once in {2 ** (len(merged) - 1)}."
+        told.append(ROUGH.format(what=what, found=signs if len(merged) > 1 else "Of one it tells nothing apart."))
+    return told
 
 
 def _tables(merged: Merged, mine: str, results: Results, by: dict[str, list[Column]]) -> list[Told]:
