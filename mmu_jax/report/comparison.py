@@ -39,8 +39,7 @@ LIMITS = (
 )
 ROUGH = (
     "Result files of an earlier version do not say what is known person by person: {what} by a bootstrap over runs alone. {found} "
-    "To have it, delete results/ of such a run and start it "
-    "again."
+    "To have it, delete results/ of such a run and start it again."
 )
 
 
