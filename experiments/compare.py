@@ -8,8 +8,6 @@ for a paper as ``compare.tex``, which needs the package booktabs. Runs of other 
 or other questions are refused.
 """
 
-import pathlib
-
 from absl import app, flags
 
 from experiments import command
@@ -21,14 +19,13 @@ AGAINST = flags.DEFINE_string(
 )
 
 
-def told(workdirs: list[str | pathlib.Path], out: str | pathlib.Path, against: str = "") -> None:
+def compare(workdirs: list[str]) -> None:
     """Writes the comparison of workdirs and prints what it says."""
-    print(*comparison.write(workdirs, out, against), sep="\n")
-    print(f"comparison: {pathlib.Path(out) / 'compare.html'}")
+    print(*comparison.write(workdirs, OUT.value, AGAINST.value), sep="\n")
 
 
 def main(argv: list[str]) -> None:
-    command.spoken(told, argv[1:], OUT.value, AGAINST.value)
+    command.spoken(compare, argv[1:])
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import pathlib
 
 from absl import app, flags
 
-from experiments import command, compare
+from experiments import command
 from mmu_jax import InputError
+from mmu_jax.report import comparison
 from mmu_jax.study import settings, stages
 from mmu_jax.study.study import Study
 
@@ -37,7 +38,7 @@ def run() -> None:
             print(f"seed {seed}", flush=True)
             ended(study(folder, seed))
     if told():
-        compare.told(found, workdir)
+        print(*comparison.write(found, workdir), sep="\n")
 
 
 def told() -> bool:

@@ -327,8 +327,9 @@ def nested_draws(pairs: dict[tuple, np.ndarray], *, samples: int = 2000, seed: i
         for i in rng.integers(0, len(seeds), len(seeds)):
             groups = seeds[i]
             for j in rng.integers(0, len(groups), len(groups)):
-                means.append(rng.choice(groups[j], len(groups[j])).mean(axis=0))
-        draws.append(np.mean(means, axis=0))
+                n = len(groups[j])
+                means.append(groups[j][rng.integers(0, n, n)].sum(axis=0) / n)
+        draws.append(sum(means) / len(means))
     return np.array(draws)
 
 

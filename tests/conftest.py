@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import shutil
+import sys
 import tempfile
 
 from xla import QUICK
@@ -20,23 +21,25 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 import jax
 import pytest
 
+import needed
 from folders import author, person, png, write
 from mmu_jax.data.sets import clear
 from twins import CHATML, TEXT, VISION, qwen_processor, torch_llava, torch_qwen  # noqa: F401
 
+MESHES = [(1, 1), (8, 1), (4, 2), (1, 8)]
+
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out, and says so, what needs a program that is not on PATH."""
-    wanted = {item: {mark.args[0] for mark in item.iter_markers("needs")} for item in items}
-    missing = {program for programs in wanted.values() for program in programs if shutil.which(program) is None}
-    left_out = [item for item, programs in wanted.items() if programs & missing]
-    if left_out:
-        print(f"not on PATH: {', '.join(sorted(missing))}; {len(left_out)} tests that need it are left out")
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    """Leaves out tests that need a program which is not here; :func:`pytest_terminal_summary` says so."""
+    gone = [item for item in items if needed.absent(item)]
+    if gone:
+        config.hook.pytest_deselected(items=gone)
+        items[:] = [item for item in items if item not in gone]
 
 
-MESHES = [(1, 1), (8, 1), (4, 2), (1, 8)]
+def pytest_terminal_summary(terminalreporter):
+    for line in needed.advice():
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(params=MESHES, ids=lambda m: f"{m[0]}x{m[1]}")
@@ -93,6 +96,28 @@ def whole(tmp_path_factory):
 def copy(whole, tmp_path):
     """``copy(family)``, a directory of ``whole`` to change."""
     return lambda family="llava": shutil.copytree(whole[family], tmp_path / "copy")
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """``typed('--config=...', ...)`` parses as a program does, and leaves no flag behind."""
+    from absl import flags
+
+    from experiments import command
+
+    def forget():
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+
+    def parse(*words, how=command.parse):
+        forget()
+        argv = ["run", *words]
+        monkeypatch.setattr(sys, "argv", argv)  # ml_collections looks for overrides there
+        return how(argv)
+
+    yield parse
+    forget()
 
 
 @pytest.fixture(autouse=True)

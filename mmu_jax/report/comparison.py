@@ -31,15 +31,15 @@ RANKS = (
 )
 FRONT = (
     "Every axis against what is left of the forgotten faces: up and left is good. Crosses are 95 % intervals{}. The dotted line joins "
-    "the methods beside which no other leaves as little and keeps as much, by their means."
+    "the methods beside which no other leaves as little and keeps as much, by their means; the dashed line is vanilla."
 )
 LIMITS = (
-    "Intervals come from {runs}: where these are few, so is what they say of another seed. They are not widened for how many "
-    "methods and axes are compared. A model that no longer answers has not been shown to hold nothing."
+    "Intervals come from {runs}: drawn from few seeds they are rather too narrow, and one seed says nothing of another. They are "
+    "not widened for how many methods and axes are compared. A model that no longer answers has not been shown to hold nothing."
 )
 ROUGH = (
-    "Result files of an earlier version do not say what is known person by person: {} are compared by a bootstrap over runs alone, "
-    "which says little where these are few. To have it, delete results/ of such a run and start it again."
+    "Result files of an earlier version do not say what is known person by person: {what} by a bootstrap over runs alone. {found} "
+    "To have it, delete results/ of such a run and start it again."
 )
 
 
@@ -121,16 +121,16 @@ def _of(merged: Merged) -> str:
     return f"{len(merged)} run{'s' if len(merged) > 1 else ''} ({'; '.join(said)})"
 
 
-def _against(results: Results, named: str) -> str:
+def _against(merged: Merged, named: str) -> str:
     """The method that the others are compared with."""
-    methods = [name for name in results if name in METHODS]
+    methods = [name for name in METHODS if any(name in results for results in merged.values())]
     if named and named not in methods:
         raise InputError(
             f"expected --against among {', '.join(methods) or 'methods'}, found {named}; name a method of these runs"
         )
     if not methods:
         raise InputError("expected a method in the runs to compare, found none; run unlearn and evaluate first")
-    return named or ours(results) or methods[0]
+    return named or ours(dict.fromkeys(methods)) or methods[0]
 
 
 def _listed(found: list[Run]) -> Table:
@@ -162,7 +162,11 @@ def _remarks(found: list[Run], merged: Merged, shown: list[Column]) -> list[str]
     if odd := runs.settings(found):
         told.append(f"Not made alike: {'; '.join(odd)}.")
     rough = [f"{c.axis.title} by {METRICS[c.metric].name}" for c in shown if not c.by_person]
-    return told + ([ROUGH.format(", ".join(rough))] if rough else [])
+    if rough:
+        what = "all is compared" if len(rough) == len(shown) else f"{', '.join(rough)} are compared"
+        signs = f"Of {len(merged)} it tells apart whatever has one sign in all, as chance has once in {2 ** (len(merged) - 1)}."
+        told.append(ROUGH.format(what=what, found=signs if len(merged) > 1 else "Of one it tells nothing apart."))
+    return told
 
 
 def _tables(merged: Merged, mine: str, results: Results, by: dict[str, list[Column]]) -> list[Told]:
@@ -192,12 +196,12 @@ def compare(found: list[Run], against: str = "") -> tuple[list[str], list[Sectio
       InputError: the runs hold no such method, or two results of one model at one seed and group.
     """
     merged = runs.merge(found)
+    mine = _against(merged, against)
     main = headline(next(iter(merged.values())))
     by = {metric: paired.columns(merged, *of) for metric, *of in ((main,), ("probability", "probability"))}
     by = {metric: shown for metric, shown in by.items() if shown}
     every = [column for shown in by.values() for column in shown]
     results = paired.pooled(merged, every)
-    mine = _against(results, against)
     told = _tables(merged, mine, results, by)
     methods = [name for name in results if name in METHODS]
     said = [f"{len(methods)} method{'s' if len(methods) > 1 else ''} over {_of(merged)}, compared with {mine}."]
@@ -223,7 +227,7 @@ def compare(found: list[Run], against: str = "") -> tuple[list[str], list[Sectio
 def write(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path, against: str = "") -> list[str]:
     """Writes ``compare.html`` (self-contained), ``compare.md``, ``compare.csv`` and ``compare.tex`` of workdirs into a folder.
 
-    Returns what they say in sentences.
+    Returns what they say in sentences, and where the page is.
 
     Raises:
       InputError: a workdir has no results, or the workdirs cannot be compared (:func:`runs.read`, :func:`runs.merge`).
@@ -235,4 +239,4 @@ def write(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path, against:
     runs.write_csv(found, out / "compare.csv")
     floats = [latex.table(one.table, f"{one.section}. {one.metric}. {one.note}") for one in told]
     (out / "compare.tex").write_text("\n\n".join(["% \\usepackage{booktabs}", *floats]) + "\n")
-    return said
+    return [*said, f"comparison: {out / 'compare.html'}"]

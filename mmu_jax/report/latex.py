@@ -47,7 +47,7 @@ def table(rows: Table, caption: str) -> str:
     return "\n".join(
         [
             r"\begin{table*}",
-            rf"\caption{{{escape(caption)}}}",
+            rf"\caption{{{escape(caption)}}}\smallskip",
             r"\centering\scriptsize\setlength{\tabcolsep}{2pt}",
             rf"\begin{{tabular}}{{@{{}}l{'r' * len(titles)}@{{}}}}",
             r"\toprule",

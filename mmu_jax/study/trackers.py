@@ -40,7 +40,8 @@ def tensorboard(workdir: pathlib.Path, told: Told) -> Writer:
     """Event files in ``<workdir>/tracking/tensorboard``."""
     from tensorboardX import SummaryWriter
 
-    writer = SummaryWriter(str(workdir / "tracking" / "tensorboard"))
+    own = f".{uuid.uuid4().hex[:6]}"  # else a run that goes on within a second writes over what it wrote
+    writer = SummaryWriter(str(workdir / "tracking" / "tensorboard"), filename_suffix=own)
     writer.add_text("config", "\n".join(f"    {key} = {value!r}" for key, value in told.config.items()))
 
     def write(group, values, step):

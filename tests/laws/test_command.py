@@ -3,29 +3,11 @@
 import errno
 import os
 import pathlib
-import sys
 
 import pytest
-from absl import flags
 
 from experiments import command, run
 from mmu_jax import InputError, hub
-
-
-@pytest.fixture
-def typed(monkeypatch):
-    """``typed('--config=...', ...)`` parses as the program does, and leaves no flag behind."""
-
-    def parse(*words):
-        argv = ["run", *words]
-        monkeypatch.setattr(sys, "argv", argv)  # ml_collections looks for overrides there
-        return command.parse(argv)
-
-    flags.FLAGS.unparse_flags()
-    yield parse
-    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
 
 
 def refused(capsys, *words):

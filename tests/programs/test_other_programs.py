@@ -61,7 +61,12 @@ def test_a_mistake_is_one_line(name, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
-FLAGS = {"run": {"stages"}, "sweep": {"seeds", "rates", "retain_rates", "methods"}, "bench": {"only", "gib", "rows"}}
+FLAGS = {
+    "run": {"stages", "seeds"},
+    "compare": {"out", "against"},
+    "sweep": {"seeds", "rates", "retain_rates", "methods"},
+    "bench": {"only", "gib", "rows"},
+}
 
 
 @pytest.mark.parametrize("name", FLAGS)
@@ -71,8 +76,21 @@ def test_help_names_every_flag(name):
     )
     assert done.returncode == 0 and not done.stderr
     told = {line.split(":")[0].strip() for line in done.stdout.splitlines() if line.startswith("  --")}
-    wanted = FLAGS[name] | (set() if name == "bench" else {"config", "workdir", "config.KEY"})
+    wanted = FLAGS[name] | (set() if name in ("bench", "compare") else {"config", "workdir", "config.KEY"})
     assert {f"--{flag}" for flag in wanted} <= told
+
+
+def test_a_finished_run_is_compared(whole, tmp_path):
+    words = [sys.executable, "-m", "experiments.compare", str(whole[0]), f"--out={tmp_path}", "--against=mmunlearner"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr[-2000:]
+    assert "3 methods over 1 run (seed 0; group 0), compared with mmunlearner." in done.stdout
+    text = (tmp_path / "compare.md").read_text()
+    assert "Retain Test VQA ↑" in text and "person by person" not in text  # the files have it
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "figures",
+        *(f"compare.{k}" for k in ("html", "md", "csv", "tex")),
+    }
 
 
 def test_a_sweep_measures_anew_what_another_config_made(tmp_path):
