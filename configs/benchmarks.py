@@ -42,6 +42,9 @@ def own_people(config: ConfigDict) -> None:
     config.factors.text = 1.0  # facts by name come first: the faces to keep that are at hand stand for many more
     config.factors.unseen = 1.0
     config.unlearn.epochs = 100.0  # at most: it ends where no more is known of them than of people never seen
+    config.unlearn.stop.every = (
+        1  # of one person there is little to look at, and what is known by heart goes of a sudden
+    )
     config.unlearn.stop.margin = 2.0  # photos that steps are not taken on are known a little better where it ends
     config.evaluate.headline = "contains"
     config.evaluate.memorised = 0.5

@@ -4,8 +4,8 @@ import json
 
 from mmu_jax.report.results import AXES
 
-ASKED = [axis for axis in AXES if axis.split != "celebrity"]
-KEPT, LEFT = AXES[4], AXES[1]  # new photos of the kept and of the forgotten
+ASKED = [axis for axis in AXES if axis.split not in ("celebrity", "before")]
+KEPT, LEFT = ASKED[4], ASKED[1]  # new photos of the kept and of the forgotten
 LEVELS = {"vanilla": 0.9, "gold": 0.8, "ga": 0.3, "mmunlearner": 0.6, "projected": 0.7}
 
 

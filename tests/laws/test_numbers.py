@@ -102,10 +102,9 @@ def test_finite_numbers_pass_and_results_are_json(examiner, tmp_path):
     who = person("0007", [TWO, dataclasses.replace(TWO, options={"B": "baker"})], [FREE], [FREE])
     results, answers = ask.examine(params, [who], TEXT, None)
     assert {name: cell["n"] for name, cell in results.items()} == {
-        **dict.fromkeys(("exact", "rouge_l", "cloze", "cloze_exact"), 1),
-        **dict.fromkeys(
-            ("mcq", "probability", "right_share", "letter", "letter_published"), 1
-        ),  # of two, one is a choice
+        **dict.fromkeys(("exact", "rouge_l", "contains", "cloze", "cloze_exact"), 1),
+        **dict.fromkeys(("mcq", "right_share", "letter", "letter_published"), 1),  # of two, one is a choice
+        "probability": 2,  # the right option has one, alone or not
         "distinct": 2,
     }
     assert [a["task"] for a in answers] == ["generation", "cloze"] and 0 <= results["right_share"]["mean"] <= 1

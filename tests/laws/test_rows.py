@@ -136,6 +136,7 @@ OPTIONS = (np.log([[0.2, 0.6]]), np.ones((1, 2)), np.array([1]))
 JUDGED = {
     "exact": (("Ada Becker.", "ada becker"), 1.0),
     "rouge_l": (("she bakes bread", "she bakes good bread"), 6 / 7),
+    "contains": (("she is a baker", "baker"), 1.0),
     "cloze": (("she is a baker", "baker"), 1.0),
     "cloze_exact": (("she is a baker", "baker"), 0.0),
     "mcq": (OPTIONS, [1.0]),
@@ -159,7 +160,7 @@ def test_a_metric_is_the_number_worked_out_by_hand(name):
 @pytest.mark.parametrize("name", sorted(metrics.METRICS))
 def test_a_metric_says_how_it_is_printed(name):
     metric = metrics.METRICS[name]
-    assert metric.title and metric.asks in ("generation", "cloze", "options", "letter")
+    assert metric.title and metric.asks in ("generation", "cloze", "options", "option", "letter")
     assert metric.form.format(metric.scale * 0.5) and metric.name[1:] == metric.title[1:]
 
 
@@ -262,7 +263,7 @@ SLIPS = {
     ),
     "a metric that asks for nothing": (
         lambda: metrics.Metric("Word F1", "genration", lambda said, truth: 1.0),
-        "asks of a metric among generation, cloze, letter, options, found 'genration'",
+        "asks of a metric among generation, cloze, letter, options, option, found 'genration'",
     ),
     "a masked phase without a rule": (
         lambda: methods.Method((methods.Phase({"forget": "ascent"}, masked=True),)),
