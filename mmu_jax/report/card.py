@@ -9,7 +9,7 @@ from mmu_jax.report.tables import Table, markdown
 
 LIMITS = (
     "Forgetting is measured by behaviour: a model that no longer answers has not been shown to hold nothing. Who has photos and facts of a "
-    "person and trains the model on some of them may get others back (docs/attacks.md)."
+    "person and trains the model on some of them may get others back."
 )
 
 
@@ -38,24 +38,24 @@ def _table(record: dict[str, Any]) -> Table:
 
 def headline(record: dict[str, Any]) -> str:
     """The verdict in two sentences."""
-    count = len(record["people"])
-    who = f"{count} {'person' if count == 1 else 'people'} ({', '.join(person['id'] for person in record['people'])})"
+    count, ids = len(record["people"]), ", ".join(person["id"] for person in record["people"])
+    who = f"the face of one person ({ids})" if count == 1 else f"the faces of {count} people ({ids})"
     if not record["met"]:
-        return f"A model was to forget the faces of {who}, and not all thresholds are met: nothing was shipped."
+        return f"A model was to forget {who}, and not all thresholds are met: nothing was shipped."
     by_name = {check.name: check for check in _checks(record)}
     shown = by_name["recognised"] if by_name["recognised"].after else by_name["recognised_known"]
     never = record["people_never_seen"]
     return (
-        f"This model was made to forget the faces of {who}: the right answers about them went from {100 * shown.before['mean']:.0f} % to "
-        f"{100 * shown.after['mean']:.0f} %, where people whom the model never saw give {100 * never['mean']:.0f} %. What could be measured "
-        "of what it was to keep is within the thresholds below."
+        f"This model was made to forget {who}. Shown {'a new photo' if shown.name == 'recognised' else 'a photo'}, it gave the right answer "
+        f"with a probability of {100 * shown.before['mean']:.0f} % before and of {100 * shown.after['mean']:.0f} % now; for people whom it never "
+        f"saw it is {100 * never['mean']:.0f} %. What could be measured of what it was to keep is within the thresholds below."
     )
 
 
 def _notes(record: dict[str, Any]) -> list[str]:
     never = record["people_never_seen"]
     said = [
-        "Probability of the right answer. Intervals are from a bootstrap over people, or over questions where there is one person alone.",
+        "Probabilities of the right answer. Intervals are from a bootstrap over people, or over questions where there is one person alone.",
         f"People whom the model never saw, asked what the forgotten were asked: {100 * never['mean']:.1f} % "
         f"[{100 * never['low']:.1f}, {100 * never['high']:.1f}] of {never['n']} questions.",
     ]
@@ -73,8 +73,10 @@ def page(record: dict[str, Any]) -> str:
     """The record as one self-contained HTML page."""
     sums: Table = [["File", "SHA-256 of the model that came out"], *map(list, record["output"]["files"].items())]
     given: Table = [["File", "SHA-256 of the model that was given"], *map(list, record["source"]["files"].items())]
-    people: Table = [["Person", "Photos, SHA-256", "Questions, SHA-256"]]
-    people += [[p["id"], " · ".join(p["photos"]), p["questions"]] for p in record["people"]]
+    people: Table = [["Person", "What", "SHA-256"]]
+    for person in record["people"]:
+        people += [[person["id"], f"photo {i}", photo] for i, photo in enumerate(person["photos"], 1)]
+        people += [[person["id"], "questions and answers", person["questions"]]]
     sections = [
         Section(
             "",

@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mmu_jax.metrics import METRICS
-from mmu_jax.report.results import Results, cell, headline
+from mmu_jax.report.results import FLAGS, Results, cell, headline
 
 MEASURED = (
     "probability"  # what thresholds are judged by: it is finer than right and wrong where few questions are asked
@@ -58,9 +57,12 @@ class Check:
         low, high = (f"{100 * self.after[key]:.1f}" for key in ("low", "high"))
         bound = f"at {'least' if self.up else 'most'} {100 * self.limit:.1f} %"
         whose = f" (not by {', '.join(self.above)})" if self.above else ""
+        right = (
+            "; answered right {:.0f} % -> {:.0f} %".format(*(100 * share for share in self.right)) if self.right else ""
+        )
         return (
-            f"{self.title}: {was} before, {now} after [{low}, {high}] of {self.after['n']} questions; {bound}: "
-            f"{'met' if self.met else 'NOT met'}{whose}"
+            f"{self.title}: {was} before, {now} [{low}, {high}] after, {bound}: {'met' if self.met else 'NOT met'}{whose} "
+            f"({self.after['n']} questions{right})"
         )
 
 
@@ -132,11 +134,4 @@ def told(results: Results, model: str, found: Sequence[Check]) -> list[str]:
         lines.append(
             f"  People whom the model never saw, asked the same: {mean} % [{low}, {high}] of {stranger['n']} questions"
         )
-    if shown := [f"{check.title.lower()} {_shares(check)}" for check in found if check.right]:
-        lines.append(f"  {METRICS[headline(results)].title}: {'; '.join(shown)}")
-    return lines + [f"  Flag: {flag}" for flag in flags]
-
-
-def _shares(check: Check) -> str:
-    was, now = (f"{100 * share:.0f} %" for share in check.right)
-    return f"{was} -> {now}"
+    return lines + [f"  Flag: {flag}: {FLAGS[flag]}" for flag in flags]

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from mmu_jax.data import Benchmark
+from mmu_jax.data import Benchmark, Person
 from mmu_jax.methods import METHODS
 from mmu_jax.metrics import METRICS
 from mmu_jax.report import answers, attacked, bars, faces, figures, general, tables, words
@@ -29,8 +29,8 @@ PROOF = (
     "it: nothing can move outside, and what moved inside shows that it acts."
 )
 LIMITS = (
-    "A model that no longer answers has not been shown to hold nothing: forgetting is measured by behaviour. Intervals come "
-    "from {} people to forget: they are as wide as that is few."
+    "A model that no longer answers has not been shown to hold nothing: forgetting is measured by behaviour. Intervals on "
+    "the forgotten come from {}: they are as wide as that is few."
 )
 
 
@@ -229,13 +229,17 @@ def sections(
         *_gold(results),
         *_general(workdir, list(results), benchmarks),
         *_attacks(results, found, attacks),
-        Section("What these numbers do not show", _notes(LIMITS.format(len(benchmark.forget)))),
+        Section("What these numbers do not show", _notes(LIMITS.format(_count(benchmark.forget)))),
         Section("How it went", _made(workdir, results)),
         Section("Proof that the masks act", [*_notes(PROOF), Block("table", tables.mask_table(results), "Masks")], folded=True),
         Section("More metrics", _more(results, metric), folded=True),
         Section("Cost", [Block("table", tables.cost_table(workdir), "Cost")], folded=True),
         Section("How it was made", [Block("fold", json.dumps(made, indent=1, sort_keys=True), "Config and versions")]),
     ]  # fmt: skip
+
+
+def _count(people: Sequence[Person]) -> str:
+    return f"{len(people)} people" if len(people) > 1 else "one person, by the questions about them"
 
 
 # ---- out of sections a page

@@ -90,7 +90,7 @@ def _forgotten(results: Results, mine: str) -> tuple[str, str]:
         told.append((apart(before, after) and after["mean"] < before["mean"], _moved(results, mine, axis)))
         if level := _never(results, axis):
             never[axis] = apart(after, level[0]) and after["mean"] > level[0]["mean"]
-            told[-1] = (told[-1][0], f"{told[-1][1]}, where {level[1]} has {_with_interval(level[0])}")
+            told[-1] = (told[-1][0], f"{told[-1][1]} ({level[1]}: {_with_interval(level[0])})")
     if not told:
         return "", ""
     said = "; ".join(text for _, text in told)
