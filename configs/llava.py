@@ -4,10 +4,11 @@
     python -m experiments.run --config=configs/llava.py --config.model.path=DIR --config.data.source=FOLDER
     python -m experiments.run --config=configs/llava.py:benchmark=clear,split=5,method=mmunlearner
     python -m experiments.run --config=configs/llava.py:benchmark=faces
+    python -m experiments.run --config=configs/llava.py:benchmark=folder --config.data.source=PEOPLE --config.data.forget="Ada Berg"
 
 The model is ``llava-hf/llava-1.5-7b-hf`` from the Hugging Face hub, or DIR, a copy of it (or of 13b); the data set is read
-from the hub, or from FOLDER, a copy of it. Arguments after the colon: ``benchmark`` (mllmu, clear, or faces, the embedded
-ones), ``split`` (per cent of people to forget), ``method`` (all, or one), ``side`` of the mask (both, vision, language),
+from the hub, or from FOLDER, a copy of it. Arguments after the colon: ``benchmark`` (mllmu, clear, faces, the embedded
+ones, or folder, one's own people), ``split`` (per cent of people to forget), ``method`` (all, or one), ``side`` of the mask (both, vision, language),
 ``lora`` (rank, by default 16; 0 trains the params). A vanilla model of your own skips fine-tuning:
 ``--config.vanilla.path=DIR``. Every device there is takes part.
 
