@@ -83,7 +83,7 @@ def _parse(argv: list[str]) -> list[str]:
     if _asks_for_help(argv):
         print(_usage())
         sys.exit(0)
-    named = _named(argv)
+    named = last(argv, "config")
     if named is None:
         raise InputError("expected --config=configs/NAME.py, found none; name a config")
     load(named)
@@ -145,14 +145,14 @@ def _usage() -> str:
     return "\n".join((_about(), flags.FLAGS.main_module_help(), ours, keys))
 
 
-def _named(argv: list[str]) -> str | None:
-    """The value of the last ``--config``, spelled in any way absl reads; None where there is none."""
+def last(argv: list[str], name: str) -> str | None:
+    """The value of the last ``--name``, spelled in any way absl reads; None where there is none."""
     found = None
     for index, word in enumerate(argv[1:], 1):
         flag, equals, value = word.partition("=")
         if word == "--":
             break
-        if flag in ("--config", "-config"):
+        if flag in (f"--{name}", f"-{name}"):
             found = value if equals else "".join(argv[index + 1 : index + 2])
     return found
 

@@ -56,9 +56,9 @@ def recipe(model: str) -> str:
 
 def parse(argv: list[str]) -> list[str]:
     """Flags; who names no --config gets the recipe for the model."""
-    if not any(word.startswith(("--config=", "-config=")) or word in ("--config", "-config") for word in argv):
-        given = [word.partition("=")[2] for word in argv if word.startswith("--model=")]
-        named = command.spoken(recipe, given[-1]) if given else "tiny.py:benchmark=folder"
+    if command.last(argv, "config") is None:
+        model = command.last(argv, "model")
+        named = command.spoken(recipe, model) if model else "tiny.py:benchmark=folder"
         argv = [argv[0], f"--config={ROOT / 'configs' / named}", *argv[1:]]
     return command.parse(argv)
 

@@ -230,7 +230,8 @@ def _from_jsonl(text: str, file: pathlib.Path, faults: list[str]) -> Iterator[tu
 def _from_csv(text: str, file: pathlib.Path, faults: list[str]) -> Iterator[tuple[int, dict]]:
     head = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=head.count), strict=True)
-    if missing := [name for name in NEEDED if name not in (reader.fieldnames or ())]:
+    there = {name.strip().casefold() for name in reader.fieldnames or ()}
+    if missing := [name for name in NEEDED if name not in there]:
         faults.append(f"{file}:1: expected columns {', '.join(NEEDED)}, found no {', '.join(missing)}; name them there")
         return
     try:
@@ -247,7 +248,8 @@ def _from_csv(text: str, file: pathlib.Path, faults: list[str]) -> Iterator[tupl
 
 def _row(found: dict, where: str, people: dict[str, Found], faults: list[str]) -> Row | None:
     """A row of the table, or None and what is wrong with it."""
-    if strange := sorted(set(map(str, found)) - {*NEEDED, *MAY}):
+    found = {str(name).strip().casefold(): value for name, value in found.items()}
+    if strange := sorted(found.keys() - {*NEEDED, *MAY}):
         faults.append(
             f"{where}: expected {', '.join((*NEEDED, *MAY))}, found {', '.join(strange)}; rename or remove it"
         )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mmu_jax import InputError, factor
 from mmu_jax.data import builders
-from mmu_jax.files import read_json, write_json
+from mmu_jax.files import read_json, read_object, write_json
 from mmu_jax.study.stages import alone
 
 # What is left: models that never knew or that forgot, adapters to them, curves and programs. All else goes, whatever it is.
@@ -40,8 +40,8 @@ class Purged(NamedTuple):
 def purge(workdir: str | pathlib.Path) -> Purged:
     """Removes from a workdir all that holds the people who were to be forgotten, and writes ``purged.json``.
 
-    That is everything but what is listed in :data:`KEPT`, and the factors where none of them was measured. Then what is left is
-    searched for their names and photos, byte by byte.
+    That is everything but what is listed in :data:`KEPT`, and the factors where none of them was measured; a model that was judged
+    not to have forgotten goes too. Then what is left is searched for their names and photos, byte by byte.
 
     Raises:
       InputError: it is no workdir, or another run is at work there.
@@ -51,7 +51,8 @@ def purge(workdir: str | pathlib.Path) -> Purged:
         raise InputError(f"expected a workdir (with a folder stages), found none at {workdir}; name one")
     with alone(workdir):
         ids, needles = _people(workdir)
-        goes = [path for path in sorted(workdir.iterdir()) if path.name not in KEPT and not _harmless(path, ids)]
+        kept = KEPT if _forgot(workdir) else tuple(name for name in KEPT if name not in ("unlearned", "adapters"))
+        goes = [path for path in sorted(workdir.iterdir()) if path.name not in kept and not _harmless(path, ids)]
         removed = [file.relative_to(workdir).as_posix() for path in goes for file in _files(path)]
         for path in goes:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -63,6 +64,12 @@ def purge(workdir: str | pathlib.Path) -> Purged:
         }
         write_json(workdir / "purged.json", told | {"removed": removed, "still_there": hold})
     return Purged(removed, [file.relative_to(workdir).as_posix() for file in left], hold, len(needles))
+
+
+def _forgot(workdir: pathlib.Path) -> bool:
+    """Whether the models in ``unlearned`` forgot, as far as a verdict was given."""
+    path = workdir / "deletion.json"
+    return not path.exists() or read_object(path, "the record of a deletion", {"met": bool})["met"]
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:

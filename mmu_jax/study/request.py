@@ -65,7 +65,9 @@ def read(model: str, source: str, who: str, keep: str = "") -> Request:
     found = people.read(root)
     known = {person.id: person.name for person in found.people}
     chosen = names.resolve(who, known)[0]
-    place = hub.fetch(model, "model", patterns=[record.NAME]) if hub.is_id(model) else pathlib.Path(model)
+    place = hub.fetch(model, "model", patterns=hub.SMALL)
+    if (place / record.NAME).exists():  # what it says is of the weights
+        place = hub.fetch(model, "model")
     earlier = record.chain(record.read(place))
     gone, missing = record.earlier(found, earlier)
     asked = tuple(person for person in found.people if person.id in chosen)
