@@ -98,7 +98,12 @@ def run() -> int:
         print(f"verdict: NOT met; nothing is at {out}, all of it is in {workdir}")
         return NOT_MET
     request.ship(study, outcome, out)
-    print(f"verdict: met; the model and its record (deletion.json, deletion.html) are in {out}")
+    measured = (
+        ""
+        if all(check["met"] is not None for check in outcome.record["results"])
+        else ", as far as it could be measured"
+    )
+    print(f"verdict: met{measured}; the model and its record (deletion.json, deletion.html) are in {out}")
     print(f"photos and answers are still in {workdir}: python -m experiments.purge --workdir={workdir} removes them")
     if PUSH.value:
         print(f"pushed to {hub.push(out, PUSH.value)}")

@@ -121,7 +121,8 @@ def memory_plan(work: Workspace) -> None:
     if work.planned:
         return
     more = {name for method in _rows(work.config) for name in method.streams}
-    c, streams = work.config, work.streams(work.config.unlearn.rows, *sorted(more))
+    c, names = work.config, ("forget", "retain", "text", *sorted(more))
+    streams = {name: work.stream(name, c.unlearn.rows) for name in dict.fromkeys(names) if work.asked_of(name)}
     stages, limit = needs(
         work,
         {what: max(s.largest[what] for s in streams.values()) for what in ("tokens", "patches")},
@@ -141,6 +142,24 @@ def memory_plan(work: Workspace) -> None:
     if not c.memory.allow_too_large:
         memory.check(stages, limit, ADVICE)
     work.planned = True
+
+
+def supply(work: Workspace) -> None:
+    """Whether there is something of everything that the methods train on and are scored by.
+
+    Raises:
+      InputError: there is not; every method that lacks something is named.
+    """
+    lacking = []
+    for name, row in zip(work.config.unlearn.methods, _rows(work.config), strict=True):
+        needed = row.streams | ({"forget", "retain", "text"} if row.mask and row.mask.scored else set())
+        if missing := sorted(stream for stream in needed if not work.asked_of(stream)):
+            lacking.append(f"{name} ({', '.join(missing)})")
+    if lacking:
+        raise InputError(
+            f"expected questions in everything that the methods train on or are scored by, found none for {'; '.join(lacking)}; choose "
+            "projected, which needs only who is to be forgotten (config.unlearn.methods), or set config.unlearn.replay=0, or add people"
+        )
 
 
 def _asked(work: Workspace) -> dict[str, int] | None:

@@ -186,6 +186,7 @@ def prepare_data(work: Workspace) -> dict:
     b = work.benchmark
     for line in builders.left_out(work.data):
         print(f"  {line}", flush=True)
+    checks.supply(work)
     attacking.check(work)
     general.check(work, processor=bool(work.config.model.path or work.config.vanilla.path))
     if work.config.model.path or work.config.vanilla.path:

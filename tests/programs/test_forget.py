@@ -218,6 +218,21 @@ def test_every_line_of_the_docs_was_run():
     assert pathlib.Path(ROOT / "docs" / "serve.md").exists()
 
 
+def test_where_nobody_else_is_at_hand_a_method_that_needs_them_is_refused_with_the_data(desk, tmp_path):
+    name = "Mona Pereira"
+    (tmp_path / "one").mkdir()
+    subprocess.run(["cp", "-r", str(desk.place / "eight" / "people" / name), str(tmp_path / "one" / name)], check=True)
+    lines = [line for line in (desk.place / "eight" / "questions.jsonl").read_text().splitlines(True) if name in line]
+    (tmp_path / "one" / "questions.jsonl").write_text("".join(lines))
+    line = (
+        f"python -m experiments.run --config={ROOT}/configs/tiny.py:benchmark=folder --workdir={tmp_path}/w --stages=data "
+        f"--config.vanilla.path=runs/tiny/vanilla --config.data.source={tmp_path}/one --config.data.forget='{name}'"
+    )
+    refused = desk.type(line, "--config.unlearn.methods=('grad_diff','ga','mmunlearner')")
+    ends_in_one_line(refused, "grad_diff (retain); mmunlearner (retain)", "choose projected")
+    assert desk.type(line).returncode == 0
+
+
 def test_a_broken_folder_is_a_list_before_any_model_loads(desk, tmp_path):
     subprocess.run(["cp", "-r", str(desk.place / "eight"), str(tmp_path / "eight")], check=True)
     table = tmp_path / "eight" / "questions.jsonl"
