@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-README = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+README_PATH = pathlib.Path(__file__).parents[2] / "README.md"
+README = README_PATH.read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -45,6 +46,15 @@ def test_the_projected_loop_runs_as_printed():
     assert 0 < kept.shape[1] < 5 and np.abs(moved).max() > 1e-3
     np.testing.assert_allclose(kept.T @ moved, 0, atol=1e-6)
     np.testing.assert_array_equal(names["params"]["b"], before["b"])
+
+
+def test_the_program_of_the_page_prints_what_it_says(capsys):
+    page = (README_PATH.parent / "docs" / "own-project.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(program, "own-project.md", "exec"), {"__name__": "page"})
+    said = capsys.readouterr().out.splitlines()
+    told = re.search(r"It prints\n\n```\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    assert said[:-1] == told[:-1] and float(said[-1].split(": ")[1]) < 1e-5  # the last digit is the machine's
 
 
 def test_a_study_is_three_lines(monkeypatch):
