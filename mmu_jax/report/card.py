@@ -13,6 +13,9 @@ LIMITS = (
 )
 
 
+GIVEN = "## The card of the model that was given"
+
+
 def _checks(record: dict[str, Any]) -> list[Check]:
     return [Check(**check) for check in record["results"]]
 
@@ -61,7 +64,9 @@ def _notes(record: dict[str, Any]) -> list[str]:
     ]
     if record["earlier"]:
         ids = [person["id"] for one in record["earlier"] for person in one["people"]]
-        said.append(f"Forgotten by {len(record['earlier'])} earlier requests: {', '.join(ids)}.")
+        said.append(
+            f"Forgotten by {len(record['earlier'])} earlier request{'s' * (len(record['earlier']) > 1)}: {', '.join(ids)}."
+        )
     if record["not_tested_again"]:
         said.append(f"Not tested again, since no photo of them was at hand: {', '.join(record['not_tested_again'])}.")
     if record["flags"]:
@@ -119,7 +124,9 @@ def model_card(record: dict[str, Any], original: str) -> str:
         f"Made {record['made']} with mmu_jax {record['provenance']['mmu_jax']}, {record['method']['name']} ({record['method']['source']}). "
         "`deletion.json` is the record, `deletion.html` shows it; `sha256sum -c SHA256SUMS` checks every file."
     ]
-    lines += ["## The card of the model that was given", body] if body else []
+    if record["earlier"]:  # that card was ours; what stood below it stands below this one
+        body = body.partition(GIVEN)[2].strip()
+    lines += [GIVEN, body] if body else []
     return "\n\n".join(filter(None, lines)) + "\n"
 
 

@@ -166,6 +166,9 @@ def test_the_card_and_the_page_say_what_the_record_does(tmp_path):
     assert kept["sha256"] in page and "a" * 64 in page and 'src="http' not in page
     assert "not all thresholds are met" in card.page(made(tmp_path / "m", met=False))
     assert card.model_card(kept, "").startswith("# A model that forgot a face")
+    again = card.model_card(made(tmp_path / "m", before=record.chain(kept)), told)
+    assert again.count("# A model that forgot") == 1 and again.count("It sees.") == 1 and "license: llama2" in again
+    assert "Forgotten by 1 earlier request: p-1." in again
 
 
 def test_a_request_without_a_name_is_a_fault(tmp_path):
