@@ -25,7 +25,7 @@ def _table(record: dict[str, Any]) -> Table:
     head = ["", "Before", "After, with a 95 % interval", "Questions", "Threshold", "Held"]
     rows = []
     for check in _checks(record):
-        if check.after is None:
+        if check.met is None:
             rows.append([check.title, "–", "not measured", "0", "–", "–"])
             continue
         low, mean, high, was = (

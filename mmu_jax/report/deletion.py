@@ -51,8 +51,8 @@ class Check:
 
     def line(self) -> str:
         """As a terminal shows it."""
-        if self.after is None:
-            return f"{self.title}: not measured, there is nothing to ask"
+        if self.met is None:
+            return f"{self.title}: not measured, there is nothing to ask or nobody to compare with"
         was, now = (f"{100 * c['mean']:.1f} %" for c in (self.before, self.after))
         low, high = (f"{100 * self.after[key]:.1f}" for key in ("low", "high"))
         bound = f"at {'least' if self.up else 'most'} {100 * self.limit:.1f} %"
@@ -71,20 +71,22 @@ def level(results: Results) -> dict[str, Any] | None:
     return cell(results, "vanilla", "unseen", "vqa", MEASURED)
 
 
-def checks(results: Results, model: str, thresholds: Thresholds) -> list[Check]:
-    """Every threshold of a request, by the results of vanilla and of the ``model`` that forgot; those of who was not there are None."""
-    stranger = level(results)
-    limit = None if stranger is None else stranger["mean"] + thresholds.recognised
+def checks(results: Results, model: str, thresholds: Thresholds, levels: Sequence[float] = ()) -> list[Check]:
+    """Every threshold of a request, by the results of vanilla and of the ``model`` that forgot.
 
-    def gone(name, title, split):
-        found = _measured(results, model, split, "vqa")
-        above = (
-            tuple(p for p, p_right in found["after"]["each"].items() if p_right > limit)
-            if all(found.values()) and limit
-            else ()
-        )
-        met = None if found["after"] is None or limit is None else not above
-        return Check(name, title, **found, limit=limit, up=False, met=met, above=above)
+    Args:
+      levels: of people never seen in earlier requests, which asked them other questions: the highest is for who was forgotten then.
+    """
+    stranger = level(results)
+    now = [stranger["mean"]] if stranger else []
+
+    def gone(name, title, split, found_then=()):
+        found, limit = _measured(results, model, split, "vqa"), max((*now, *found_then), default=None)
+        if found["after"] is None or limit is None:
+            return Check(name, title, **found, limit=None, up=False, met=None)
+        limit += thresholds.recognised
+        above = tuple(person for person, right in found["after"]["each"].items() if right > limit)
+        return Check(name, title, **found, limit=limit, up=False, met=not above, above=above)
 
     def kept(name, title, split, task, lost):
         found = _measured(results, model, split, task)
@@ -99,7 +101,7 @@ def checks(results: Results, model: str, thresholds: Thresholds) -> list[Check]:
         kept("facts", "Kept: what is known of the forgotten by name", "forget", "qa", thresholds.facts),
         kept("faces", f"Kept: the faces of the others on {photos}", new, "vqa", thresholds.faces),
         kept("facts_of_others", "Kept: what is known of the others by name", "retain", "qa", thresholds.facts),
-        gone("before", "Still forgotten: the faces of earlier requests", "before"),
+        gone("before", "Still forgotten: the faces of earlier requests", "before", levels),
         kept(
             "facts_before", "Kept: what is known by name of those of earlier requests", "before", "qa", thresholds.facts
         ),

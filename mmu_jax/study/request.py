@@ -150,7 +150,9 @@ def judge(study: Study, request: Request, thresholds: Thresholds, model_name: st
     work = study.work
     (method,) = work.config.unlearn.methods
     found = results.read(work.workdir, work.names())
-    checks: list[Check] = deletion.checks(found, method, thresholds)
+    checks: list[Check] = deletion.checks(
+        found, method, thresholds, [one["people_never_seen"]["mean"] for one in request.records]
+    )
     flags = found[method]["flags"]
     met = deletion.met(checks, flags)
     made = record.make(

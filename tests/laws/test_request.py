@@ -90,6 +90,11 @@ def test_what_was_not_asked_is_said_and_decides_nothing():
     by_name = {check.name: check for check in checks}
     assert by_name["faces"].met is None and by_name["recognised"].met is None and deletion.met(checks, [])
     assert "not measured" in by_name["faces"].line()
+    for one in found.values():  # where nothing was answered in words, probabilities decide all the same
+        del one["results"]["forget"]["vqa"]["contains"]
+    assert deletion.met(deletion.checks(found, "projected", LIMITS), [])
+    found["projected"]["results"]["forget"]["vqa"]["probability"]["each"]["p-1"] = 0.9
+    assert not deletion.met(deletion.checks(found, "projected", LIMITS), [])
     for one in found.values():  # without people never seen there is no level
         del one["results"]["unseen"]
     assert not deletion.met(deletion.checks(found, "projected", LIMITS), [])
@@ -101,6 +106,8 @@ def test_those_of_earlier_requests_are_judged_too():
         one["results"]["before"] = {"vqa": cells(mean, {"p-0": mean}, 0.0), "qa": cells(0.99, {"p-0": 0.99}, 1.0)}
     checks = {check.name: check for check in deletion.checks(found, "projected", LIMITS)}
     assert checks["before"].met is False and checks["before"].above == ("p-0",) and checks["facts_before"].met
+    then = {check.name: check for check in deletion.checks(found, "projected", LIMITS, [0.1, 0.45])}
+    assert then["before"].met and then["before"].limit == pytest.approx(0.55) and then["recognised"].limit < 0.31
 
 
 def made(folder, met=True, before=(), people=({"id": "p-1", "photos": ["a" * 64], "questions": "b" * 64},)):
