@@ -4,12 +4,14 @@ import dataclasses
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from mmu_jax import Faults, InputError, directory, hub
-from mmu_jax.data import builders, names, people
+from mmu_jax import Faults, InputError, directory, evaluate, hub
+from mmu_jax.data import Person, builders, loader, names, people
 from mmu_jax.data.people import Folder, Found
 from mmu_jax.data.sets import folder as rows
 from mmu_jax.methods import METHODS
@@ -226,3 +228,27 @@ def done(request: Request, out: pathlib.Path) -> bool:
         return False
     made, people_now = record.read(out), [record.person(request.folder, person) for person in request.who]
     return made["people"] == people_now and made["source"]["files"] == record.of_model(request.model)
+
+
+def answers(
+    model: str | pathlib.Path, questions: Sequence[str], photos: Sequence[str | pathlib.Path] = (), new_tokens: int = 64
+) -> list[str]:
+    """What a model answers to every question: about the first of the photos, then about the next, or about none.
+
+    Args:
+      model: directory or hub id: one that was given, or one that forgot.
+      photos: files.
+      new_tokens: of the longest answer.
+
+    Raises:
+      InputError: a photo is not there, or there is no model that is one of ours.
+    """
+    if missing := [str(path) for path in photos if not pathlib.Path(path).is_file()]:
+        raise InputError(f"expected a photo, found no file at {', '.join(missing)}; correct it")
+    asked = [*questions] * max(len(photos), 1)
+    examiner, params = evaluate.of_checkpoint(model, rows=max(min(len(asked), 32), 1), new_tokens=new_tokens)
+    if not photos:
+        return examiner.answers(params, asked, None, None)
+    shown = [Person(str(p), str(p), (pathlib.Path(p).read_bytes(),), (), (), (), ()) for p in photos]
+    album = loader.album(examiner.processor, shown)
+    return examiner.answers(params, asked, np.repeat(np.arange(len(photos)), len(questions)), album)

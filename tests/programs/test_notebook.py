@@ -1,9 +1,13 @@
-"""The notebook runs top to bottom on eight devices, and is kept without what a run leaves in it."""
+"""The notebooks run top to bottom on eight devices, and are kept without what a run leaves in them."""
 
 import importlib.metadata
+import json
 import os
 import pathlib
 import re
+import sys
+import types
+import zipfile
 
 import nbformat
 import pytest
@@ -13,46 +17,134 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PATH = ROOT / "notebooks" / "mmu_jax_colab_tpu.ipynb"
+NOTEBOOKS = ROOT / "notebooks"
+STUDY, PHOTOS = "mmu_jax_colab_tpu", "your_own_photos"
+BADGE = "https://colab.research.google.com/github/mmu-jax/mmu_jax/blob/main/"
+# What the study needs and the library does not: nothing of it may be found before the cells that are the library's have run.
+BEYOND = {
+    "transformers",
+    "tokenizers",
+    "tensorflow_datasets",
+    "ml_collections",
+    "huggingface_hub",
+    "skimage",
+    "pyarrow",
+}
+HIDE = f"""
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BEYOND}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+"""
+SHOW = f"""
+sys.meta_path.pop(0)
+print({BEYOND} & sys.modules.keys() or "none of them")
+"""
 
 
-@pytest.fixture
-def notebook():
-    return nbformat.read(PATH, as_version=nbformat.NO_CONVERT)
+@pytest.fixture(params=[STUDY, PHOTOS])
+def notebook(request):
+    return read(request.param)
+
+
+def read(name):
+    return nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=nbformat.NO_CONVERT)
 
 
 def printed(cell):
     return "".join(output.get("text", "") for output in cell.outputs)
 
 
-def pictures(cell):
-    return sum("image/png" in output.get("data", {}) for output in cell.outputs)
+def shown(cell, kind="image/png"):
+    return [output["data"][kind] for output in cell.outputs if kind in output.get("data", {})]
 
 
-def test_it_runs_top_to_bottom_and_shows_what_it_says(notebook, tmp_path):
+def ran(notebook, workdir):
+    """Every cell by its id, once the notebook has run, small."""
     # No kernel of the machine's, only the one that comes with this interpreter's ipykernel.
     kernel = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     client = NotebookClient(notebook, km=kernel, timeout=300, resources={"metadata": {"path": str(ROOT)}})
     client.owns_km = True  # it ends with the notebook
-    workdir = tmp_path / "w"
-    small = {"MMU_JAX_NOTEBOOK": "small", "MMU_JAX_WORKDIR": str(workdir)}
-    client.execute(env=os.environ | small)
-    cells = {cell.id: cell for cell in notebook.cells}
+    client.execute(env=os.environ | {"MMU_JAX_NOTEBOOK": "small", "MMU_JAX_WORKDIR": str(workdir)})
+    return {cell.id: cell for cell in notebook.cells}
+
+
+def shares(line):
+    return [int(share) for share in re.findall(r"(\d+)%", line)]
+
+
+def test_the_study_runs_top_to_bottom_and_its_library_needs_nothing_else(tmp_path):
+    notebook, workdir = read(STUDY), tmp_path / "w"
+    new = {name: nbformat.v4.new_code_cell(source, id=name) for name, source in (("hide", HIDE), ("show", SHOW))}
+    ids = [cell.id for cell in notebook.cells]
+    notebook.cells.insert(ids.index("study-about"), new["show"])
+    notebook.cells.insert(ids.index("devices"), new["hide"])
+    cells = ran(notebook, workdir)
     said = {name: printed(cell) for name, cell in cells.items() if cell.cell_type == "code"}
-    assert said["install"] == "" and " on 8 x " in said["devices"]
-    known, kept = (
-        re.fullmatch(r"recognised: (\d+)% to forget, (\d+)% to keep\n", said[n]) for n in ("train", "forget")
-    )
-    assert int(known[1]) == 100 and int(known[2]) == 100
-    assert int(kept[1]) == 0 and int(kept[2]) >= 98
-    moved = re.fullmatch(r"moved: ([\d,]+) of ([\d,]+) weights inside the mask, 0 outside\n", said["proof"])
+    assert said["install"] == "" and " on 8 x " in said["devices"] and said["show"] == "none of them\n"
+    assert shares(said["vanilla"]) == [100, 100, 100]
+    ways = {line[:14].strip(): shares(line) for line in said["compare"].splitlines()}
+    assert list(ways) == ["no protection", "the mask", "a random mask", "projected"]
+    assert all(four <= 13 for four, _, _ in ways.values())  # of eight jobs: all forget to the same degree
+    assert all(ways["projected"][i] >= 98 > 96 > ways[other][i] for other in [*ways][:3] for i in (1, 2))
+    moved = re.search(r"mask: moved ([\d,]+) of ([\d,]+) weights inside, 0 outside", said["proof"])
     assert 0 < int(moved[1].replace(",", "")) <= int(moved[2].replace(",", ""))
-    assert "plan:" in said["run"] and "forget mask" in said["run"]
-    assert "Forget VQA" in said["table"] and re.search(r"^mmunlearner ", said["table"], re.MULTILINE)
-    assert [pictures(cells[name]) for name in ("forget-figure", "figure", "layers")] == [1, 2, 2]
-    assert said["checkpoint"].splitlines()[0] == str(workdir / "unlearned" / "mmunlearner")
+    along = re.findall(r"along the kept directions ([\d.]+)%", said["proof"])
+    assert len(along) == 3 and all(float(share) < 0.01 for share in along)
+    assert "plan:" in said["run"] and "forget mask" in said["run"] and "of directions kept out" in said["run"]
+    assert "Forget VQA" in said["table"] and re.search(r"^projected ", said["table"], re.MULTILINE)
+    assert [len(shown(cells[name])) for name in ("forget-figure", "figure", "faces", "layers")] == [1, 2, 1, 2]
+    (told,) = shown(cells["figure"], "text/markdown")
+    assert "After projected" in told and "|" not in told and "# " not in told
+    assert said["checkpoint"].splitlines()[0] == str(workdir / "unlearned" / "projected")
     assert "  model.safetensors" in said["checkpoint"].splitlines()
-    assert said["llava"].startswith("llava-hf/llava-1.5-7b-hf") and "  unlearn/mmunlearner" in said["llava"]
+    assert said["llava"].startswith("llava-hf/llava-1.5-7b-hf") and "  unlearn/projected" in said["llava"]
+
+
+def test_a_folder_of_photos_becomes_a_record(tmp_path):
+    cells = ran(read(PHOTOS), tmp_path / "w")
+    said = {name: printed(cell) for name, cell in cells.items() if cell.cell_type == "code"}
+    assert said["look"].splitlines()[0] == f"{tmp_path}/w/four is without fault" and len(said["look"].splitlines()) == 5
+    assert "to forget: 1 of 4 people in the folder" in said["request"] and "method: projected" in said["request"]
+    judged = [line for line in said["verdict"].splitlines() if " before, " in line]
+    assert len(judged) == 5 and all(line.endswith(": met") for line in judged)
+    assert shown(cells["verdict"], "text/markdown")[0].startswith("**Met.** This model was made to forget the faces")
+    assert [len(shown(cells[name])) for name in ("sheet", "ask")] == [1, 1]
+    facts = [line.split("  →  ") for line in said["by-name"].splitlines()[1::2]]
+    assert len(facts) == 4 and all(was.strip() == now for was, now in facts)
+    assert "files of" in said["record"] and "forgotten: p-" in said["record"]
+    assert "Record of a deletion" in shown(cells["page"], "text/html")[0]
+    assert said["purge"].endswith("a name or a photo is still in: none of them\n")
+    record = json.loads((tmp_path / "w" / "without-one" / "deletion.json").read_text())
+    assert record["met"] and not (tmp_path / "w" / "without-one.work" / "answers").exists()
+
+
+def test_a_folder_is_uploaded_where_colab_is(tmp_path, monkeypatch):
+    """Colab stands in the modules of its kernels; it asks for a file and gives its name and content."""
+    with zipfile.ZipFile(tmp_path / "people.zip", "w") as archive:
+        archive.writestr("mine/people/Ada Berg/1.jpg", b"")
+        archive.writestr("mine/questions.csv", "person,question,answer")
+    content, mounted = (tmp_path / "people.zip").read_bytes(), []
+    colab = types.ModuleType("google.colab")
+    colab.files = types.SimpleNamespace(upload=lambda: {"people.zip": content})
+    colab.drive = types.SimpleNamespace(mount=mounted.append)
+    cell = next(cell for cell in read(PHOTOS).cells if cell.id == "upload")
+
+    def place(said):
+        names = {"FOLDER": said, "WORK": tmp_path}
+        exec(cell.source, names)
+        return names["FOLDER"]
+
+    drive = "/content/drive/MyDrive/mine"
+    assert place("upload") == "upload" and place(drive) == drive and mounted == []  # elsewhere nothing happens
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    assert place("upload") == str(tmp_path / "uploaded" / "mine") and mounted == []
+    assert place(drive) == drive and mounted == ["/content/drive"]
 
 
 def test_nothing_of_a_run_is_kept(notebook):
@@ -61,6 +153,21 @@ def test_nothing_of_a_run_is_kept(notebook):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.id for cell in cells if cell.outputs or cell.execution_count] == []
     assert all(not cell.metadata for cell in notebook.cells)
+
+
+def test_every_badge_names_a_notebook_that_is_there():
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(NOTEBOOKS.glob("*.ipynb"))]
+    links = {
+        page: re.findall(r"https://colab\.research\.google\.com/github/[^)\"\\\s]+", page.read_text()) for page in pages
+    }
+    assert all(
+        link.startswith(BADGE) and (ROOT / link.removeprefix(BADGE)).is_file()
+        for found in links.values()
+        for link in found
+    )
+    for path in NOTEBOOKS.glob("*.ipynb"):  # each has a badge of its own, under its title
+        assert links[path][0] == f"{BADGE}notebooks/{path.name}"
+        assert json.loads(path.read_text())["metadata"]["colab"]["name"] == path.name
 
 
 class Shell:
