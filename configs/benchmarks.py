@@ -39,6 +39,7 @@ def own_people(config: ConfigDict) -> None:
     config.data.forget = ""  # names
     config.data.retain = "rest"
     config.gold = False
+    config.show_people = False
     config.factors.text = 1.0  # facts by name come first: the faces to keep that are at hand stand for many more
     config.factors.unseen = 1.0
     config.unlearn.epochs = 100.0  # at most: it ends where no more is known of them than of people never seen

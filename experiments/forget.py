@@ -26,6 +26,9 @@ WHO = flags.DEFINE_string("who", "", "Whom to forget: names, separated by commas
 SHOW_PEOPLE = flags.DEFINE_bool("show_people", False, "Faces, names and answers in the report of the workdir.")
 KEEP = flags.DEFINE_string("keep", "", "Whom to keep of the folder; default everyone else.")
 OUT = flags.DEFINE_string("out", None, "Where the model that forgot shall be.")
+BEFORE = flags.DEFINE_string(
+    "before", "", "Who was forgotten by earlier requests, beside those whom the record tells by their photos."
+)
 VALIDATE = flags.DEFINE_bool("validate", False, "Only look the folder through.")
 RECOGNISED = flags.DEFINE_float(
     "recognised", 10.0, "Points above people never seen that a forgotten face may be, at most.", 0, 100
@@ -36,6 +39,8 @@ PUSH = flags.DEFINE_string(
     "push_to_hub", "", "ORG/NAME: where on the Hugging Face hub it is pushed to, private, if the thresholds are met."
 )
 
+SETTLED = {"data.source": "--people", "data.forget": "--who", "data.retain": "--keep", "data.before": "--before"}
+SETTLED |= {"vanilla.path": "--model"}
 SMALL = 10**8  # parameters below which a model is trained whole, by the recipe of the embedded default
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOT_MET = 3
@@ -75,7 +80,12 @@ def needed() -> None:
 def run() -> int:
     """The request of the command line; the exit code."""
     needed()
-    wanted = request.read(MODEL.value, PEOPLE.value, WHO.value, KEEP.value)
+    if command.SEEDS.present:
+        raise InputError("expected flags that this program reads, found --seeds; set --config.seed")
+    if brought := sorted(command.given().keys() & SETTLED.keys()):
+        told = ", ".join(f"config.{key} ({SETTLED[key]})" for key in brought)
+        raise InputError(f"expected the request in flags of its own, found {told}; set these")
+    wanted = request.read(MODEL.value, PEOPLE.value, WHO.value, KEEP.value, BEFORE.value)
     config = command.CONFIG.value
     request.settle(wanted, config, show_people=SHOW_PEOPLE.value)
     print(*request.plan(wanted, config), sep="\n", flush=True)
@@ -83,14 +93,15 @@ def run() -> int:
         print("the folder is without fault")
         return 0
     out = pathlib.Path(OUT.value)
-    if request.done(wanted, out):
+    thresholds = Thresholds(RECOGNISED.value / 100, FACES.value / 100, FACTS.value / 100)
+    if request.done(wanted, out, thresholds):
         print(f"{out} is what this request made: nothing is to be done")
-        return 0
-    request.check_free(out)
+        return push(out)
     workdir = pathlib.Path(command.WORKDIR.value or f"{out}.work")
+    request.check_free(out)
+    request.check_places(wanted, out, workdir)
     study = Study(config, workdir, command.given())
     study.run()
-    thresholds = Thresholds(RECOGNISED.value / 100, FACES.value / 100, FACTS.value / 100)
     outcome = request.judge(study, wanted, thresholds, pathlib.Path(MODEL.value).name)
     write_json(workdir / deletion.NAME, outcome.record)
     print("", *outcome.lines, sep="\n")
@@ -105,6 +116,11 @@ def run() -> int:
     )
     print(f"verdict: met{measured}; the model and its record (deletion.json, deletion.html) are in {out}")
     print(f"photos and answers are still in {workdir}: python -m experiments.purge --workdir={workdir} removes them")
+    return push(out)
+
+
+def push(out: pathlib.Path) -> int:
+    """Pushes what was shipped, where that was asked for; the exit code."""
     if PUSH.value:
         print(f"pushed to {hub.push(out, PUSH.value)}")
     return 0

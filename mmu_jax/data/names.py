@@ -1,6 +1,7 @@
 """People by name or id, as a person types them: case, spacing, underscores and Unicode form do not count."""
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
@@ -12,6 +13,28 @@ def key(name: str) -> str:
     True
     """
     return " ".join(unicodedata.normalize("NFKC", name).replace("_", " ").casefold().split())
+
+
+def _pattern(name: str) -> re.Pattern:
+    return re.compile(rf"(?<!\w){re.escape(key(name))}(?!\w)")
+
+
+def mentioned(name: str, text: str) -> bool:
+    """Whether a text has a name, as words of its own.
+
+    >>> mentioned('Bo', 'What book is this?'), mentioned('Bo', "What is Bo's job?")
+    (False, True)
+    """
+    return _pattern(name).search(key(text)) is not None
+
+
+def without(name: str, text: str) -> str:
+    """A text with a name taken out.
+
+    >>> without('Ada Berg', 'Where does Ada Berg live?')
+    'where does  live?'
+    """
+    return _pattern(name).sub("", key(text))
 
 
 def resolve(said: str, people: Mapping[str, str]) -> tuple[list[str], list[str]]:

@@ -103,11 +103,11 @@ def _read(source: pathlib.Path, stamp: tuple) -> Folder:
     people = [_person(folder, source, faults, remarks) for folder in folders]
     if not people:
         faults.append(f"{root}: expected a folder of photos for every person, found none; make {root}/NAME/*.jpg")
-    faults += _shared(people, source)
     strangers = _strangers(source, root, faults, remarks)
+    faults += _shared(people, strangers, source)
     rows = list(_rows(source, root, {names.key(p.name): p for p in people}, faults))
     faults += _twice(rows)
-    return Folder(tuple(people), tuple(rows), strangers, tuple(faults), tuple(remarks))
+    return Folder(tuple(people), tuple(rows), tuple(strangers), tuple(faults), tuple(remarks))
 
 
 def _beside(path: pathlib.Path) -> bool:
@@ -146,6 +146,8 @@ def _photos(folder: pathlib.Path, source: pathlib.Path, faults: list[str], remar
             continue
         if path.is_dir():
             faults.append(f"{where}: expected photos in {folder.name}, found a folder in it; move its photos up")
+        elif not path.is_file():
+            faults.append(f"{where}: expected a photo, found a link to nothing; copy the file there")
         elif suffix in UNREADABLE:
             faults.append(f"{where}: expected a photo ({', '.join(PHOTOS)}), found {suffix}; convert it")
         elif suffix not in PHOTOS:
@@ -161,13 +163,15 @@ def _photos(folder: pathlib.Path, source: pathlib.Path, faults: list[str], remar
     return found
 
 
-def _shared(people: list[Found], source: pathlib.Path) -> Iterator[str]:
-    """Two folders that are one person: by name, or by a photo that lies in both."""
+def _shared(people: list[Found], strangers: dict[pathlib.Path, str], source: pathlib.Path) -> Iterator[str]:
+    """Two folders that are one person: by name, or by a photo that lies in both; and people who are no strangers."""
     by_name, by_photo = collections.defaultdict(list), collections.defaultdict(list)
     for person in people:
         by_name[names.key(person.name)].append(person.folder.relative_to(source))
         for photo, found in zip(person.photos, person.hashes, strict=True):
             by_photo[found].append(person.folder.relative_to(source) / photo)
+    for photo, found in strangers.items():
+        by_photo[found].append(photo.relative_to(source))
     for folders in by_name.values():
         if len(folders) > 1:
             yield f"{folders[1]}: expected a folder of its own for every person, found one name in {_list(folders)}; join them"
@@ -183,11 +187,12 @@ def _list(paths: Sequence[Any]) -> str:
 
 def _strangers(
     source: pathlib.Path, root: pathlib.Path, faults: list[str], remarks: list[str]
-) -> tuple[pathlib.Path, ...]:
+) -> dict[pathlib.Path, str]:
+    """Photo -> SHA-256."""
     for folder in dict.fromkeys((source / STRANGERS, root / STRANGERS)):
         if folder.is_dir():
-            return tuple(folder / name for name in _photos(folder, source, faults, remarks))
-    return ()
+            return {folder / name: found for name, found in _photos(folder, source, faults, remarks).items()}
+    return {}
 
 
 # ---- the table
@@ -276,7 +281,7 @@ def _row(found: dict, where: str, people: dict[str, Found], faults: list[str]) -
         faults.append(
             f"{where}: expected a photo in {person.folder.name}, found no {said['photo']!r} there; correct it"
         )
-    named = names.key(person.name) in names.key(said["question"])
+    named = names.mentioned(person.name, said["question"])
     kind = ABOUT.get(about) or (IMAGE if photo or not named else TEXT)
     if photo and kind == TEXT:
         faults.append(f"{where}: expected no photo about a name, found {photo!r}; remove it, or write about: face")

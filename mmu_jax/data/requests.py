@@ -27,18 +27,17 @@ def forgotten_before(benchmark: Benchmark, people: tuple[Person, ...]) -> Benchm
 def asked_of_strangers(benchmark: Benchmark) -> Benchmark:
     """The benchmark in which people never seen, if nothing is asked of them, are asked about their faces what those to forget are.
 
-    Each in turn what one of these is, with the same right answers: how likely they are for somebody else's face is the
-    level of not knowing it.
+    With the same right answers: how likely they are for somebody else's face is the level of not knowing it.
     """
     if any((*person.generation, *person.choices) for person in benchmark.unseen):
         return benchmark
 
-    def of(items: tuple, person: Person) -> tuple[Example | Choice, ...]:
-        return tuple(dataclasses.replace(i, person=person.id, photo=None) for i in items if i.kind == IMAGE)
+    def of(task: str, person: Person) -> tuple[Example | Choice, ...]:
+        items = (item for model in benchmark.forget for item in getattr(model, task) if item.kind == IMAGE)
+        return tuple(dataclasses.replace(item, person=person.id, photo=None) for item in items)
 
-    forget = benchmark.forget
     asked = (
-        dataclasses.replace(person, generation=of(model.generation, person), choices=of(model.choices, person))
-        for person, model in ((p, forget[i % len(forget)]) for i, p in enumerate(benchmark.unseen))
+        dataclasses.replace(person, generation=of("generation", person), choices=of("choices", person))
+        for person in benchmark.unseen
     )
     return dataclasses.replace(benchmark, unseen=tuple(asked))

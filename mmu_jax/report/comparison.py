@@ -12,7 +12,7 @@ from mmu_jax.metrics import METRICS, Metric
 from mmu_jax.report import figures, latex, page, paired, runs, words
 from mmu_jax.report.page import Block, Section
 from mmu_jax.report.paired import Column, Interval
-from mmu_jax.report.results import FLAGS, Results, axes, headline, ours, outcome
+from mmu_jax.report.results import FLAGS, Results, axes, headline, ours, outcome, placeless
 from mmu_jax.report.runs import Merged, Run
 from mmu_jax.report.tables import Table
 
@@ -212,7 +212,7 @@ def compare(found: list[Run], against: str = "") -> tuple[list[str], list[Sectio
         Block("figure", figure, "front", words.of_front(results, list(results), [a for a in axes(results) if a.up])),
     ]
     titles, further = dict.fromkeys(one.section for one in told), {"Means over runs": flags(merged)}
-    made = {run.path: run.results["vanilla"]["provenance"] | {"config": run.config} for run in found}
+    made = {run.path: run.results["vanilla"]["provenance"] | {"config": placeless(run.config)} for run in found}
     lead = [Block("note" if i else "lead", line) for i, line in enumerate(said)]
     return said, [
         Section("", lead),

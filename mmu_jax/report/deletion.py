@@ -52,7 +52,7 @@ class Check:
     def line(self) -> str:
         """As a terminal shows it."""
         if self.met is None:
-            return f"{self.title}: not measured, there is nothing to ask or nobody to compare with"
+            return f"{self.title}: not measured, there is nothing to ask, or no level below what was known"
         was, now = (f"{100 * c['mean']:.1f} %" for c in (self.before, self.after))
         low, high = (f"{100 * self.after[key]:.1f}" for key in ("low", "high"))
         bound = f"at {'least' if self.up else 'most'} {100 * self.limit:.1f} %"
@@ -85,6 +85,8 @@ def checks(results: Results, model: str, thresholds: Thresholds, levels: Sequenc
         if found["after"] is None or limit is None:
             return Check(name, title, **found, limit=None, up=False, met=None)
         limit += thresholds.recognised
+        if split != "before" and limit >= found["before"]["mean"]:  # a limit that nobody exceeds says nothing
+            return Check(name, title, **found, limit=limit, up=False, met=None)
         above = tuple(person for person, right in found["after"]["each"].items() if right > limit)
         return Check(name, title, **found, limit=limit, up=False, met=not above, above=above)
 

@@ -12,7 +12,20 @@ from mmu_jax.methods import METHODS
 from mmu_jax.metrics import METRICS
 from mmu_jax.report import answers, attacked, bars, faces, figures, general, tables, words
 from mmu_jax.report.attacked import Attacked
-from mmu_jax.report.results import FLAGS, Results, alike, axes, cell, headline, in_order, judged_by, ours, read, verdict
+from mmu_jax.report.results import (
+    FLAGS,
+    Results,
+    alike,
+    axes,
+    cell,
+    headline,
+    in_order,
+    judged_by,
+    ours,
+    placeless,
+    read,
+    verdict,
+)
 
 FRONT = (
     "Every axis against what is left of the forgotten, by the probability of the right answer; crosses are 95 % intervals{}. Where methods "
@@ -32,8 +45,6 @@ LIMITS = (
     "A model that no longer answers has not been shown to hold nothing: forgetting is measured by behaviour. Intervals on "
     "the forgotten come from {}: they are as wide as that is few."
 )
-
-
 ROWS = (
     "Rows: vanilla, the model before; gold, which was never trained on the people to forget; the method that this report "
     "speaks of; then the others by the worst of their columns, best first."
@@ -43,8 +54,7 @@ NO_ANSWER = (
     "an occupation was asked for, a word again and again), with 95 % interval. Lower is better everywhere: gibberish is no "
     "forgetting."
 )
-
-
+FIGURES = ("faces", "trade_off", "change", "front", "density", "curves", "attacks", "main")  # that were ever written
 PIXELS = 88  # of an inch of a figure on the page, so that its text is as large as that around it
 WIDE = 7.0  # inches: a figure that is wider is scrolled on a small screen, not shrunk
 
@@ -209,7 +219,7 @@ def sections(
     """The report, in the order in which it is read."""
     metric, vanilla = headline(results), results["vanilla"]
     about = [f"{name}: {METHODS[name].source}" for name in results if name in METHODS]
-    made = {"provenance": vanilla["provenance"], "config": vanilla["config"]}
+    made = {"provenance": vanilla["provenance"], "config": placeless(vanilla["config"])}
     found = attacked.read(workdir, list(results), list(attacks))
     four_way = _table(results, tables.four_way(results), "The four-way table", metric, "mcq")
     lead, *others = words.head(results, len(benchmark.forget), found, attacks)
@@ -293,8 +303,8 @@ def publish(folder: pathlib.Path, stem: str, title: str, found: list[Section], d
     for section in found:
         md += [f"## {section.title}"] if section.title else []
         md += [_markdown(block) for block in section.blocks]
-    for old in (folder / "figures").glob("*.png"):
-        old.unlink()
+    for old in FIGURES:
+        (folder / "figures" / f"{old}.png").unlink(missing_ok=True)
     (folder / f"{stem}.md").write_text("\n\n".join(md) + "\n")
     (folder / f"{stem}.html").write_text(render(title, found, dots, folder / "figures"))
 

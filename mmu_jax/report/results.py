@@ -83,6 +83,21 @@ def _places(value: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [(split, task, metric) for split, task, cells in tasks for metric in cells]
 
 
+PLACES = ("source", "path")  # keys of a config that say where something lies on this machine, as all of ``general`` do
+
+
+def placeless(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as it may be shown to others.
+
+    >>> placeless({'data': {'source': '/home/ada', 'name': 'folder'}, 'general': {'pope': '/data', 'drawn': 5}})
+    {'data': {'name': 'folder'}, 'general': {'drawn': 5}}
+    """
+    shown = {key: placeless(v) if isinstance(v, dict) else v for key, v in config.items() if key not in PLACES}
+    if "general" in shown:
+        shown["general"] = {key: v for key, v in shown["general"].items() if not isinstance(v, str)}
+    return shown
+
+
 def cell(results: Results, model: str, split: str, task: str, metric: str) -> dict[str, float] | None:
     return results[model]["results"].get(split, {}).get(task, {}).get(metric)
 

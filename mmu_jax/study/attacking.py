@@ -74,7 +74,5 @@ def attack(work: Workspace, model: str, name: str) -> dict:
         work.tracker.write(f"attack/{model}/{name}", {"returned": points[-1]["mean"]}, step)
     bar.close()
     value = {"model": model, "attack": name, "trains": row.trains, "split": split, "points": points}
-    write_json(
-        work.attacked(model, name), value | {"config": work.config.to_dict(), "provenance": records.provenance()}
-    )
+    write_json(work.attacked(model, name), value | {"config": work.told_config, "provenance": records.provenance()})
     return {"before": points[0]["mean"], "after": points[-1]["mean"]}

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import hashlib
+import hmac
 import json
 import pathlib
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from mmu_jax.data.people import Folder, Found
 from mmu_jax.files import read_object, write_json
 from mmu_jax.methods import METHODS
 from mmu_jax.report.deletion import Check, Thresholds
+from mmu_jax.report.results import placeless
 from mmu_jax.study import records
 
 NAME, PAGE, CARD, SUMS = "deletion.json", "deletion.html", "README.md", "SHA256SUMS"
@@ -25,7 +27,6 @@ SHAPE = {
     "sha256": str,
     "met": bool,
 }
-PATHS = ("source", "path")  # keys of a config that say where something lies on this machine
 
 
 def hashes(folder: pathlib.Path) -> dict[str, str]:
@@ -80,13 +81,16 @@ def chain(record: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def person(folder: Folder, found: Found) -> dict[str, Any]:
-    """Who is to be forgotten: an id, and hashes by which the photos and the questions can be shown to be these."""
+    """Who is to be forgotten: an id, and hashes by which the photos and the questions can be shown to be these.
+
+    That of the questions is keyed by the photos: who does not have them cannot find out by guessing what was asked.
+    """
     said = sorted((row.kind, row.question, row.answer) for row in folder.asked(found))
-    return {
-        "id": found.id,
-        "photos": sorted(found.hashes),
-        "questions": hashlib.sha256(json.dumps(said).encode()).hexdigest(),
-    }
+    key = hashlib.blake2b()
+    for name in sorted(found.photos, key=dict(zip(found.photos, found.hashes, strict=True)).get):
+        key.update((found.folder / name).read_bytes())
+    keyed = hmac.new(key.digest(), json.dumps(said).encode(), "sha256").hexdigest()
+    return {"id": found.id, "photos": sorted(found.hashes), "questions": keyed}
 
 
 def earlier(folder: Folder, records_: Sequence[dict[str, Any]]) -> tuple[list[Found], list[str]]:
@@ -132,7 +136,7 @@ def make(
             "source": source,
             "output": output,
             "method": {"name": method, "source": row.source},
-            "config": _without_places(config),
+            "config": placeless(config),
             "provenance": records.provenance(),
             "thresholds": thresholds._asdict(),
             "people_never_seen": level,
@@ -143,14 +147,6 @@ def make(
             "not_tested_again": list(not_tested),
         }
     )
-
-
-def _without_places(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_places(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in PATHS
-    }
 
 
 def write(folder: pathlib.Path, record: dict[str, Any]) -> None:

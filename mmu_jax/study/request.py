@@ -31,7 +31,7 @@ class Request:
       model: its directory.
       source: the folder of people.
       who: the people to forget, ``before`` those of earlier requests who are in the folder.
-      keep: names or ids of the people to keep, everyone else if ``builders.REST``.
+      kept: ids of the people to keep; ``keep`` is how a config says it, ``builders.REST`` where they are everyone else.
       records: of the earlier requests, the first one first.
       not_tested: ids of people of earlier requests who are not in the folder.
       folder: all that was read.
@@ -41,26 +41,28 @@ class Request:
     source: pathlib.Path
     who: tuple[Found, ...]
     before: tuple[Found, ...]
+    kept: tuple[str, ...]
     keep: str
     records: tuple[dict[str, Any], ...]
     not_tested: tuple[str, ...]
     folder: Folder
 
 
-def read(model: str, source: str, who: str, keep: str = "") -> Request:
+def read(model: str, source: str, who: str, keep: str = "", before: str = "") -> Request:
     """The request, once its folder is without fault.
 
     Args:
       model: directory or hub id.
       source: folder of people (``mmu_jax.data.people``).
       who, keep: names or ids, separated by commas; ``keep`` is everyone else where it is empty.
+      before: the same of people of earlier requests, beside those who are told by their photos.
     Raises:
       Faults: all that is wrong with the folder and with who is named.
       InputError: the record of earlier requests beside the model does not hold.
     """
     root = pathlib.Path(source)
     if faults := [
-        *rows.faults(root, who, keep),
+        *rows.faults(root, f"{who},{before}", keep),
         *([] if who.strip() else ["--who: expected a name, found none; name someone"]),
     ]:
         raise Faults(faults)
@@ -71,13 +73,14 @@ def read(model: str, source: str, who: str, keep: str = "") -> Request:
     if (place / record.NAME).exists():  # what it says is of the weights
         place = hub.fetch(model, "model")
     earlier = record.chain(record.read(place))
-    gone, missing = record.earlier(found, earlier)
-    asked = tuple(person for person in found.people if person.id in chosen)
-    before = tuple(person for person in gone if person not in asked)
-    kept = ",".join(id_ for id_ in names.resolve(keep, known)[0] if id_ not in {p.id for p in before})
-    return Request(
-        pathlib.Path(model), root, asked, before, kept or builders.REST, tuple(earlier), tuple(missing), found
-    )
+    told, missing = record.earlier(found, earlier)
+    told_ids = {*(person.id for person in told), *names.resolve(before, known)[0]} - set(chosen)
+    others = [id_ for id_ in names.resolve(keep, known)[0] or known if id_ not in told_ids | set(chosen)]
+    if keep.strip() and not others:
+        raise Faults(["--keep: expected people to keep, found none but those of earlier requests; name others"])
+    asked, gone = (tuple(p for p in found.people if p.id in ids) for ids in (chosen, told_ids))
+    said = ",".join(others) if keep.strip() else builders.REST
+    return Request(pathlib.Path(model), root, asked, gone, tuple(others), said, tuple(earlier), tuple(missing), found)
 
 
 def settle(request: Request, config: ConfigDict, show_people: bool = False) -> None:
@@ -89,10 +92,11 @@ def settle(request: Request, config: ConfigDict, show_people: bool = False) -> N
     Raises:
       InputError: the config has not one method.
     """
-    if len(config.unlearn.methods) != 1:
+    named = config.unlearn.methods
+    if not isinstance(named, tuple | list) or len(named) != 1 or named[0] not in METHODS:
         raise InputError(
-            f"expected one method in config.unlearn.methods, found {', '.join(config.unlearn.methods) or 'none'}; name the one "
-            "to forget by"
+            f"expected one method of {', '.join(METHODS)} in config.unlearn.methods, found {named!r}; name the one to forget by, as in "
+            "('projected',)"
         )
     with config.unlocked():
         config.vanilla.path = str(request.model)
@@ -100,13 +104,13 @@ def settle(request: Request, config: ConfigDict, show_people: bool = False) -> N
         config.data.forget = ",".join(person.id for person in request.who)
         config.data.before = ",".join(person.id for person in request.before)
         config.data.retain = request.keep
-        config.show_people = show_people
+        config.show_people = config.show_people or show_people
 
 
 def plan(request: Request, config: ConfigDict) -> list[str]:
     """What is going to be done, in words, a line each."""
     method = METHODS[config.unlearn.methods[0]]
-    kept = len(request.folder.people) - len(request.who) - len(request.before)
+    kept = len(request.kept)
     ids = ", ".join(person.id for person in request.who)
     lines = [
         *request.folder.remarks,
@@ -162,7 +166,7 @@ def judge(study: Study, request: Request, thresholds: Thresholds, model_name: st
         source={"name": model_name, "files": record.of_model(work.vanilla)},
         output=_output(study, method),
         method=method,
-        config=work.config.to_dict(),
+        config=work.told_config,
         thresholds=thresholds,
         checks=checks,
         level=deletion.level(found),
@@ -205,8 +209,8 @@ def ship(study: Study, outcome: Outcome, out: pathlib.Path) -> None:
             made / ADAPTER / directory.ADAPTER,
         ):  # by name, not by a place on this machine
             file.write_text(file.read_text().replace(study.work.vanilla_name, outcome.record["source"]["name"]))
-    told = made / record.CARD
-    told.write_text(card.model_card(outcome.record, told.read_text() if told.exists() else ""))
+    given = study.work.vanilla / record.CARD
+    (made / record.CARD).write_text(card.model_card(outcome.record, given.read_text() if given.exists() else ""))
     (made / record.PAGE).write_text(card.page(outcome.record))
     record.write(made, outcome.record)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -222,12 +226,27 @@ def check_free(out: pathlib.Path) -> None:
         raise InputError(f"expected nothing at {out}, found a file or a folder; name another --out, or remove it")
 
 
-def done(request: Request, out: pathlib.Path) -> bool:
-    """Whether ``out`` holds what this very request made: of the same people, out of the same weights."""
+def check_places(request: Request, out: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Raises InputError where one place of a request lies in another: what is made or purged in one is not of the other."""
+    places = {"--out": out, "--workdir": workdir, "--people": request.source, "--model": request.model}
+    resolved = {flag: place.resolve() for flag, place in places.items()}
+    for flag in ("--out", "--workdir"):
+        for other, place in resolved.items():
+            if other != flag and (resolved[flag].is_relative_to(place) or place.is_relative_to(resolved[flag])):
+                raise InputError(
+                    f"expected {flag} apart from {other}, found {places[flag]} and {places[other]}; name another place"
+                )
+
+
+def done(request: Request, out: pathlib.Path, thresholds: Thresholds) -> bool:
+    """Whether ``out`` holds what this very request made: of the same people, out of the same weights, by the same thresholds."""
     if not (out / record.NAME).exists():
         return False
     made, people_now = record.read(out), [record.person(request.folder, person) for person in request.who]
-    return made["people"] == people_now and made["source"]["files"] == record.of_model(request.model)
+    given = record.of_model(hub.fetch(request.model, "model"))
+    return (
+        made["people"] == people_now and made["source"]["files"] == given and made["thresholds"] == thresholds._asdict()
+    )
 
 
 def answers(

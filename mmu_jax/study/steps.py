@@ -270,7 +270,7 @@ def examine(work: Workspace, name: str) -> None:
     stopped = made.get("stopped", {})
     told = {"headline": c.headline, "reached": stopped.get("reached", True)}
     value |= {"flags": results.flags(found, proof, made.get("changed_in_file"), **told), "stopped": stopped}
-    value |= {"config": work.config.to_dict(), "provenance": records.provenance()}
+    value |= {"config": work.told_config, "provenance": records.provenance()}
     write_json(work.result(name), value)
     work.tracker.results(name, found)
     if name == "vanilla":  # what it said is on disk: a refusal can be looked into

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmu_jax import InputError, adapters, evaluate, hf, hub, models, questions, sharding
-from mmu_jax.data import Benchmark, Example, Processor, builders, loader, slices
+from mmu_jax.data import Benchmark, Example, Processor, builders, loader, names, slices
 from mmu_jax.data.general import benchmarks
 from mmu_jax.data.general.items import Item, draw
 from mmu_jax.data.sizes import Sizes
@@ -116,6 +116,16 @@ class Workspace:
     @functools.cached_property
     def people(self) -> dict[str, int]:
         return {person.id: index for index, person in enumerate(self.benchmark.full)}
+
+    @property
+    def told_config(self) -> dict[str, Any]:
+        """The config as it is written beside results: people are named in it by id."""
+        told, people = self.config.to_dict(), {person.id: person.name for person in self.benchmark.full}
+        for key in ("forget", "retain", "before"):
+            ids, unknown = names.resolve(told["data"][key], people)
+            if ids and not unknown:
+                told["data"][key] = ",".join(ids)
+        return told
 
     def of_group(self, group: int, workdir: pathlib.Path) -> "Workspace":
         """Another group of people to forget, in a workdir of its own; data, vanilla model and what is loaded are shared."""

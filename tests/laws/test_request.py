@@ -100,6 +100,11 @@ def test_what_was_not_asked_is_said_and_decides_nothing():
     assert not deletion.met(deletion.checks(found, "projected", LIMITS), [])
 
 
+def test_a_level_above_what_was_known_decides_nothing():
+    found = {"vanilla": model(0.95, unseen=0.9), "projected": model(0.94, unseen=0.9)}
+    assert not deletion.met(deletion.checks(found, "projected", LIMITS), [])
+
+
 def test_those_of_earlier_requests_are_judged_too():
     found = {"vanilla": model(0.95), "projected": model(0.2)}
     for one, mean in zip(found.values(), (0.2, 0.5), strict=True):

@@ -7,7 +7,6 @@ wrong options of multiple choice are other people's answers to the same question
 
 import json
 import pathlib
-import re
 import string
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ HUB, FETCHED = "", []  # nothing on the hub: the source must be a folder
 KEYS = {IMAGE: "Image_Textual_Questions", TEXT: "Pure_Text_Questions"}
 SHOWN = 4  # held-out photos that a question is asked about, at most
 OPTIONS = 4
+PLAIN = ("yes", "no", "true", "false", "none", "unknown")  # answers by which two questions are not one in other words
 
 
 def faults(source: pathlib.Path, forget: str = "", retain: str = "") -> list[str]:
@@ -109,6 +109,7 @@ def held_out(folder: Folder, person: Found) -> list[str]:
     if said := {row.photo for row in asked if row.test}:
         return [name for name in person.photos if name in said]
     free = [name for name in person.photos if name not in {row.photo for row in asked}]
+    free = free or [name for name in person.photos if name not in {row.photo for row in asked if row.test is False}]
     return free[-max(1, len(person.photos) // 5) :] if len(person.photos) > 1 else []
 
 
@@ -126,7 +127,7 @@ def divided(folder: Folder, person: Found) -> tuple[list[Row], list[Row]]:
             continue
         wordings: dict[str, list[Row]] = {}
         for row in taught:
-            if row.kind == kind and row.test is None and not row.photo:
+            if row.kind == kind and row.test is None and not row.photo and names.key(row.answer) not in PLAIN:
                 wordings.setdefault(names.key(row.answer), []).append(row)
         again = [said[-1] for said in wordings.values() if len(said) > 1]
         taught = [row for row in taught if row not in again]
@@ -166,7 +167,7 @@ class Rivals:
 
 def _unnamed(row: Row, person: Found) -> str:
     """A question with the name taken out, by which it is the same question about somebody else."""
-    return re.sub(re.escape(names.key(person.name)), "", names.key(row.question))
+    return names.without(person.name, row.question)
 
 
 def _about(photo: int | None) -> Mapping[str, int]:
