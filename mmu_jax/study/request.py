@@ -116,6 +116,11 @@ def plan(request: Request, config: ConfigDict) -> list[str]:
         *request.folder.remarks,
         f"to forget: {len(request.who)} of {len(request.folder.people)} people in the folder ({ids})",
     ]
+    held = sum(len(rows.held_out(request.folder, person)) for person in request.who)
+    asked = sum(len(rows.divided(request.folder, person)[1]) for person in request.who)
+    lines.append(
+        f"kept for the test, of them: {_count(held, 'photo')} and {_count(asked, 'question')}, which nothing is trained on"
+    )
     if request.before or request.not_tested:
         lines.append(
             f"forgotten before: {len(request.before)} who are tested again"
@@ -140,6 +145,10 @@ def plan(request: Request, config: ConfigDict) -> list[str]:
         else "it ends where no more is known of them than of ten people who do not exist (the folder has no strangers/)"
     )
     return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 @dataclasses.dataclass(frozen=True)
