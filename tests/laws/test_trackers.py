@@ -189,7 +189,7 @@ def test_an_evaluation_and_an_attack_report_to_the_tracker(study, monkeypatch):
     monkeypatch.setattr(attacking, "scene", lambda *given: None)
     monkeypatch.setattr(attacking.attacks, "other_facts", lambda benchmark: ([], "test"))
     monkeypatch.setattr(attacking.attacks, "returned", lambda *given: {"mean": 0.75})
-    work.__dict__ |= {"benchmark": None, "albums": {"test": None}, "examiner": None}
+    work.__dict__ |= {"benchmark": types.SimpleNamespace(full=()), "albums": {"test": None}, "examiner": None}
     attacking.attack(work, "gold", "int4")
     assert sent == [("evaluate/gold", {"retain/vqa/exact": 0.5}, 0),
                     ("attack/gold/int4", {"returned": 0.75}, 0), ("attack/gold/int4", {"returned": 0.75}, 4)]  # fmt: skip

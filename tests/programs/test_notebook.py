@@ -112,7 +112,9 @@ def test_a_folder_of_photos_becomes_a_record(tmp_path):
     assert "to forget: 1 of 4 people in the folder" in said["request"] and "method: projected" in said["request"]
     judged = [line for line in said["verdict"].splitlines() if " before, " in line]
     assert len(judged) == 5 and all(": met (" in line for line in judged)
-    assert shown(cells["verdict"], "text/markdown")[0].startswith("**Met.** This model was made to forget the faces")
+    assert shown(cells["verdict"], "text/markdown")[0].startswith(
+        "**Met.** This model was made to forget the face of one person"
+    )
     assert [len(shown(cells[name])) for name in ("sheet", "ask")] == [1, 1]
     facts = [line.split("  →  ") for line in said["by-name"].splitlines()[1::2]]
     assert len(facts) == 4 and all(was.strip() == now for was, now in facts)
