@@ -1,5 +1,6 @@
 """The page in a browser: what axe finds, whether it fits a phone, whether it is light enough to mail."""
 
+import dataclasses
 import html
 import importlib.resources
 import json
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fabricated
 import reported
 from mmu_jax import report
+from mmu_jax.report import card, comparison, deletion
 
 NAMES = ["vanilla", "gold", "ga", "grad_diff", "mmunlearner"]
 # Within a frame as wide as a screen: a window of the browser itself is never narrower than 500.
@@ -74,6 +77,50 @@ def test_axe_finds_nothing_serious_and_nothing_scrolls_sideways(page, tmp_path, 
     assert found["dark"] == bool(options) and found["passes"] > 15
     assert [v for v in found["violations"] if v[1] in ("serious", "critical")] == []
     assert found["wide"] <= width
+
+
+def record():
+    """The record of a deletion, as long as its hashes are."""
+    cell = {"mean": 0.2, "low": 0.1, "high": 0.3, "n": 5, "people": 1, "each": {"p-1": 0.2}}
+    checks = [
+        deletion.Check(
+            "recognised", "Forgotten: the faces on new photos", cell | {"mean": 0.9}, cell, None, 0.3, False, True
+        ),
+        deletion.Check("faces", "Kept: the faces of the others on new photos", None, None, None, None, True, None),
+    ]
+    return {
+        "people": [{"id": "p-1", "photos": ["a" * 64, "b" * 64], "questions": "c" * 64}],
+        "met": True,
+        "results": [dataclasses.asdict(check) for check in checks],
+        "people_never_seen": cell,
+        "earlier": [],
+        "not_tested_again": ["p-0"],
+        "flags": ["over-unlearned"],
+        "method": {"name": "projected", "source": "ascent"},
+        "made": "2026-01-01T00:00:00+00:00",
+        "source": {"files": {"model.safetensors": "d" * 64}},
+        "output": {"files": {"model.safetensors": "e" * 64, "adapter/adapter_model.safetensors": "f" * 64}},
+        "sha256": "0" * 64,
+    }
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """The other pages there are: of a record, and of a comparison."""
+    folder = tmp_path_factory.mktemp("others")
+    (folder / "deletion.html").write_text(card.page(record()))
+    runs = [fabricated.fabricate(folder / f"r{seed}", seed=seed) for seed in (0, 1)]
+    comparison.write(runs, folder)
+    return folder
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize("width", [1400, 400])
+@pytest.mark.parametrize("name", ["deletion.html", "compare.html"])
+def test_so_it_is_with_the_other_pages(others, tmp_path, name, width):
+    found = judged(others / name, tmp_path, width)
+    assert found["passes"] > 15 and found["wide"] <= width
+    assert [v for v in found["violations"] if v[1] in ("serious", "critical")] == []
 
 
 @pytest.mark.needs("chromium")
