@@ -79,6 +79,17 @@ def spoken(program: Callable[..., Any], *args: Any) -> Any:
     sys.exit(code)
 
 
+def ending(program: Callable[[], int]) -> Callable[[list[str]], None]:
+    """A main function that ends with the exit code that ``program()`` returns, as :func:`spoken` speaks."""
+
+    def main(argv: list[str]) -> None:
+        del argv
+        quiet()
+        sys.exit(spoken(program))
+
+    return main
+
+
 def _parse(argv: list[str]) -> list[str]:
     if _asks_for_help(argv):
         print(_usage())

@@ -9,7 +9,6 @@ not met, nothing is, and the exit code is 3. The same command resumes where it w
 """
 
 import pathlib
-import sys
 
 from absl import app, flags
 
@@ -126,11 +125,5 @@ def push(out: pathlib.Path) -> int:
     return 0
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    command.quiet()
-    sys.exit(command.spoken(run))
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(command.ending(run), flags_parser=parse)

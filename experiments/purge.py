@@ -8,8 +8,6 @@ what is left is searched for the names and the photos; exit code 3 if one is fou
 model that was given are not of the workdir, and are not touched. A disk may keep what was deleted until it is written over.
 """
 
-import sys
-
 from absl import app
 
 from experiments import command
@@ -34,11 +32,5 @@ def run() -> int:
     return 0
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    command.quiet()
-    sys.exit(command.spoken(run))
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=lambda argv: command.parse_without_config(argv, reads=("workdir",)))
+    app.run(command.ending(run), flags_parser=lambda argv: command.parse_without_config(argv, reads=("workdir",)))

@@ -1,7 +1,6 @@
 """A deletion request: people of a folder, a model that knows them, and the same model that does not."""
 
 import dataclasses
-import os
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -223,10 +222,7 @@ def ship(study: Study, outcome: Outcome, out: pathlib.Path) -> None:
     (made / record.PAGE).write_text(card.page(outcome.record))
     record.write(made, outcome.record)
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.replace(made, out)
-    except OSError:  # another file system
-        shutil.move(made, out)
+    shutil.move(made, out)
 
 
 def check_free(out: pathlib.Path) -> None:
