@@ -46,6 +46,7 @@ def own_people(config: ConfigDict) -> None:
     config.unlearn.stop.every = (
         1  # of one person there is little to look at, and what is known by heart goes of a sudden
     )
+    config.unlearn.stop.facts = True  # a name can be far above its level where the mean of all is not
     config.unlearn.stop.margin = 2.0  # photos that steps are not taken on are known a little better where it ends
     config.evaluate.headline = "contains"
     config.evaluate.memorised = 0.5

@@ -57,10 +57,16 @@ def probability(logits: jax.Array, tokens: jax.Array, weights: jax.Array) -> Pai
     >>> float(total.round(3)), float(count)
     (0.5, 1.0)
     """
+    each, there = probabilities(logits, tokens, weights)
+    return each.sum(), there.sum(dtype=jnp.float32)
+
+
+def probabilities(logits: jax.Array, tokens: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``p(answer n | prompt n)^(1 / length)`` of every row ``[N]``, 0 for one that only fills the batch, and which rows do not."""
     lengths = weights[:, 1:].sum(axis=-1)
     per_token = sequence_logps(logits, tokens, weights) / jnp.maximum(lengths, 1.0)
     there = lengths > 0
-    return jnp.where(there, jnp.exp(per_token), 0.0).sum(), there.sum(dtype=jnp.float32)
+    return jnp.where(there, jnp.exp(per_token), 0.0), there
 
 
 def cross_entropy(logits: jax.Array, tokens: jax.Array, weights: jax.Array) -> Pair:
@@ -84,13 +90,19 @@ def all_tokens(valid: jax.Array, weights: jax.Array) -> jax.Array:
     return valid * (weights > 0).any(axis=1, keepdims=True).astype(jnp.float32)
 
 
-def ascent(logits: jax.Array, tokens: jax.Array, weights: jax.Array) -> Pair:
+def ascent(logits: jax.Array, tokens: jax.Array, weights: jax.Array, floor: jax.Array | None = None) -> Pair:
     """Gradient ascent (Thudi et al., arXiv 2109.13398): the negative of :func:`cross_entropy`.
 
     >>> total, count = ascent(jnp.zeros((1, 3, 2)), jnp.array([[0, 1, 0]]), jnp.array([[0., 1., 1.]]))
     >>> round(float(total), 3), float(count)
     (-1.386, 2.0)
+
+    Args:
+      floor: ``[B]``, of :func:`probabilities`: an answer that is no likelier than this is left as it is, and does not count.
     """
+    if floor is not None:
+        each, _ = probabilities(logits, tokens, weights)
+        weights = weights * (each > floor)[:, None]
     return negated(cross_entropy(logits, tokens, weights))
 
 

@@ -103,7 +103,7 @@ class Loss:
 LOSSES: dict[str, Loss] = {
     "descent": Loss(_cross_entropy, sign=1),
     "descent_all": Loss(_cross_entropy_of_all, sign=1, over="all tokens"),
-    "ascent": Loss(lambda m, b: losses.ascent(m.logits(b), b["tokens"], b["weights"]), sign=-1),
+    "ascent": Loss(lambda m, b: losses.ascent(m.logits(b), b["tokens"], b["weights"], b.get("floor")), sign=-1),
     "ascent_all": Loss(lambda m, b: losses.negated(_cross_entropy_of_all(m, b)), sign=-1, over="all tokens"),
     "kl": Loss(lambda m, b: losses.kl(m.teacher(b), m.logits(b), b["weights"]), frozenset({"teacher"})),
     "sketch": Loss(lambda m, b, seed=0: losses.sketch(m.logits(b), b["weights"], b["row"], seed=seed)),

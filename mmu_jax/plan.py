@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from mmu_jax import InputError, curvature, masks, transforms, trees
@@ -31,10 +32,13 @@ class Stop:
     >>> stop.next([]), stop.next([(40, 0.50), (48, 0.49)]), stop.next([(40, 0.40), (48, 0.31)])
     (1, 56, 52)
 
+    Where there are ``facts``, the one that is furthest above its own level counts as much above ``level``, if the mean is not.
+
     Attributes:
       level: a mean of ``p(answer)^(1 / length)``, from 0 to 1.
       every: iterations between two looks, at most; nor are they ever more than a quarter of those made.
       whose: what the level is, in words.
+      facts: rows of the watched stream that ask for one fact, and the level of it; each.
     Raises:
       InputError: a level that is no probability, or less than an iteration between two looks.
     """
@@ -42,6 +46,7 @@ class Stop:
     level: float
     every: int = 8
     whose: str = "the level of people never seen"
+    facts: tuple[tuple[tuple[int, ...], float], ...] = ()
 
     def __post_init__(self):
         if not 0 <= self.level <= 1 or self.every < 1:
@@ -49,6 +54,15 @@ class Stop:
                 f"expected a level from 0 to 1 and at least an iteration between two looks, found level={self.level:g}, "
                 f"every={self.every}; correct them, or give no Stop"
             )
+
+    def value(self, mean: float, each: np.ndarray) -> float:
+        """What is looked at, of the ``mean`` and of ``each [N]`` of the watched answers.
+
+        >>> Stop(0.2, facts=(((0, 1), 0.1), ((2,), 0.3))).value(0.2, np.array([0.2, 0.2, 0.2]))  # of 0.1 above 0.1
+        0.3
+        """
+        above = (float(each[list(rows)].mean()) - level for rows, level in self.facts)
+        return float(np.float32(max(mean, self.level + max(above, default=-1.0)))) if self.facts else mean
 
     def next(self, looks: Sequence[tuple[int, float]]) -> int:
         """After how many iterations to look next, where ``looks`` are those so far, ``(iterations, value)`` each."""

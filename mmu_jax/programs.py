@@ -117,11 +117,12 @@ def _update_program(
     return jax.jit(update, donate_argnums=0, out_shardings=jax.tree.unflatten(*where))
 
 
-def _watch_program(model: Model, trainable: Trainable, phase: Phase) -> Callable[..., losses.Pair]:
+def _watch_program(model: Model, trainable: Trainable, phase: Phase) -> Callable[..., tuple[losses.Pair, jax.Array]]:
     def watch(trained, batch, limits, vanilla):
         view = trainable.view(trained, vanilla, limits, phase)
         logits = model.forward(view.whole(view.part), batch)
-        return losses.probability(logits, batch["tokens"], batch["weights"])
+        said = (logits, batch["tokens"], batch["weights"])
+        return losses.probability(*said), losses.probabilities(*said)[0]
 
     return jax.jit(watch)
 
@@ -229,8 +230,8 @@ def counted(state: TrainState) -> TrainState:
     return state.replace(step=_count_program(state.step.sharding)(state.step))
 
 
-def make_watch(p: Plan, model: Model, programs: Programs | None = None) -> Callable[..., losses.Pair]:
-    """``trained, batch, limits, vanilla -> `` the ``losses.probability`` of a batch's answers."""
+def make_watch(p: Plan, model: Model, programs: Programs | None = None) -> Callable[..., tuple[losses.Pair, jax.Array]]:
+    """``trained, batch, limits, vanilla -> `` the ``losses.probability`` of a batch's answers, and that of each ``[rows]``."""
     phase, trainable = p.method.phases[-1], p.trainable
     key = ("watch", id(model), _known(trainable), trainable.sees(phase))
     watch = (programs or Programs()).get(key, lambda: _watch_program(model, trainable, phase))

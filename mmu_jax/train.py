@@ -12,6 +12,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmu_jax import InputError, NotFiniteError, checkpoint, curvature, sharding, trees
 from mmu_jax.curvature import Factors
@@ -141,7 +142,10 @@ def _look(
 
     def look(state, i):
         found = [watch(state.params, sharding.put(batch, mesh), limits, vanilla) for batch in rows]
-        value = sum(total for total, _ in found) / sum(n for _, n in found)
+        value = sum(total for (total, _), _ in found) / sum(n for (_, n), _ in found)
+        if p.stop.facts:
+            each = [np.asarray(values)[batch["row"] >= 0] for (_, values), batch in zip(found, rows, strict=True)]
+            value = p.stop.value(float(value), np.concatenate(each))
         if not math.isfinite(value):
             raise NotFiniteError(
                 f"expected a finite probability of the right answers about the people to forget, found {float(value)} after "
@@ -180,7 +184,7 @@ def check_batch(batch: Batch, name: str) -> None:
       InputError: one has not; both shapes are named.
     """
     tokens = [batch[key] for key in ("tokens", "valid", "weights") if key in batch]
-    columns = [batch[key] for key in ("row", "person", "ref_logps") if key in batch]
+    columns = [batch[key] for key in ("row", "person", "ref_logps", "floor") if key in batch]
     try:
         chex.assert_rank(tokens, 2)
         chex.assert_equal_shape(tokens)
@@ -189,7 +193,7 @@ def check_batch(batch: Batch, name: str) -> None:
     except AssertionError as error:
         said = " ".join(str(error).split())[:300]
         raise InputError(
-            f"expected tokens, valid, weights as [rows, tokens] and row, person, ref_logps as [rows] in stream {name!r}, found others "
+            f"expected tokens, valid, weights as [rows, tokens] and row, person, ref_logps, floor as [rows] in stream {name!r}, found others "
             f"({said}); correct the stream"
         ) from error
 

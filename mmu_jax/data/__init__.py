@@ -15,6 +15,7 @@ a row, F values of a patch.
 ``person``     ``[B]`` int32       whose row it is: index into ``Benchmark.people``
 ``row``        ``[B]`` int32       index into the stream's examples; -1 for rows that only fill the batch
 ``ref_logps``  ``[B]`` float32     log-probability of the answer under the reference model, where a loss needs it
+``floor``      ``[B]`` float32     ``p(answer)^(1 / length)`` at which an answer need not fall further, where there is one
 =============  ==================  ================================================================================
 
 Text-only batches have no image arrays and skip the vision tower.

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from mmu_jax.report.deletion import Check
+from mmu_jax.report.deletion import Check, interval
 from mmu_jax.report.page import Block, Section, render
 from mmu_jax.report.tables import Table, markdown
 
@@ -17,7 +17,7 @@ GIVEN = "## The card of the model that was given"
 
 
 def _checks(record: dict[str, Any]) -> list[Check]:
-    return [Check(**check) for check in record["results"]]
+    return [Check.read(check) for check in record["results"]]
 
 
 def _table(record: dict[str, Any]) -> Table:
@@ -28,14 +28,25 @@ def _table(record: dict[str, Any]) -> Table:
         if check.met is None:
             rows.append([check.title, "–", "not measured", "0", "–", "–"])
             continue
-        low, mean, high, was = (
-            100 * value for value in (*map(check.after.get, ("low", "mean", "high")), check.before["mean"])
-        )
         bound = f"at {'least' if check.up else 'most'} {100 * check.limit:.1f} %"
         held = "yes" if check.met else "no"
-        rows.append(
-            [check.title, f"{was:.1f} %", f"{mean:.1f} % [{low:.1f}, {high:.1f}]", f"{check.after['n']}", bound, held]
-        )
+        now = f"{100 * check.after['mean']:.1f} %{interval(check.after)}"
+        rows.append([check.title, f"{100 * check.before['mean']:.1f} %", now, f"{check.after['n']}", bound, held])
+    return [head, *rows]
+
+
+def _facts(record: dict[str, Any]) -> Table:
+    """Rows of facts about faces to forget."""
+    head = ["", "Person", "First asked in", "Before", "After", "People never seen", "At most", "Held"]
+    rows = []
+    for check in _checks(record):
+        shown = check.title.partition("the faces ")[2]
+        for fact in check.facts:
+            was, now, never, limit = (
+                f"{100 * value:.1f} %" for value in (fact.before, fact.after, fact.never, fact.limit)
+            )
+            held = {True: "yes", False: "no", None: "not above it before"}[fact.met]
+            rows.append([shown, fact.person, fact.fact, was, now, never, limit, held])
     return [head, *rows]
 
 
@@ -59,8 +70,16 @@ def _notes(record: dict[str, Any]) -> list[str]:
     never = record["people_never_seen"]
     said = [
         "Probabilities of the right answer. Intervals are from a bootstrap over people, or over questions where there is one person alone.",
-        f"People whom the model never saw, asked what the forgotten were asked: {100 * never['mean']:.1f} % "
-        f"[{100 * never['low']:.1f}, {100 * never['high']:.1f}] of {never['n']} questions.",
+        f"People whom the model never saw, asked what the forgotten were asked: {100 * never['mean']:.1f} %{interval(never)} of "
+        f"{never['n']} questions.",
+    ]
+    said.append(
+        "A fact is what one or several wordings of a question ask for; lines are those of the table of questions, which is not part of this."
+    )
+    lost = [(check.title, *check.most_lost) for check in _checks(record) if check.most_lost]
+    said += [
+        f"{title}; most lost: {who}, {100 * was:.1f} % before, {100 * now:.1f} % after."
+        for title, who, was, now in lost
     ]
     if record["earlier"]:
         ids = [person["id"] for one in record["earlier"] for person in one["people"]]
@@ -88,6 +107,7 @@ def page(record: dict[str, Any]) -> str:
             [
                 Block("lead", headline(record)),
                 Block("table", _table(record), "Thresholds"),
+                Block("table", _facts(record), "Fact by fact"),
                 *(Block("note", n) for n in _notes(record)),
             ],
         ),
@@ -119,7 +139,7 @@ def model_card(record: dict[str, Any], original: str) -> str:
         if len(record["people"]) > 1
         else "# A model that forgot a face",
     ]
-    lines += [headline(record), markdown(_table(record)), *_notes(record)]
+    lines += [headline(record), markdown(_table(record)), markdown(_facts(record)), *_notes(record)]
     lines += [
         f"Made {record['made']} with mmu_jax {record['provenance']['mmu_jax']}, {record['method']['name']} ({record['method']['source']}). "
         "`deletion.json` is the record, `deletion.html` shows it; `sha256sum -c SHA256SUMS` checks every file."

@@ -229,6 +229,12 @@ def outcome(mine: str, rival: str, better: list[str], worse: list[str], equal: l
     return f"{mine} is {', '.join(parts)}."
 
 
+def _share_at_most(cell: dict[str, float]) -> float:
+    """The upper end of Wilson's 95 % interval (JASA 22, 1927): a bootstrap of one person's few answers, all wrong, knows no chance."""
+    share, n, z = cell["mean"], cell["n"], 1.96
+    return (share + z**2 / (2 * n) + z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5) / (1 + z**2 / n)
+
+
 def flags(
     results: dict,
     moved: dict[str, dict[str, float]] | None = None,
@@ -251,7 +257,7 @@ def flags(
     alike = [cell["distinct"]["mean"] for task, cell in retain.items() if task == "vqa" and "distinct" in cell]
     if (known and max(known) < 0.1) or any(share < 0.1 for share in alike):
         found.append("collapsed")
-    if mcq and mcq["high"] < mcq["chance"] / 2:
+    if mcq and (_share_at_most(mcq) if mcq.get("people") == 1 else mcq["high"]) < mcq["chance"] / 2:
         found.append("over-unlearned")
     if not reached:
         found.append("level not reached")

@@ -118,6 +118,7 @@ def _unlearn() -> dict:
             every=8,  # iterations between two looks at what is still known of the people to forget, at most; 0: none, no stop
             level=0.0,  # where to stop, a probability; 0 for that of people whom the vanilla model never saw, less
             margin=1.0,  # so many standard errors of it, over those people
+            facts=False,  # every fact at a level of its own too, that of people never seen who were asked for it
         ),
         learning_rate={name: 1e-5 for name in METHODS},  # of every method
         retain_rate={name: 1e-5 for name in METHODS},  # of the steps of every method that only descend

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmu_jax import Faults, InputError, directory, evaluate, hub
-from mmu_jax.data import Person, builders, loader, names, people
+from mmu_jax.data import IMAGE, Person, builders, facts, loader, names, people
 from mmu_jax.data.people import Folder, Found
 from mmu_jax.data.sets import folder as rows
 from mmu_jax.methods import METHODS
@@ -164,9 +164,7 @@ def judge(study: Study, request: Request, thresholds: Thresholds, model_name: st
     work = study.work
     (method,) = work.config.unlearn.methods
     found = results.read(work.workdir, work.names())
-    checks: list[Check] = deletion.checks(
-        found, method, thresholds, [one["people_never_seen"]["mean"] for one in request.records]
-    )
+    checks: list[Check] = deletion.checks(found, method, thresholds, asked(study, request.folder), request.records)
     flags = found[method]["flags"]
     met = deletion.met(checks, flags)
     made = record.make(
@@ -184,6 +182,25 @@ def judge(study: Study, request: Request, thresholds: Thresholds, model_name: st
         not_tested=request.not_tested,
     )
     return Outcome(made, tuple(deletion.told(found, method, checks)), met)
+
+
+def asked(study: Study, folder: Folder) -> deletion.Asked:
+    """What is asked by photo, and where in the table of the folder."""
+    where: dict[tuple[str, str], str] = {}
+    for person in folder.people:
+        for row in (row for row in folder.asked(person) if row.kind == IMAGE):
+            for answer in (row.answer, *([row.options[row.letter]] if row.options else [])):
+                where.setdefault((person.id, facts.key(row.question, answer)), row.where)
+    of = {
+        split: [
+            facts.asked(item)
+            for person in getattr(study.work.benchmark, split)
+            for item in person.choices
+            if item.kind == IMAGE
+        ]
+        for split in ("forget", "test", "before", "unseen")
+    }
+    return deletion.Asked(of, where)
 
 
 def _output(study: Study, method: str) -> dict[str, Any]:

@@ -1,6 +1,12 @@
 """How a method of the table becomes a job: its streams, mask and factors, its rates, and when it is to stop."""
 
+import collections
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
 from mmu_jax import InputError, curvature, evaluate, factor, masks, metrics
+from mmu_jax.data import Example, facts
 from mmu_jax.plan import Plan, Stop
 from mmu_jax.study import checks, records
 from mmu_jax.study.fitting import Job, fit
@@ -28,6 +34,8 @@ def prepare(work: Workspace, name: str, **rates: float) -> Job:
         streams[stream].columns["ref_logps"] = logps
     limits = Limits(_read_mask(work, name) if method.mask else None, _read_factors(work) if method.projects else None)
     stop = find_stop(work)
+    if stop and stop.facts:
+        streams["forget"].columns["floor"] = _floors(work, stop, streams["forget"].examples)
     plan = Plan.of(method, streams, c.epochs, stop=stop, **numbers)
     limits = limits._replace(mask=_reached(plan, limits.mask, name))
     return Job(plan, streams, limits, work.watched("forget", c.rows) if stop else None)
@@ -37,7 +45,8 @@ def find_stop(work: Workspace) -> Stop | None:
     """Where the people to forget are to be: at the level that is given, or below that of people whom vanilla never saw.
 
     By ``margin`` standard errors of it, so that chance in who was never seen leaves nobody better known than they are; by no more
-    than half of it, where they are so few that little is known of the level.
+    than half of it, where they are so few that little is known of the level. With ``facts`` every fact is to be as far below what
+    it is for the people never seen who were asked for it; where none of them was, below that of all.
     """
     c = work.config.unlearn.stop
     if not c.every:
@@ -53,16 +62,44 @@ def find_stop(work: Workspace) -> Stop | None:
         )
         return None
     if c.level:
-        return Stop(c.level, c.every, whose="the level that is given")
+        return Stop(c.level, c.every, "the level that is given", _of_facts(work, {}, c.level) if c.facts else ())
     if work.strangers is None:
         vanilla = work.load(work.vanilla)
         work.strangers = evaluate.recognised(
             work.model, vanilla, work.watched("unseen", work.config.unlearn.rows), work.mesh
         )
-    mean, error = float(work.strangers.values.mean()), metrics.standard_error(*work.strangers)
-    below = min(c.margin * error, mean / 2)
+    (mean, below), found = _mean_and_margin(work.strangers, c.margin), ()
+    if c.facts:
+        fact, levels = np.array([facts.asked(item)[1] for item in work.asked_by_photo("unseen")]), {}
+        for one in np.unique(fact):
+            of_one = evaluate.Items(*(column[fact == one] for column in work.strangers))
+            levels[str(one)] = np.subtract(*_mean_and_margin(of_one, c.margin))
+        found = _of_facts(work, levels, mean - below)
+        below = mean - sum(len(rows) * level for rows, level in found) / sum(len(rows) for rows, _ in found)
     margin = f", {mean:.3f}, less {below:.3f} for chance in who they are" if below else ""
-    return Stop(mean - below, c.every, whose=f"the level of people never seen{margin}")
+    also = ", every fact at its own" if c.facts else ""
+    return Stop(mean - below, c.every, f"the level of people never seen{margin}{also}", found)
+
+
+def _mean_and_margin(items: evaluate.Items, margin: float) -> tuple[float, float]:
+    """The mean, and how far below it to end."""
+    mean = float(items.values.mean())
+    return mean, min(margin * metrics.standard_error(*items), mean / 2)
+
+
+def _of_facts(work: Workspace, levels: Mapping[str, float], level: float) -> tuple[tuple[tuple[int, ...], float], ...]:
+    """The facts of a :class:`Stop`, at their ``levels``; what has none there at ``level``."""
+    rows = collections.defaultdict(list)
+    for row, item in enumerate(work.asked_by_photo("forget")):
+        rows[facts.asked(item)].append(row)
+    return tuple((tuple(of), float(levels.get(fact, level))) for (_, fact), of in rows.items())
+
+
+def _floors(work: Workspace, stop: Stop, examples: Sequence[Example]) -> np.ndarray:
+    """Where each question that is trained on is to be, ``[N]``: what is at the level of its fact need not fall further."""
+    items = work.asked_by_photo("forget")
+    levels = {facts.asked(items[rows[0]]): level for rows, level in stop.facts}
+    return np.array([levels.get(facts.asked(example), stop.level) for example in examples], np.float32)
 
 
 def _read_mask(work: Workspace, name: str) -> Mask:

@@ -139,8 +139,9 @@ def test_a_look_is_shared_where_what_is_seen_is_the_same():
         (MODEL, "npo", 5.0),
     ):
         plan, _ = planned(name, trainable=Scaled(factor=scale))
-        total, count = programs.make_watch(plan, model, kept)(table(), data, Limits(), None)
-        assert float(total) == float(programs.make_watch(plan, model)(table(), data, Limits(), None)[0])
+        (total, count), each = programs.make_watch(plan, model, kept)(table(), data, Limits(), None)
+        assert float(total) == float(programs.make_watch(plan, model)(table(), data, Limits(), None)[0][0])
+        assert each.shape == data["row"].shape and float(each.sum()) == pytest.approx(float(total))
         seen.append(round(float(total / count), 6))
     assert len(set(seen)) == 4 and seen[2] == seen[4], "whatever the loss, a look is a look"
 

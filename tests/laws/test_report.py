@@ -235,6 +235,11 @@ def test_flags():
     few = results(0.10, 0.9)
     few["forget"]["vqa"]["mcq"]["chance"] = 0.2
     assert judged.flags(few) == []
+    alone = results(0.0, 0.9)
+    alone["forget"]["vqa"]["mcq"] = {"mean": 0.0, "low": 0.0, "high": 0.0, "chance": 0.25, "people": 1, "n": 20}
+    assert judged.flags(alone) == []  # of people never seen too, a few are wrong in all of five facts
+    alone["forget"]["vqa"]["mcq"]["n"] = 40  # 3.84 / 43.84 = 8.8 %
+    assert judged.flags(alone) == ["over-unlearned"]
     assert judged.flags(results(0.25, 0.9), None, 0.001) == ["lost in rounding"]
     assert judged.flags(results(0.25, 0.9), {"g": {"outside": 0, "inside": 0}}) == ["inert mask"]
     assert judged.flags(results(0.25, 0.9), {"g": {"outside": 3, "inside": 1}}) == ["leaking mask"]

@@ -24,6 +24,7 @@ from mmu_jax import (
     trees,
 )
 from mmu_jax.curvature import Factor
+from mmu_jax.data import IMAGE, Example
 from mmu_jax.evaluate import Items
 from mmu_jax.plan import Plan, Stop, describe
 from mmu_jax.study import unlearning
@@ -139,12 +140,18 @@ class Work:
     """What is read of a workspace to find where to stop; vanilla gives two people never seen 0.2 and 0.4 in the mean."""
 
     model, mesh, vanilla, load = None, None, None, staticmethod(lambda path: None)
-    asked_by_photo = watched = staticmethod(lambda split: [split])
+    watched = staticmethod(lambda split: [split])
 
     def __init__(self, **stop):
-        given = ConfigDict({"unlearn": {"stop": {"every": 8, "level": 0.0, "margin": 1.0} | stop}})
+        given = ConfigDict({"unlearn": {"stop": {"every": 8, "level": 0.0, "margin": 1.0, "facts": False} | stop}})
         self.config, self.strangers = given, Items(np.array([0.1, 0.3, 0.35, 0.45]), np.array(["a", "a", "b", "b"]))
         self.benchmark = types.SimpleNamespace(unseen=["a", "b"])
+
+    def asked_by_photo(self, split):
+        """Of two strangers a name and a job; of the person to forget those in two wordings, and a hobby."""
+        said = {"unseen": [(who, "", x) for who in "ab" for x in ("Ada", "welder")]}
+        said["forget"] = [("p", "", x) for x in ("Ada", "welder", "Ada", "chess")]
+        return [Example(who, IMAGE, question, answer) for who, question, answer in said[split]]
 
 
 def test_a_run_ends_a_standard_error_below_people_never_seen(capsys):
@@ -161,8 +168,55 @@ def test_a_run_ends_a_standard_error_below_people_never_seen(capsys):
     alone = Work()
     alone.strangers = Items(np.array([0.1, 0.3]), np.array(["a", "a"]))
     assert unlearning.find_stop(alone).level == pytest.approx(0.2), "of one person alone no error is known"
+    assert unlearning.find_stop(Work(facts=True, level=0.3)).facts == (((0, 2), 0.3), ((1,), 0.3), ((3,), 0.3))
     alone.benchmark.unseen = []
     assert unlearning.find_stop(alone) is None and "no people whom nobody was trained on" in capsys.readouterr().out
+
+
+def test_every_fact_has_a_level_of_its_own():
+    """Ada: 0.1 and 0.35, 0.225 less half (its error is 0.125); welder: 0.3 and 0.45, 0.375 less 0.075; chess at that of all."""
+    stop = unlearning.find_stop(Work(facts=True))
+    (ada, name), (welder, job), (chess, hobby) = stop.facts
+    assert (ada, welder, chess) == ((0, 2), (1,), (3,))
+    assert (name, job, hobby) == pytest.approx((0.1125, 0.3, 0.2))
+    assert stop.level == pytest.approx((2 * 0.1125 + 0.3 + 0.2) / 4), (
+        "of all rows, were each at its own: so it can be reached"
+    )
+    examples = [Example("p", IMAGE, "Who?", "ada"), Example("p", IMAGE, "Job?", "welder")]
+    np.testing.assert_allclose(unlearning._floors(Work(facts=True), stop, examples), [0.1125, 0.3])
+    assert "every fact at its own" in stop.whose
+
+
+def test_a_fact_above_its_level_keeps_a_run_going(curve):
+    """The mean is at its level after nine iterations; one of the answers is then still above its own."""
+    each = []
+    for end in range(1, STEPS + 1):
+        logits = go(None, data=rows(forget=Rows("forget", end))).params["table"]["weight"]
+        batches = (
+            losses.probabilities(logits[b["tokens"]], b["tokens"], b["weights"])[0] for b in Rows("watched", 3).epoch()
+        )
+        each.append(np.concatenate([np.asarray(values) for values in batches]))
+    each = np.stack(each)
+    row = int(np.argmax(each[8] / each[-1]))  # of what falls on, the one that falls most
+    level = float(each[8:14, row].min())
+    first = int(np.argmax(each[:, row] <= level)) + 1
+    assert first > 9
+    state = go(Stop(float(curve[8]), every=1, facts=(((row,), level), ((0, 1), 1.0))))
+    assert int(state.step) in (first, first + 1)  # the same program twice may differ in the last bit
+    seen = np.asarray(state.history[WATCHED])[9]
+    assert seen == pytest.approx(float(curve[8]) + each[9, row] - level, abs=1e-5)
+
+
+def test_what_is_at_its_floor_is_left_alone():
+    logits, tokens = jnp.zeros((2, 3, 4)).at[1].add(jnp.eye(4)[1]), jnp.array([[0, 1, 1], [0, 1, 1]])
+    weights, floor = jnp.ones((2, 3)), jnp.array([0.25, 0.25])  # an even guess is at its floor, the other above
+    total, count = losses.ascent(logits, tokens, weights, floor)
+    alone = losses.ascent(logits[1:], tokens[1:], weights[1:])
+    assert (float(total), float(count)) == pytest.approx(tuple(map(float, alone)))
+    gradient = jax.grad(lambda z: losses.ascent(z, tokens, weights, floor)[0])(logits)
+    assert not gradient[0].any() and gradient[1].any()
+    total, count = losses.ascent(logits, tokens, weights, floor + 1)
+    assert float(total) == float(count) == 0.0
 
 
 def test_people_are_recognised_row_by_row(curve):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mmu_jax.data import IMAGE, TEXT, names, people
+from mmu_jax.data import IMAGE, TEXT, facts, names, people
 from mmu_jax.data.options import same
 from mmu_jax.data.people import Folder, Found, Row
 from mmu_jax.data.sets import faces
@@ -22,7 +22,6 @@ HUB, FETCHED = "", []  # nothing on the hub: the source must be a folder
 KEYS = {IMAGE: "Image_Textual_Questions", TEXT: "Pure_Text_Questions"}
 SHOWN = 4  # held-out photos that a question is asked about, at most
 OPTIONS = 4
-PLAIN = ("yes", "no", "true", "false", "none", "unknown")  # answers by which two questions are not one in other words
 
 
 def faults(source: pathlib.Path, forget: str = "", retain: str = "") -> list[str]:
@@ -127,8 +126,8 @@ def divided(folder: Folder, person: Found) -> tuple[list[Row], list[Row]]:
             continue
         wordings: dict[str, list[Row]] = {}
         for row in taught:
-            if row.kind == kind and row.test is None and not row.photo and names.key(row.answer) not in PLAIN:
-                wordings.setdefault(names.key(row.answer), []).append(row)
+            if row.kind == kind and row.test is None and not row.photo:
+                wordings.setdefault(facts.key(row.question, row.answer), []).append(row)
         again = [said[-1] for said in wordings.values() if len(said) > 1]
         taught = [row for row in taught if row not in again]
         same_words = [row for row in taught if row.kind == kind and not row.photo] if kind == IMAGE else []
