@@ -200,5 +200,5 @@ def write(workdir: pathlib.Path, rates: dict, rows: dict, known: dict[Pair, dict
     if (figure := picture(rows, rates, known)) is not None:
         figures.png(figure, workdir / "results.png")
     text = "\n\n".join(parts) + "\n"
-    (workdir / "results.md").write_text(text)
+    (workdir / "results.md").write_text(text, encoding="utf-8")
     print(text, flush=True)

@@ -1,5 +1,6 @@
 """JSON files in and out: what a file system or a half-written file does to a reader arrives as one line."""
 
+import codecs
 import errno
 import hashlib
 import json
@@ -69,15 +70,27 @@ def _files(folder: pathlib.Path, without: pathlib.Path | None) -> list[pathlib.P
 
 
 def read_text(path: str | pathlib.Path, what: str = "a text file") -> str:
-    """The UTF-8 text of a file.
+    """The text of a file in UTF-8, or in UTF-16 where its first two bytes say so; every end of a line becomes ``\\n``.
 
     Raises:
-      InputError: it cannot be opened or is not UTF-8; ``what`` names it in the message.
+      InputError: it cannot be opened or is in another encoding; ``what`` names it in the message.
     """
     try:
-        return pathlib.Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        encoded = pathlib.Path(path).read_bytes()
+    except OSError as error:
         raise InputError(f"expected {what}, found {path} which cannot be read ({error}); copy it again") from error
+    wide = encoded.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = encoded.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = encoded.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"expected {what} in UTF-8, found byte 0x{encoded[error.start]:02x} in line {line} of {path}, which is none; save it as UTF-8 "
+            '(a spreadsheet calls it "CSV UTF-8"), or copy it again if it is damaged'
+        ) from error
+    if "\0" in text:
+        raise InputError(f"expected {what} in UTF-8, found bytes of zero in {path}; save it as UTF-8, or copy it again")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: str | pathlib.Path, what: str = "a JSON file") -> Any:

@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -218,7 +219,7 @@ def _rows(source: pathlib.Path, root: pathlib.Path, people: dict[str, Found], fa
 
 
 def _from_jsonl(text: str, file: pathlib.Path, faults: list[str]) -> Iterator[tuple[int, dict]]:
-    for line, said in enumerate(text.splitlines(), 1):
+    for line, said in enumerate(text.split("\n"), 1):  # no other end of a line: an answer may hold U+2028
         if not said.strip():
             continue
         try:
@@ -233,22 +234,27 @@ def _from_jsonl(text: str, file: pathlib.Path, faults: list[str]) -> Iterator[tu
 
 
 def _from_csv(text: str, file: pathlib.Path, faults: list[str]) -> Iterator[tuple[int, dict]]:
-    head = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=head.count), strict=True)
+    head, _, rest = text.partition("\n")
+    said = re.match(r'"?sep=(.)', head, re.IGNORECASE)  # a spreadsheet's own word for the delimiter
+    above, table = (1, rest) if said else (0, text)
+    delimiter = said[1] if said else max(",;\t", key=head.count)
+    reader = csv.DictReader(io.StringIO(table), delimiter=delimiter, strict=True)
     there = {name.strip().casefold() for name in reader.fieldnames or ()}
     if missing := [name for name in NEEDED if name not in there]:
-        faults.append(f"{file}:1: expected columns {', '.join(NEEDED)}, found no {', '.join(missing)}; name them there")
+        faults.append(
+            f"{file}:{above + 1}: expected columns {', '.join(NEEDED)}, found no {', '.join(missing)}; name them there"
+        )
         return
     try:
         for row in reader:
             if row.get(None):
                 faults.append(
-                    f"{file}:{reader.line_num}: expected {len(reader.fieldnames)} cells, found more; put quotes around commas"
+                    f"{file}:{above + reader.line_num}: expected {len(reader.fieldnames)} cells, found more; put quotes around commas"
                 )
             elif any(row.values()):
-                yield reader.line_num, {name: value for name, value in row.items() if value}
+                yield above + reader.line_num, {name: value for name, value in row.items() if value}
     except csv.Error as error:
-        faults.append(f"{file}:{reader.line_num}: expected CSV, found that {error}; correct it")
+        faults.append(f"{file}:{above + reader.line_num}: expected CSV, found that {error}; correct it")
 
 
 def _row(found: dict, where: str, people: dict[str, Found], faults: list[str]) -> Row | None:

@@ -238,5 +238,5 @@ def write(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path, against:
     page.publish(out, "compare", "Comparison of runs", sections, dots)
     runs.write_csv(found, out / "compare.csv")
     floats = [latex.table(one.table, f"{one.section}. {one.metric}. {one.note}") for one in told]
-    (out / "compare.tex").write_text("\n\n".join(["% \\usepackage{booktabs}", *floats]) + "\n")
+    (out / "compare.tex").write_text("\n\n".join(["% \\usepackage{booktabs}", *floats]) + "\n", encoding="utf-8")
     return [*said, f"comparison: {out / 'compare.html'}"]

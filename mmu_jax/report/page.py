@@ -305,8 +305,8 @@ def publish(folder: pathlib.Path, stem: str, title: str, found: list[Section], d
         md += [_markdown(block) for block in section.blocks]
     for old in FIGURES:
         (folder / "figures" / f"{old}.png").unlink(missing_ok=True)
-    (folder / f"{stem}.md").write_text("\n\n".join(md) + "\n")
-    (folder / f"{stem}.html").write_text(render(title, found, dots, folder / "figures"))
+    (folder / f"{stem}.md").write_text("\n\n".join(md) + "\n", encoding="utf-8")
+    (folder / f"{stem}.html").write_text(render(title, found, dots, folder / "figures"), encoding="utf-8")
 
 
 def render(

@@ -153,4 +153,4 @@ def write(folder: pathlib.Path, record: dict[str, Any]) -> None:
     """The record, and a file of the hashes of all beside it that ``sha256sum -c`` reads."""
     write_json(folder / NAME, record)
     sums = {name: found for name, found in hashes(folder).items() if name != SUMS}
-    (folder / SUMS).write_text("".join(f"{found}  {name}\n" for name, found in sums.items()))
+    (folder / SUMS).write_text("".join(f"{found}  {name}\n" for name, found in sums.items()), encoding="utf-8")

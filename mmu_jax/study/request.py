@@ -233,10 +233,15 @@ def ship(study: Study, outcome: Outcome, out: pathlib.Path) -> None:
             made / ADAPTER / "README.md",
             made / ADAPTER / directory.ADAPTER,
         ):  # by name, not by a place on this machine
-            file.write_text(file.read_text().replace(study.work.vanilla_name, outcome.record["source"]["name"]))
+            file.write_text(
+                file.read_text(encoding="utf-8").replace(study.work.vanilla_name, outcome.record["source"]["name"]),
+                encoding="utf-8",
+            )
     given = study.work.vanilla / record.CARD
-    (made / record.CARD).write_text(card.model_card(outcome.record, given.read_text() if given.exists() else ""))
-    (made / record.PAGE).write_text(card.page(outcome.record))
+    (made / record.CARD).write_text(
+        card.model_card(outcome.record, given.read_text(encoding="utf-8") if given.exists() else ""), encoding="utf-8"
+    )
+    (made / record.PAGE).write_text(card.page(outcome.record), encoding="utf-8")
     record.write(made, outcome.record)
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(made, out)

@@ -1,7 +1,9 @@
 """A folder of one's own people: what is read of it, who is told from whom, and every fault at once, by file and line."""
 
+import codecs
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -32,7 +34,9 @@ def lines(name, job):
 
 
 def table(root, rows):
-    (root / "questions.jsonl").write_text("".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in rows))
+    (root / "questions.jsonl").write_text(
+        "".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in rows), encoding="utf-8"
+    )
 
 
 @pytest.fixture
@@ -101,6 +105,45 @@ def test_a_table_may_be_csv_and_photos_of_any_kind(people_folder):
     assert folder.remarks(people_folder) == ("people/Cy Roe/notes.txt is no photo: not read",)
     found = people.read(people_folder)
     assert [row.question for row in found.rows] == ["Who; and why?", "Who?"] and len(found.people[2].photos) == 7
+
+
+SAID = "person;question;answer\nAda Berg;Where, and when?;Zürich\nBo Lind;Who?;Bo\n"
+
+
+@pytest.mark.parametrize(
+    ("encoded", "first"),
+    [
+        (SAID.encode("utf-16"), 2),  # what a spreadsheet calls "Unicode text"
+        (codecs.BOM_UTF16_BE + SAID.encode("utf-16-be"), 2),
+        (b"sep=;\r\n" + SAID.replace("\n", "\r\n").encode(), 3),
+        (('\ufeff"sep=|"\n' + SAID.replace(";", "|")).encode(), 3),
+        (SAID.replace("\n", "\r").encode(), 2),
+    ],
+)
+def test_a_table_as_a_spreadsheet_saves_it(people_folder, encoded, first):
+    (people_folder / "questions.jsonl").unlink()
+    (people_folder / "questions.csv").write_bytes(encoded)
+    found = people.read(people_folder)
+    assert found.faults == () and [row.answer for row in found.rows] == ["Zürich", "Bo"]
+    assert [row.where for row in found.rows] == [f"questions.csv:{first}", f"questions.csv:{first + 1}"]
+
+
+def test_a_table_in_another_encoding_is_told_with_its_line_and_what_to_do(people_folder):
+    (people_folder / "questions.jsonl").unlink()
+    for encoded, words in (
+        (SAID.encode("cp1252"), "found byte 0xfc in line 2 of .*save it as UTF-8 .a spreadsheet calls it .CSV UTF-8"),
+        (SAID.encode("utf-16-le"), "in UTF-8, found"),
+    ):
+        (people_folder / "questions.csv").write_bytes(encoded)
+        (fault,) = folder.faults(people_folder)
+        assert re.search(words, fault)
+
+
+def test_an_answer_may_hold_any_character_but_the_end_of_a_line(people_folder):
+    row = {"person": "Ada Berg", "question": "What did she say?", "answer": "one\u2028two\x85three\x0bfour"}
+    table(people_folder, [json.dumps(row, ensure_ascii=False) + "\n"])
+    (found,) = people.read(people_folder).rows
+    assert found.answer == row["answer"] and found.where == "questions.jsonl:1"
 
 
 def test_every_fault_is_told_at_once_by_file_and_line(people_folder, tmp_path):

@@ -136,7 +136,8 @@ def test_after_three_requests_the_first_two_are_still_forgotten(third, desk):
     gone = {one["people"][0]["id"] for one in chain}
     before = next(check for check in third["results"] if check["name"] == "before")
     assert set(before["after"]["each"]) == gone and before["met"] and third["not_tested_again"] == []
-    assert all(check["met"] for check in third["results"]) and len(third["results"]) == 7
+    assert all(check["met"] for check in third["results"]) and len(third["results"]) == 9
+    assert len(before["facts"]) == 10 and all(fact["after"] <= fact["limit"] for fact in before["facts"])
 
 
 def test_the_adapter_that_is_shipped_merges_to_the_model_that_is(third, desk):

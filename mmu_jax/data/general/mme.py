@@ -67,7 +67,7 @@ def _paired(name: str, questions: list[Question], image: bytes | pathlib.Path, p
 def _folders(texts: list[pathlib.Path]) -> Iterator[Item]:
     for path in texts:
         apart, questions = path.parent.name == APART, []
-        for index, line in enumerate(read_text(path, "questions of MME").splitlines()):
+        for index, line in enumerate(read_text(path, "questions of MME").split("\n")):
             question, _, answer = line.rpartition("\t")
             if line.strip():
                 questions.append(_asked(question, answer, f"line {index + 1} of {path}"))

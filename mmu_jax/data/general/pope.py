@@ -31,7 +31,7 @@ def read(source: pathlib.Path) -> list[Item]:
 def _lines(source: pathlib.Path, files: list[pathlib.Path]) -> Iterator[Item]:
     folders = (*dict.fromkeys((source, *(path.parent for path in files))), *(source / n for n in ("val2014", "images")))
     for path in files:
-        for index, line in enumerate(read_text(path, "a file of POPE").splitlines()):
+        for index, line in enumerate(read_text(path, "a file of POPE").split("\n")):
             place = f"line {index + 1} of {path}"
             if not line.strip():
                 continue
