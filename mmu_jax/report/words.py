@@ -1,10 +1,13 @@
 """The numbers in plain language: the head of the report, for who reads nothing else, and what its pictures show.
 
-A sentence says that something fell, was kept or came back only where the 95 % intervals do not meet, and that two are level
-where they do.
+A sentence says that something was forgotten or came back only where the 95 % intervals do not meet, and that two are level where
+they do. What was to be kept is lost as soon as the people it is about, each compared with what was known of them before, have
+lost a point or more in the mean, by an interval of it above 0.
 """
 
-from mmu_jax.metrics import METRICS
+import numpy as np
+
+from mmu_jax.metrics import METRICS, summary
 from mmu_jax.report.attacked import ASKED, Attacked
 from mmu_jax.report.results import Axis, Results, apart, axes, cell, compared, headline, judged_by, ours, rivals
 
@@ -12,9 +15,10 @@ WHO = {"forget": "them by name", "retain": "everyone else", "retain_test": "ever
 WHO |= {"before": "those of earlier requests by name"}
 FIX = "\N{NO-BREAK SPACE}"  # within a number and what belongs to it
 SURE = (
-    "numbers in brackets are 95 % intervals over the people asked about (of one person, over the questions), in this one run; what differs by less than they "
-    "allow is called kept or level here."
+    "numbers in brackets are 95 % intervals over the people asked about (of one person, over the questions), in this one run. Models that "
+    "differ by less than they allow are called level. Kept is what did not fall by a point or more, each person compared with before."
 )
+ENOUGH = 5  # people from whom on what each has lost is judged, not how the means of all lie
 
 
 def listed(names: list[str]) -> str:
@@ -49,7 +53,9 @@ def head(results: Results, people: int, attacked: Attacked, attacks: dict[str, s
         return [("", f"{len(results)} models were evaluated; no projected or masked method is among them.")]
     known, left = _forgotten(results, mine)
     kept, lost = _kept(results, mine)
-    whole = dict.fromkeys(WHO[a.split] for a in kept if not any(WHO[a.split] == WHO[b.split] for b in lost))
+    whole = dict.fromkeys(
+        WHO[a.split] for a in kept if _known(results, a) and not any(WHO[a.split] == WHO[b.split] for b in lost)
+    )
     whom = f"the {people} people" if people > 1 else "the person"
     said = f"After {mine} the model {known} {whom} it was to forget" if known else f"This is what {mine} did"
     said += f" and still knows {listed(list(whole))}" if whole else ""
@@ -102,14 +108,28 @@ def _forgotten(results: Results, mine: str) -> tuple[str, str]:
 
 
 def _kept(results: Results, mine: str) -> tuple[list[Axis], list[Axis]]:
-    """The axes that should stay up: those that did as far as the intervals can tell, and those that fell."""
+    """The axes that should stay up: those that did as far as can be told, and those that fell."""
     kept, lost = [], []
     for axis in (axis for axis in axes(results) if axis.up):
         metric = judged_by(results, axis)
-        before, after = (cell(results, name, axis.split, axis.task, metric) for name in ("vanilla", mine))
-        worse = apart(before, after) and after["mean"] < before["mean"]
+        worse = _fell(*(cell(results, name, axis.split, axis.task, metric) for name in ("vanilla", mine)))
         (lost if worse else kept).append(axis)
     return kept, lost
+
+
+def _fell(before: dict, after: dict) -> bool:
+    """Whether what was known before has become less."""
+    was, now = before.get("each", {}), after.get("each", {})
+    if len(was) < ENOUGH or was.keys() != now.keys():
+        return apart(before, after) and after["mean"] < before["mean"]
+    by = summary(np.array([was[person] - now[person] for person in was]), np.array(list(was)))
+    return by["low"] > 0 and by["mean"] >= 0.01
+
+
+def _known(results: Results, axis: Axis) -> bool:
+    """Whether the vanilla model knew what an axis asks, by the share that its evaluation was to reach."""
+    least = results["vanilla"]["config"]["evaluate"].get("memorised", 0.0)
+    return cell(results, "vanilla", axis.split, axis.task, judged_by(results, axis))["mean"] >= least
 
 
 def _rivals(results: Results, mine: str) -> str:

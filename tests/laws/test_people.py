@@ -283,3 +283,39 @@ def test_what_was_watched_has_a_curve_whatever_the_loss(workdir):
     }
     assert [line.get_ydata()[0] for line in left.lines if line.get_label() == "where to stop"] == [15.0]
     assert "mmunlearner" in [line.get_label() for line in right.lines]
+
+
+def told_of(each, before, memorised=0.5):
+    """A head where new photos of everyone else went from ``before`` to ``each``, person by person."""
+
+    def value(people):
+        mean = float(np.mean(list(people.values())))
+        return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "n": len(people), "each": people}
+
+    results = {
+        name: {
+            "results": {"retain_test": {"vqa": {"exact": value(people)}}},
+            "config": {"evaluate": {"headline": "exact"}},
+        }
+        for name, people in (("vanilla", before), ("projected", each))
+    }
+    results["vanilla"]["config"]["evaluate"]["memorised"] = memorised
+    return "\n".join(text for _, text in words.head(results, 2, {}, {}))
+
+
+def test_a_loss_that_everybody_has_is_one_though_the_intervals_meet():
+    before = {f"p-{i}": 0.5 + 0.06 * i for i in range(8)}
+    even = {person: value - 0.04 for person, value in before.items()}
+    assert "lost some of what it knew of new photos of everyone else" in told_of(even, before)
+    assert "still knows everyone else" in told_of(before, before)
+    turns = {person: value + (-1) ** i * 0.04 for i, (person, value) in enumerate(before.items())}
+    assert "lost" not in told_of(turns, before)
+    little = {person: value - 0.004 for person, value in before.items()}
+    assert "lost" not in told_of(little, before), "less than a point"
+    few = dict(list(before.items())[:3])
+    assert "lost" not in told_of({p: v - 0.04 for p, v in few.items()}, few), "three people are too few to tell"
+
+
+def test_what_was_never_known_is_not_still_known():
+    before = {f"p-{i}": 0.2 for i in range(8)}
+    assert "still knows" not in told_of(before, before) and "still knows" in told_of(before, before, memorised=0.1)
