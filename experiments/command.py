@@ -18,7 +18,9 @@ from mmu_jax import Faults, InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file.", lock_config=True)
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where everything is kept; default runs/<config name>, of a sweep runs/sweep."
+    "workdir",
+    None,
+    "Where everything is kept; default runs/<config name>, of a sweep runs/sweep, of a deletion request <out>.work.",
 )
 
 SEEDS = flags.DEFINE_list(

@@ -89,6 +89,7 @@ def run() -> int:
     request.settle(wanted, config, show_people=SHOW_PEOPLE.value)
     print(*request.plan(wanted, config), sep="\n", flush=True)
     if VALIDATE.value:
+        print(*(f"note: {remark}" for remark in wanted.folder.remarks), sep="\n")
         print("the folder is without fault")
         return 0
     out = pathlib.Path(OUT.value)
@@ -101,7 +102,7 @@ def run() -> int:
     request.check_places(wanted, out, workdir)
     study = Study(config, workdir, command.given())
     study.run()
-    outcome = request.judge(study, wanted, thresholds, pathlib.Path(MODEL.value).name)
+    outcome = request.judge(study, wanted, thresholds)
     write_json(workdir / deletion.NAME, outcome.record)
     print("", *outcome.lines, sep="\n")
     if not outcome.met:

@@ -3,9 +3,10 @@
     python -m experiments.purge --workdir=DIR
 
 What goes: photos, questions and answers, the prepared data set, checkpoints, masks and scores, results, reports, records of stages,
-and the model that still knows. What stays: models that never knew or that forgot, their training curves, deletion.json. Then
-what is left is searched for the names and the photos; exit code 3 if one is found. The folder of people itself and the
-model that was given are not of the workdir, and are not touched. A disk may keep what was deleted until it is written over.
+the model that still knows, and any that no verdict says has forgotten. What stays: a model that never knew, training curves,
+deletion.json. Then what is left is searched for the names and the photos; exit code 3 if one is found. The folder of people
+itself and the model that was given are not of the workdir, and are not touched. A disk may keep what was deleted until it is
+written over.
 """
 
 from absl import app

@@ -58,7 +58,8 @@ class Stop:
     def value(self, mean: float, each: np.ndarray) -> float:
         """What is looked at, of the ``mean`` and of ``each [N]`` of the watched answers.
 
-        >>> Stop(0.2, facts=(((0, 1), 0.1), ((2,), 0.3))).value(0.2, np.array([0.2, 0.2, 0.2]))  # of 0.1 above 0.1
+        >>> stop = Stop(0.2, facts=(((0, 1), 0.1), ((2,), 0.3)))
+        >>> round(stop.value(0.2, np.array([0.2, 0.2, 0.2])), 3)  # the first is 0.1 above its level
         0.3
         """
         above = (float(each[list(rows)].mean()) - level for rows, level in self.facts)

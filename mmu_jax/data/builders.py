@@ -153,6 +153,12 @@ def check_source(name: str, folder: str | pathlib.Path, forget: str = "", retain
         )
 
 
+def not_read(name: str, source: str | pathlib.Path) -> list[str]:
+    """What lies in the source of a data set and is not read, a line each, where its module looks for that (``remarks``)."""
+    module = DATASETS[name]
+    return list(module.remarks(pathlib.Path(source))) if source and hasattr(module, "remarks") else []
+
+
 def left_out(path: str | pathlib.Path) -> list[str]:
     """What :func:`prepare` left out of a directory and why, a line each; empty for one prepared by others.
 

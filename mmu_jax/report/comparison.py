@@ -134,7 +134,7 @@ def _against(merged: Merged, named: str) -> str:
 
 
 def _listed(found: list[Run]) -> Table:
-    rows = [[run.path, *map(str, run.pair), ", ".join(n for n in run.results if n in METHODS)] for run in found]
+    rows = [[run.name, *map(str, run.pair), ", ".join(n for n in run.results if n in METHODS)] for run in found]
     return [["Run", "Seed", "Group", "Methods"], *rows]
 
 
@@ -212,7 +212,7 @@ def compare(found: list[Run], against: str = "") -> tuple[list[str], list[Sectio
         Block("figure", figure, "front", words.of_front(results, list(results), [a for a in axes(results) if a.up])),
     ]
     titles, further = dict.fromkeys(one.section for one in told), {"Means over runs": flags(merged)}
-    made = {run.path: run.results["vanilla"]["provenance"] | {"config": placeless(run.config)} for run in found}
+    made = {run.name: run.results["vanilla"]["provenance"] | {"config": placeless(run.config)} for run in found}
     lead = [Block("note" if i else "lead", line) for i, line in enumerate(said)]
     return said, [
         Section("", lead),

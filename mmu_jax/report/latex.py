@@ -1,9 +1,11 @@
 """Tables for a paper: LaTeX that needs the package booktabs and nothing else."""
 
+import math
 import re
 
 from mmu_jax.report.tables import Table
 
+FIT = 7  # columns of numbers beside one another
 SIGNS = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$", "–": "--", "·": r"$\cdot$", "≥": r"$\geq$"}
 SIGNS |= {sign: f"\\{sign}" for sign in "%&#_{}$"}
 SIGNS |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
@@ -33,29 +35,29 @@ def _cell(text: str) -> str:
     return _lines(re.split(r" (?=\[)| · |, (?=[a-z])", text), "r", r"\tiny")
 
 
+def _tabular(rows: Table) -> list[str]:
+    (corner, *titles), *body = rows
+    head = [escape(corner), *(_lines(title.split(" ", 1), "r", "") for title in titles)]
+    lines = [head, *([escape(name), *map(_cell, cells)] for name, *cells in body)]
+    first, *others = (" & ".join(line) + r" \\ \addlinespace" for line in lines)
+    columns = rf"\begin{{tabular}}{{@{{}}l{'r' * len(titles)}@{{}}}}"
+    return [columns, r"\toprule", first, r"\midrule", *others, r"\bottomrule", r"\end{tabular}"]
+
+
 def table(rows: Table, caption: str) -> str:
-    """A floating table over all columns of a page; intervals stand under their numbers, so that seven fit 12 cm.
+    """A floating table over all columns of a page; intervals stand under their numbers, so that seven columns fit 12 cm.
+
+    More than these are divided evenly into parts below one another, each with the names of the rows.
 
     Args:
       rows: the first is the head.
       caption: text, not LaTeX.
     """
-    (corner, *titles), *body = rows
-    head = [escape(corner), *(_lines(title.split(" ", 1), "r", "") for title in titles)]
-    lines = [head, *([escape(name), *map(_cell, cells)] for name, *cells in body)]
-    first, *others = (" & ".join(line) + r" \\ \addlinespace" for line in lines)
-    return "\n".join(
-        [
-            r"\begin{table*}",
-            rf"\caption{{{escape(caption)}}}\smallskip",
-            r"\centering\scriptsize\setlength{\tabcolsep}{2pt}",
-            rf"\begin{{tabular}}{{@{{}}l{'r' * len(titles)}@{{}}}}",
-            r"\toprule",
-            first,
-            r"\midrule",
-            *others,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table*}",
-        ]
-    )
+    parts = math.ceil(max(len(rows[0]) - 1, 1) / FIT)
+    each = math.ceil((len(rows[0]) - 1) / parts)
+    tabulars = [
+        "\n".join(_tabular([[row[0], *row[1 + i * each : 1 + (i + 1) * each]] for row in rows])) for i in range(parts)
+    ]
+    head = [r"\begin{table*}", rf"\caption{{{escape(caption)}}}\smallskip"]
+    head.append(r"\centering\scriptsize\setlength{\tabcolsep}{2pt}")
+    return "\n".join([*head, "\n\n\\bigskip\n".join(tabulars), r"\end{table*}"])

@@ -32,10 +32,12 @@ class Run:
 
     Attributes:
       path: as it was given.
+      name: what pages and tables call it: the end of its path that no other run's has.
       results: by the name of a model.
     """
 
     path: str
+    name: str
     results: Results
 
     @property
@@ -54,7 +56,8 @@ def read(paths: Sequence[str | pathlib.Path]) -> list[Run]:
       InputError: there is none; one is named twice, or has no results; or they cannot be compared: they are of other data,
         another model, another headline metric or other questions. All that differs is said at once.
     """
-    found = [Run(str(path), results.read(pathlib.Path(path))) for path in paths]
+    named = names([str(path) for path in paths])
+    found = [Run(str(path), named[str(path)], results.read(pathlib.Path(path))) for path in paths]
     if not found:
         raise InputError("expected workdirs with results, found none; name at least one")
     for run in found:
@@ -71,6 +74,20 @@ def read(paths: Sequence[str | pathlib.Path]) -> list[Run]:
             f"expected runs that can be compared, found others: {'; '.join(odd)}; leave out those that are not alike"
         )
     return found
+
+
+def names(paths: Sequence[str]) -> dict[str, str]:
+    """Path -> the shortest end of it that tells the paths apart, as long for all.
+
+    >>> names(["/home/ada/one/seed-0", "/home/ada/two/seed-0"])
+    {'/home/ada/one/seed-0': 'one/seed-0', '/home/ada/two/seed-0': 'two/seed-0'}
+    """
+    parts = {path: pathlib.Path(path).resolve().parts[1:] for path in paths}
+    for length in range(1, max(map(len, parts.values()), default=0) + 1):
+        found = {path: "/".join(of[-length:]) for path, of in parts.items()}
+        if len(set(found.values())) == len(set(parts.values())):
+            return found
+    return {path: path for path in paths}
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -144,7 +161,7 @@ def settings(found: list[Run]) -> list[str]:
                 kept[key] = value
         return kept
 
-    models = [(run.path, relevant(name, value["config"])) for run in found for name, value in run.results.items()]
+    models = [(run.name, relevant(name, value["config"])) for run in found for name, value in run.results.items()]
     keys = dict.fromkeys(key for _, kept in models for key in kept)
     by_key = {key: [(path, {key: kept[key]}) for path, kept in models if key in kept] for key in keys}
     return [line for values in by_key.values() for line in differing(values)]
@@ -158,4 +175,4 @@ def write_csv(found: list[Run], path: pathlib.Path) -> None:
         for run in found:
             for name, value in run.results.items():
                 for *place, cell in _cells(value):
-                    rows.writerow([run.path, *run.pair, name, *place, *(cell[key] for key in HEAD[-4:])])
+                    rows.writerow([run.name, *run.pair, name, *place, *(cell[key] for key in HEAD[-4:])])

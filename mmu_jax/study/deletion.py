@@ -45,6 +45,23 @@ def of_model(folder: pathlib.Path) -> dict[str, str]:
     return {name: found for name, found in hashes(folder).items() if name not in (NAME, PAGE, CARD, SUMS)}
 
 
+def source(said: str, given: pathlib.Path, start: pathlib.Path) -> dict[str, Any]:
+    """What a record says of the model that was given: its id on the hub, or a name of its content, and its files.
+
+    The name of a folder is somebody's own words, and may be a person's.
+
+    Args:
+      said: the model as it was named.
+      given: its folder: a model, or an adapter of one.
+      start: the folder of the model that was started from, its files are there as ``merged/`` where it is another.
+    """
+    files = of_model(given)
+    if start.resolve() != given.resolve():
+        files |= {f"merged/{name}": found for name, found in of_model(start).items()}
+    content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return {"name": f"model-{content[:12]}" if pathlib.Path(said).exists() else said, "files": files}
+
+
 def seal(record: dict[str, Any]) -> dict[str, Any]:
     """The record with ``sha256``, of all else in it."""
     body = {key: value for key, value in record.items() if key != "sha256"}

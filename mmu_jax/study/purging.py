@@ -13,7 +13,7 @@ from mmu_jax.data import builders
 from mmu_jax.files import read_json, read_object, write_json
 from mmu_jax.study.stages import alone
 
-# What goes, of what a study writes: all but models that never knew or that forgot, curves, programs and the record.
+# What goes, of what a study writes: all but a model that never knew, one that forgot, curves, programs and the record.
 GOES = (
     "answers",
     "attacks",
@@ -46,7 +46,7 @@ class Purged(NamedTuple):
 def purge(workdir: str | pathlib.Path) -> Purged:
     """Removes from a workdir all that holds the people who were to be forgotten, and writes ``purged.json``.
 
-    That is what is listed in :data:`GOES`, a model that was judged not to have forgotten, and factors that one of them was measured
+    That is what is listed in :data:`GOES`, models that no verdict says have forgotten, and factors that one of them was measured
     for; nothing else, whatever lies there. Then all that is left is searched for their names and photos, byte by byte.
 
     Raises:
@@ -74,9 +74,9 @@ def purge(workdir: str | pathlib.Path) -> Purged:
 
 
 def _forgot(workdir: pathlib.Path) -> bool:
-    """Whether the models in ``unlearned`` forgot, as far as a verdict was given."""
+    """Whether a verdict says that the models in ``unlearned`` forgot: one that nobody judged may still know."""
     path = workdir / "deletion.json"
-    return not path.exists() or read_object(path, "the record of a deletion", {"met": bool})["met"]
+    return path.exists() and read_object(path, "the record of a deletion", {"met": bool})["met"]
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:

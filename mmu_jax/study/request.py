@@ -112,7 +112,6 @@ def plan(request: Request, config: ConfigDict) -> list[str]:
     kept = len(request.kept)
     ids = ", ".join(person.id for person in request.who)
     lines = [
-        *request.folder.remarks,
         f"to forget: {len(request.who)} of {len(request.folder.people)} people in the folder ({ids})",
     ]
     held = sum(len(rows.held_out(request.folder, person)) for person in request.who)
@@ -159,7 +158,7 @@ class Outcome:
     met: bool
 
 
-def judge(study: Study, request: Request, thresholds: Thresholds, model_name: str) -> Outcome:
+def judge(study: Study, request: Request, thresholds: Thresholds) -> Outcome:
     """The verdict on a study that was run, and its record."""
     work = study.work
     (method,) = work.config.unlearn.methods
@@ -169,7 +168,7 @@ def judge(study: Study, request: Request, thresholds: Thresholds, model_name: st
     met = deletion.met(checks, flags)
     made = record.make(
         people=[record.person(request.folder, person) for person in request.who],
-        source={"name": model_name, "files": record.of_model(work.vanilla)},
+        source=record.source(str(request.model), hub.fetch(request.model, "model"), work.vanilla),
         output=_output(study, method),
         method=method,
         config=work.told_config,
@@ -272,7 +271,9 @@ def done(request: Request, out: pathlib.Path, thresholds: Thresholds) -> bool:
     made, people_now = record.read(out), [record.person(request.folder, person) for person in request.who]
     given = record.of_model(hub.fetch(request.model, "model"))
     return (
-        made["people"] == people_now and made["source"]["files"] == given and made["thresholds"] == thresholds._asdict()
+        made["people"] == people_now
+        and given.items() <= made["source"]["files"].items()
+        and made["thresholds"] == thresholds._asdict()
     )
 
 

@@ -184,7 +184,8 @@ def prepare_data(work: Workspace) -> dict:
         shutil.rmtree(work.workdir / "data", ignore_errors=True)  # begun and not ended, maybe from another source
     work.forget_data()
     b = work.benchmark
-    for line in builders.left_out(work.data):
+    c = work.config.data
+    for line in (*builders.left_out(work.data), *([] if c.path else builders.not_read(c.name, c.source))):
         print(f"  {line}", flush=True)
     checks.supply(work)
     attacking.check(work)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 
 import huggingface_hub
 import pytest
@@ -252,6 +253,31 @@ def test_a_record_is_sealed_and_knows_no_place(tmp_path):
     (tmp_path / "m" / "deletion.json").write_text("{}")
     refused("without", record.read, tmp_path / "m")
     assert record.read(tmp_path) is None
+
+
+def test_a_model_is_named_by_its_content_and_not_by_the_words_of_its_folder(tmp_path):
+    given, start = tmp_path / "without-ada-berg", tmp_path / "merged"
+    for folder, held in ((given, b"adapter"), (start, b"whole")):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(held)
+    plain, merged = record.source(str(given), given, given), record.source(str(given), given, start)
+    assert re.fullmatch("model-[0-9a-f]{12}", plain["name"]) and "ada" not in json.dumps([plain, merged])
+    assert list(plain["files"]) == ["model.safetensors"] and plain["name"] != merged["name"]
+    assert merged["files"] == plain["files"] | {
+        f"merged/{name}": found for name, found in record.of_model(start).items()
+    }
+    assert record.source("llava-hf/llava-1.5-7b-hf", given, given)["name"] == "llava-hf/llava-1.5-7b-hf"
+
+
+@pytest.mark.parametrize(("verdict", "stays"), [(None, False), (False, False), (True, True)])
+def test_a_model_that_no_verdict_says_has_forgotten_is_purged(tmp_path, verdict, stays):
+    for folder in ("stages", "unlearned/projected", "adapters/projected", "vanilla"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "model.safetensors").write_bytes(b"weights")
+    if verdict is not None:
+        (tmp_path / "deletion.json").write_text(json.dumps({"met": verdict}))
+    purging.purge(tmp_path)
+    assert [(tmp_path / name).exists() for name in ("unlearned", "adapters", "vanilla")] == [stays, stays, False]
 
 
 def test_a_chain_holds_every_record_and_none_can_be_altered(tmp_path):

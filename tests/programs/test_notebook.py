@@ -111,7 +111,7 @@ def test_a_folder_of_photos_becomes_a_record(tmp_path):
     assert said["look"].splitlines()[0] == f"{tmp_path}/w/four is without fault" and len(said["look"].splitlines()) == 5
     assert "to forget: 1 of 4 people in the folder" in said["request"] and "method: projected" in said["request"]
     judged = [line for line in said["verdict"].splitlines() if " before, " in line]
-    assert len(judged) == 5 and all(": met (" in line for line in judged)
+    assert len(judged) == 7 and all(": met (" in line for line in judged)
     assert shown(cells["verdict"], "text/markdown")[0].startswith(
         "**Met.** This model was made to forget the face of one person"
     )
