@@ -89,7 +89,7 @@ def run() -> int:
     request.settle(wanted, config, show_people=SHOW_PEOPLE.value)
     print(*request.plan(wanted, config), sep="\n", flush=True)
     if VALIDATE.value:
-        print(*(f"note: {remark}" for remark in wanted.folder.remarks), sep="\n")
+        print(*request.held(wanted), *(f"note: {remark}" for remark in wanted.folder.remarks), sep="\n")
         print("the folder is without fault")
         return 0
     out = pathlib.Path(OUT.value)

@@ -22,7 +22,7 @@ def _checks(record: dict[str, Any]) -> list[Check]:
 
 def _table(record: dict[str, Any]) -> Table:
     """Rows of thresholds."""
-    head = ["", "Before", "After, with a 95 % interval", "Questions", "Threshold", "Held"]
+    head = ["Threshold by threshold", "Before", "After, with a 95 % interval", "Questions", "Threshold", "Held"]
     rows = []
     for check in _checks(record):
         if check.met is None:
@@ -37,7 +37,7 @@ def _table(record: dict[str, Any]) -> Table:
 
 def _facts(record: dict[str, Any]) -> Table:
     """Rows of facts about faces to forget."""
-    head = ["", "Person", "First asked in", "Before", "After", "People never seen", "At most", "Held"]
+    head = ["Fact by fact", "Person", "First asked in", "Before", "After", "People never seen", "At most", "Held"]
     rows = []
     for check in _checks(record):
         shown = check.title.partition("the faces ")[2]

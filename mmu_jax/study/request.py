@@ -136,13 +136,47 @@ def plan(request: Request, config: ConfigDict) -> list[str]:
         measured = [f"{kept} of the folder"] * bool(kept) + ["people never seen"] * bool(config.factors.unseen)
         what = config.factors.path or f"{' and '.join(measured)}, and texts"
         lines.append(f"what is kept is measured once, before it forgets, on {what}")
+    return [*lines, _end(request, config.unlearn.stop)]
+
+
+def _end(request: Request, stop: ConfigDict) -> str:
+    """Where it is to end, in words."""
+    if not stop.every:
+        return "all passes are made, whatever is still known (config.unlearn.stop.every is 0)"
+    what = "no fact about them is likelier than" if stop.facts else "no more is known of them than"
+    if stop.level:
+        return f"it ends where {what} {stop.level:g} (config.unlearn.stop.level)"
     strangers = len(request.folder.strangers)
-    lines.append(
-        f"it ends where no more is known of them than of {strangers} strangers of the folder"
-        if strangers
-        else "it ends where no more is known of them than of ten people who do not exist (the folder has no strangers/)"
-    )
-    return lines
+    whose = f"for {_count(strangers, 'stranger')} of the folder"
+    return f"it ends where {what} {whose if strangers else 'for ten people who do not exist (the folder has no strangers/)'}"
+
+
+def held(request: Request) -> list[str]:
+    """Which photos and rows of the table are kept for the test, of each person to forget, a line each."""
+    told = []
+    for person in request.who:
+        photos = rows.held_out(request.folder, person)
+        places = [row.where.rpartition(":")[::2] for row in rows.divided(request.folder, person)[1]]
+        files = {file: _runs([int(line) for name, line in places if name == file]) for file, _ in places}
+        asked_of = "; ".join(f"{file}, lines {lines}" for file, lines in files.items())
+        told.append(
+            f"kept for the test, of {person.id}: photos {', '.join(photos) or 'none'}; {asked_of or 'no question'}"
+        )
+    return told
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """
+    >>> _runs([3, 4, 5, 9])
+    '3 to 5, 9'
+    """
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)
 
 
 def _count(number: int, what: str) -> str:

@@ -71,6 +71,7 @@ def shipped(desk):
     assert looked.returncode == 0 and looked.stdout.strip().endswith("the folder is without fault"), looked.stderr[
         -2000:
     ]
+    assert re.search(r"kept for the test, of p-\w+: photos new.png; questions.jsonl, lines \d+ to \d+\n", looked.stdout)
     assert not (desk.place / "runs" / "without-one.work").exists()
     strict = desk.type(line, "--lost_faces=0", "--lost_facts=0")
     assert strict.returncode == 3, (strict.stdout[-2000:], strict.stderr[-2000:])
