@@ -36,7 +36,7 @@ class Fact:
       person, fact: whose, and where in the table of questions it is first asked.
       before, after, never: probability of the right answer, and for people never seen who were asked the same.
       limit: ``after`` at most.
-      met: None where what was known is not above the limit.
+      met: None where the limit is above what was known, and what is.
     """
 
     person: str
@@ -151,7 +151,8 @@ def facts(results: Results, model: str, split: str, asked: Asked, allowed: float
     for (person, fact), was in before.items():
         limit = never[fact] + allowed
         now = after[person, fact]
-        met = None if limit >= was and split != "before" else now <= limit  # a limit that nobody exceeds says nothing
+        said_nothing = split != "before" and max(was, now) <= limit  # a limit that nobody exceeds says nothing
+        met = None if said_nothing else now <= limit
         found.append(Fact(person, asked.where[person, fact], was, now, never[fact], limit, met))
     return found
 
@@ -186,10 +187,9 @@ def checks(
         put = [(person, limits[person, asked.where[person, fact]]) for person, fact in asked.of[split]]
         limit = {who: sum(x for one, x in put if one == who) / sum(one == who for one, _ in put) for who, _ in put}
         whole = sum(x for _, x in put) / len(put)
-        if split != "before" and whole >= found["before"]["mean"]:  # a limit that nobody exceeds says nothing
-            return dataclasses.replace(none, limit=whole)
         above = tuple(person for person, right in found["after"]["each"].items() if right > limit[person])
-        met = not above and all(fact.met is not False for fact in known)
+        judged = [fact.met for fact in known if fact.met is not None] + [False] * len(above)
+        met = all(judged) if judged else None
         return dataclasses.replace(none, limit=whole, met=met, above=above, facts=tuple(known))
 
     def kept(name, title, split, task, lost):

@@ -162,8 +162,21 @@ def test_a_fact_is_held_against_people_never_seen_who_were_asked_for_it():
     assert (job.never, job.limit, job.after, job.met) == (0.36, pytest.approx(0.46), pytest.approx(0.01), True)
     assert not check.met and not check.above and check.limit == pytest.approx(0.3)
     found["vanilla"]["results"]["forget"]["vqa"]["probability"]["items"] = [0.12, 0.9] * 5
+    found["projected"] = name_at(0.13, model(0.15))
     name, _ = judge(found)["recognised_known"].facts
     assert name.met is None, "what was not known above its limit says nothing"
+    found["projected"] = name_at(0.29, model(0.15))
+    name, _ = judge(found)["recognised_known"].facts
+    assert name.met is False, "unless it is now"
+
+
+def test_one_fact_that_was_known_is_judged_where_the_mean_was_below_its_limit():
+    """The name alone was known, 90 % of the time: the mean of 48 % would say nothing against a level of 60 %."""
+    found = {"vanilla": name_at(0.9, model(0.48, unseen=0.6)), "projected": name_at(0.9, model(0.48, unseen=0.6))}
+    check = judge(found)["recognised_known"]
+    assert check.met is False and [fact.met for fact in check.facts] == [False, None]
+    found["projected"] = name_at(0.5, model(0.48, unseen=0.6))
+    assert judge(found)["recognised_known"].met is True
 
 
 def test_a_person_is_held_against_what_that_person_was_asked():
