@@ -14,9 +14,10 @@ from absl import app, flags
 
 from experiments import command
 from mmu_jax import InputError, hf, hub, models, trees
+from mmu_jax.data.sets import folder as rows
 from mmu_jax.files import write_json
 from mmu_jax.report.deletion import Thresholds
-from mmu_jax.study import deletion, request
+from mmu_jax.study import deletion, intent, request
 from mmu_jax.study.study import Study
 
 MODEL = flags.DEFINE_string("model", None, "The model: a Hugging Face directory, or an id on the hub.")
@@ -87,9 +88,9 @@ def run() -> int:
     wanted = request.read(MODEL.value, PEOPLE.value, WHO.value, KEEP.value, BEFORE.value)
     config = command.CONFIG.value
     request.settle(wanted, config, show_people=SHOW_PEOPLE.value)
-    print(*request.plan(wanted, config), sep="\n", flush=True)
+    print(*intent.plan(wanted, config), sep="\n", flush=True)
     if VALIDATE.value:
-        print(*request.held(wanted), *(f"note: {remark}" for remark in wanted.folder.remarks), sep="\n")
+        print(*intent.held(wanted), *(f"note: {remark}" for remark in rows.remarks(wanted.source)), sep="\n")
         print("the folder is without fault")
         return 0
     out = pathlib.Path(OUT.value)
@@ -109,12 +110,9 @@ def run() -> int:
         print(f"verdict: NOT met; nothing is at {out}, all of it is in {workdir}")
         return NOT_MET
     request.ship(study, outcome, out)
-    measured = (
-        ""
-        if all(check["met"] is not None for check in outcome.record["results"])
-        else ", as far as it could be measured"
-    )
-    print(f"verdict: met{measured}; the model and its record (deletion.json, deletion.html) are in {out}")
+    measured = "" if outcome.whole else ", as far as it could be measured"
+    flagged = f", but {', '.join(outcome.record['flags'])}" if outcome.record["flags"] else ""
+    print(f"verdict: met{measured}{flagged}; the model and its record (deletion.json, deletion.html) are in {out}")
     print(f"photos and answers are still in {workdir}: python -m experiments.purge --workdir={workdir} removes them")
     return push(out)
 

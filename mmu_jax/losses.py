@@ -62,7 +62,12 @@ def probability(logits: jax.Array, tokens: jax.Array, weights: jax.Array) -> Pai
 
 
 def probabilities(logits: jax.Array, tokens: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``p(answer n | prompt n)^(1 / length)`` of every row ``[N]``, 0 for one that only fills the batch, and which rows do not."""
+    """``p(answer n | prompt n)^(1 / length)`` of every row ``[N]``, 0 for one that only fills the batch, and which rows do not.
+
+    >>> each, there = probabilities(jnp.zeros((2, 2, 4)), jnp.zeros((2, 2), int), jnp.array([[0., 1.], [0., 0.]]))
+    >>> each.round(3).tolist(), there.tolist()
+    ([0.25, 0.0], [True, False])
+    """
     lengths = weights[:, 1:].sum(axis=-1)
     per_token = sequence_logps(logits, tokens, weights) / jnp.maximum(lengths, 1.0)
     there = lengths > 0

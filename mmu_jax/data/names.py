@@ -28,6 +28,17 @@ def mentioned(name: str, text: str) -> bool:
     return _pattern(name).search(key(text)) is not None
 
 
+def part(name: str, text: str) -> str:
+    """A word of a name that a text has with a capital, which may mean the person; empty where there is none.
+
+    >>> part('Mona de Will', 'What does Mona do?'), part('Mona de Will', 'Which will is this?')
+    ('Mona', '')
+    """
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text))
+    spelled = {key(word): word for word in words if word[:1].isupper() and len(word) > 2}
+    return next((spelled[one] for one in key(name).split() if one in spelled), "")
+
+
 def without(name: str, text: str) -> str:
     """A text with a name taken out.
 

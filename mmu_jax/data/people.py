@@ -10,26 +10,22 @@ read before anything is said, so that all that is wrong with a folder is told at
 """
 
 import collections
-import csv
 import dataclasses
 import functools
 import hashlib
-import io
-import json
 import pathlib
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmu_jax import InputError
-from mmu_jax.data import IMAGE, TEXT, cells, names, vision
+from mmu_jax.data import IMAGE, TEXT, cells, lines, names, vision
 from mmu_jax.data.options import read_choice, same
 from mmu_jax.files import read_text
 
-PHOTOS = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+PHOTOS = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 UNREADABLE = (".heic", ".heif", ".cr2", ".dng", ".nef", ".raw", ".svg", ".pdf", ".mp4", ".mov")  # photos, but not to us
 PEOPLE, STRANGERS, TABLES = "people", "strangers", ("questions.jsonl", "questions.csv")
-NEEDED, MAY = ("person", "question", "answer"), ("photo", "split", "options", "about", "id")
+MAY = ("photo", "split", "options", "about", "id")
 SPLITS = {"train": False, "training": False, "test": True}
 ABOUT = {"face": IMAGE, "name": TEXT}
 
@@ -210,7 +206,7 @@ def _rows(source: pathlib.Path, root: pathlib.Path, people: dict[str, Found], fa
     except InputError as error:
         faults.append(f"{tables[0].relative_to(source)}: {error}")
         return
-    spell = _from_csv if tables[0].suffix == ".csv" else _from_jsonl
+    spell = lines.of_csv if tables[0].suffix == ".csv" else lines.of_json
     for line, cells_of in spell(text, tables[0].relative_to(source), faults):
         where, found = f"{tables[0].relative_to(source)}:{line}", len(faults)
         row = _row(cells_of, where, people, faults)
@@ -218,59 +214,20 @@ def _rows(source: pathlib.Path, root: pathlib.Path, people: dict[str, Found], fa
             yield row
 
 
-def _from_jsonl(text: str, file: pathlib.Path, faults: list[str]) -> Iterator[tuple[int, dict]]:
-    for line, said in enumerate(text.split("\n"), 1):  # no other end of a line: an answer may hold U+2028
-        if not said.strip():
-            continue
-        try:
-            value = json.loads(said)
-        except (ValueError, RecursionError) as error:
-            faults.append(f"{file}:{line}: expected a JSON object, found none that can be read ({error}); correct it")
-            continue
-        if isinstance(value, dict):
-            yield line, value
-        else:
-            faults.append(f"{file}:{line}: expected a JSON object, found {cells.brief(value)}; correct it")
-
-
-def _from_csv(text: str, file: pathlib.Path, faults: list[str]) -> Iterator[tuple[int, dict]]:
-    head, _, rest = text.partition("\n")
-    said = re.match(r'"?sep=(.)', head, re.IGNORECASE)  # a spreadsheet's own word for the delimiter
-    above, table = (1, rest) if said else (0, text)
-    delimiter = said[1] if said else max(",;\t", key=head.count)
-    reader = csv.DictReader(io.StringIO(table), delimiter=delimiter, strict=True)
-    there = {name.strip().casefold() for name in reader.fieldnames or ()}
-    if missing := [name for name in NEEDED if name not in there]:
-        faults.append(
-            f"{file}:{above + 1}: expected columns {', '.join(NEEDED)}, found no {', '.join(missing)}; name them there"
-        )
-        return
-    try:
-        for row in reader:
-            if row.get(None):
-                faults.append(
-                    f"{file}:{above + reader.line_num}: expected {len(reader.fieldnames)} cells, found more; put quotes around commas"
-                )
-            elif any(row.values()):
-                yield above + reader.line_num, {name: value for name, value in row.items() if value}
-    except csv.Error as error:
-        faults.append(f"{file}:{above + reader.line_num}: expected CSV, found that {error}; correct it")
-
-
 def _row(found: dict, where: str, people: dict[str, Found], faults: list[str]) -> Row | None:
     """A row of the table, or None and what is wrong with it."""
     found = {str(name).strip().casefold(): value for name, value in found.items()}
-    if strange := sorted(found.keys() - {*NEEDED, *MAY}):
+    if strange := sorted(found.keys() - {*lines.NEEDED, *MAY}):
         faults.append(
-            f"{where}: expected {', '.join((*NEEDED, *MAY))}, found {', '.join(strange)}; rename or remove it"
+            f"{where}: expected {', '.join((*lines.NEEDED, *MAY))}, found {', '.join(strange)}; rename or remove it"
         )
     try:
-        said = {name: cells.text(found.get(name), name).strip() for name in (*NEEDED, *MAY) if name != "options"}
+        said = {name: cells.text(found.get(name), name).strip() for name in (*lines.NEEDED, *MAY) if name != "options"}
     except InputError as error:
         faults.append(f"{where}: {error}")
         return None
-    if missing := [name for name in NEEDED if not said[name]]:
-        faults.append(f"{where}: expected {', '.join(NEEDED)}, found no {', '.join(missing)}; fill it in")
+    if missing := [name for name in lines.NEEDED if not said[name]]:
+        faults.append(f"{where}: expected {', '.join(lines.NEEDED)}, found no {', '.join(missing)}; fill it in")
         return None
     person = people.get(names.key(said["person"]))
     if person is None:
@@ -283,16 +240,21 @@ def _row(found: dict, where: str, people: dict[str, Found], faults: list[str]) -
     if about and about not in ABOUT:
         faults.append(f"{where}: expected about face or name, found {said['about']!r}; correct it")
     photo = said["photo"] and pathlib.PurePath(said["photo"].replace("\\", "/")).name
-    if photo and photo not in person.photos and not (person.folder / photo).is_file():  # one that is broken is told of
+    if photo and _unread(person, photo):
         faults.append(
-            f"{where}: expected a photo in {person.folder.name}, found no {said['photo']!r} there; correct it"
+            f"{where}: expected a photo in {person.folder.name}, found no {said['photo']!r} there that ends in {', '.join(PHOTOS)}; correct it"
         )
     named = names.mentioned(person.name, said["question"])
+    if not named and not about and not photo and (part := names.part(person.name, said["question"])):
+        faults.append(
+            f"{where}: expected about: name or about: face where a question has a part of the name, found {part!r}; say which it is"
+        )
     kind = ABOUT.get(about) or (IMAGE if photo or not named else TEXT)
     if photo and kind == TEXT:
         faults.append(f"{where}: expected no photo about a name, found {photo!r}; remove it, or write about: face")
     try:
         options, letter = _options(found.get("options"), said["answer"], where)
+        answer = options.get(letter, said["answer"])  # in words, where it was a letter
     except InputError as error:
         faults.append(f"{where}: {error}")
         return None
@@ -300,7 +262,7 @@ def _row(found: dict, where: str, people: dict[str, Found], faults: list[str]) -
         where,
         names.key(person.name),
         said["question"],
-        said["answer"],
+        answer,
         kind,
         photo,
         SPLITS.get(split),
@@ -308,6 +270,12 @@ def _row(found: dict, where: str, people: dict[str, Found], faults: list[str]) -
         letter,
         said["id"],
     )
+
+
+def _unread(person: Found, photo: str) -> bool:
+    """Whether a photo is none that is read, nor one that is broken, which is told of already."""
+    broken = pathlib.PurePath(photo).suffix.lower() in (*PHOTOS, *UNREADABLE) and (person.folder / photo).is_file()
+    return photo not in person.photos and (photo.startswith(".") or not broken)
 
 
 def _options(cell: Any, answer: str, place: str) -> tuple[dict[str, str], str]:

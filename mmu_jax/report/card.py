@@ -37,7 +37,17 @@ def _table(record: dict[str, Any]) -> Table:
 
 def _facts(record: dict[str, Any]) -> Table:
     """Rows of facts about faces to forget."""
-    head = ["Fact by fact", "Person", "First asked in", "Before", "After", "People never seen", "At most", "Held"]
+    head = [
+        "Fact by fact",
+        "Person",
+        "Likeliest as asked in",
+        "Wordings",
+        "Before",
+        "After",
+        "People never seen",
+        "At most",
+        "Held",
+    ]
     rows = []
     for check in _checks(record):
         shown = check.title.partition("the faces ")[2]
@@ -45,8 +55,8 @@ def _facts(record: dict[str, Any]) -> Table:
             was, now, never, limit = (
                 f"{100 * value:.1f} %" for value in (fact.before, fact.after, fact.never, fact.limit)
             )
-            held = {True: "yes", False: "no", None: "not above it before"}[fact.met]
-            rows.append([shown, fact.person, fact.fact, was, now, never, limit, held])
+            held = {True: "yes", False: "no", None: "not judged: never above it"}[fact.met]
+            rows.append([shown, fact.person, fact.fact, f"{fact.wordings}", was, now, never, limit, held])
     return [head, *rows]
 
 
@@ -57,13 +67,22 @@ def headline(record: dict[str, Any]) -> str:
     if not record["met"]:
         return f"A model was to forget {who}, and not all thresholds are met: nothing was shipped."
     by_name = {check.name: check for check in _checks(record)}
-    shown = by_name["recognised"] if by_name["recognised"].after else by_name["recognised_known"]
+    new = by_name["recognised"].after is not None
+    shown = by_name["recognised" if new else "recognised_known"]
     never = record["people_never_seen"]
-    return (
-        f"This model was made to forget {who}. Shown {'a new photo' if shown.name == 'recognised' else 'a photo'}, it gave the right answer "
-        f"with a probability of {100 * shown.before['mean']:.0f} % before and of {100 * shown.after['mean']:.0f} % now; for people whom it never "
-        f"saw it is {100 * never['mean']:.0f} %. What could be measured of what it was to keep is within the thresholds below."
-    )
+    others = any(check.met for check in by_name.values() if "others" in check.name or check.name == "faces")
+    said = [
+        f"This model was made to forget {who}. Shown {'a new photo' if new else 'a photo'}, it gave the right answer with a probability of "
+        f"{100 * shown.before['mean']:.0f} % before and of {100 * shown.after['mean']:.0f} % now; for people whom it never saw it is "
+        f"{100 * never['mean']:.0f} %."
+    ]
+    if not new:
+        said.append("No photo was kept for a test: it was asked about those that it was made to forget.")
+    if others:
+        said.append("What could be measured of what it was to keep is within the thresholds below.")
+    else:
+        said.append("What became of what it knows of anybody else was not measured.")
+    return " ".join(said)
 
 
 def _notes(record: dict[str, Any]) -> list[str]:
@@ -74,13 +93,15 @@ def _notes(record: dict[str, Any]) -> list[str]:
         f"{never['n']} questions.",
     ]
     said.append(
-        "A fact is what one or several wordings of a question ask for; lines are those of the table of questions, which is not part of this."
+        "A fact is what one or several wordings of a question ask for, told by the one that is furthest above its limit; lines are those of the table of questions, which is not part of this."
     )
     lost = [(check.title, *check.most_lost) for check in _checks(record) if check.most_lost]
     said += [
         f"{title}; most lost: {who}, {100 * was:.1f} % before, {100 * now:.1f} % after."
         for title, who, was, now in lost
     ]
+    absent = [check for check in _checks(record) if check.not_asked]
+    said += [f"{check.title}: nothing was asked about {', '.join(check.not_asked)}." for check in absent]
     if record["earlier"]:
         ids = [person["id"] for one in record["earlier"] for person in one["people"]]
         said.append(

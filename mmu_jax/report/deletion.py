@@ -1,14 +1,13 @@
 """What came of a deletion request: every threshold with what was measured against it, in plain words."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from mmu_jax.report import forgotten
+from mmu_jax.report.forgotten import MEASURED, Asked, Fact, level
 from mmu_jax.report.results import FLAGS, Results, cell, headline
 
-MEASURED = (
-    "probability"  # what thresholds are judged by: it is finer than right and wrong where few questions are asked
-)
 SHOWN = 3  # facts above their limit that a line tells, the furthest above it first
 KEPT = ("mean", "low", "high", "n", "people", "each")
 
@@ -29,26 +28,6 @@ class Thresholds(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fact:
-    """What one or several wordings ask about the face of a person, in the mean over them and over the photos.
-
-    Attributes:
-      person, fact: whose, and where in the table of questions it is first asked.
-      before, after, never: probability of the right answer, and for people never seen who were asked the same.
-      limit: ``after`` at most.
-      met: None where the limit is above what was known, and what is.
-    """
-
-    person: str
-    fact: str
-    before: float
-    after: float
-    never: float
-    limit: float
-    met: bool | None
-
-
-@dataclasses.dataclass(frozen=True)
 class Check:
     """A threshold.
 
@@ -58,9 +37,11 @@ class Check:
       right: share of right answers by the headline metric, before and after.
       limit: what ``after`` is held against: at most, or at least where ``up``; of faces to forget the mean of what each is.
       met: whether it holds, None where it could not be measured.
-      start: what ``before`` was when each person was first in a record of the chain; None of faces to forget.
-      above: the forgotten who are recognised above their limit, all their facts together.
-      facts: of faces to forget, one by one.
+      asked: person -> a hash of what was asked, by which a later request finds the same again.
+      start: what ``before`` was when each person was first asked the same in a record of the chain; None of faces to forget.
+      anew: people to keep of whom no earlier record says what it was.
+      above, answered, facts: of faces to forget (:class:`forgotten.Gone`).
+      not_asked: of the people it is about, those of whom nothing was asked.
     """
 
     name: str
@@ -71,9 +52,13 @@ class Check:
     limit: float | None
     up: bool
     met: bool | None
+    asked: dict[str, str] = dataclasses.field(default_factory=dict)
     start: float | None = None
+    anew: int = 0
     above: tuple[str, ...] = ()
+    answered: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
+    not_asked: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, told: dict[str, Any]) -> "Check":
@@ -89,15 +74,15 @@ class Check:
         person = max(sorted(was.keys() & now.keys()), key=lambda one: was[one] - now[one])
         return (person, was[person], now[person]) if was[person] - now[person] >= 0.005 else None
 
+    @property
+    def whole(self) -> bool:
+        """Whether all that it is about was measured."""
+        return self.met is not None and not self.not_asked and all(fact.met is not None for fact in self.facts)
+
     def unmet(self) -> list[str]:
         """Who is recognised above the limit, and which facts are known above theirs."""
-        beyond = sorted((f for f in self.facts if f.met is False), key=lambda fact: fact.limit - fact.after)
-        told = [
-            f"{fact.fact} of {fact.person} at {100 * fact.after:.1f} %, its limit {100 * fact.limit:.1f} %"
-            for fact in beyond[:SHOWN]
-        ]
-        more = len(beyond) - SHOWN
-        return [*self.above, *told, *([f"and {more} facts more"] if more > 0 else [])]
+        said = [f"{who}, who is answered right too often" for who in self.answered]
+        return [*self.above, *said, *forgotten.told(self.facts, SHOWN)]
 
     def line(self) -> str:
         """As a terminal shows it."""
@@ -106,63 +91,36 @@ class Check:
         was, now = (f"{100 * c['mean']:.1f} %" for c in (self.before, self.after))
         bound = f"at {'least' if self.up else 'most'} {100 * self.limit:.1f} %"
         whose = f" (not by {', '.join(self.unmet())})" if self.unmet() else ""
+        verdict = "met" if self.met else "NOT met"
+        said = "; ".join(self._more())
+        return f"{self.title}: {was} before, {now}{interval(self.after)} after, {bound}: {verdict}{whose} ({said})"
+
+    def _more(self) -> list[str]:
         more = [f"{self.after['n']} question{'s' * (self.after['n'] != 1)}"]
         if self.right:
             more.append("answered right {:.0f} % -> {:.0f} %".format(*(100 * share for share in self.right)))
+        judged = [fact for fact in self.facts if fact.met is not None]
         if self.facts:
-            held = sum(fact.met is not False for fact in self.facts)
-            more.append(f"{held} of {len(self.facts)} facts within their own limit")
+            more.append(f"{sum(fact.met for fact in judged)} of {len(judged)} facts within their own limit")
+        if unknown := [fact.fact for fact in self.facts if fact.met is None]:
+            more.append(f"not above their limit before: {', '.join(unknown)}")
+        if self.not_asked:
+            more.append(f"nothing was asked about {', '.join(self.not_asked)}")
         if self.most_lost:
-            more.append(
-                "most lost: {} {:.1f} % -> {:.1f} %".format(self.most_lost[0], *(100 * p for p in self.most_lost[1:]))
-            )
+            who, *lost = self.most_lost
+            more.append("most lost: {} {:.1f} % -> {:.1f} %".format(who, *(100 * p for p in lost)))
         if self.start is not None and abs(self.start - self.before["mean"]) >= 0.0005:
             more.append(f"{100 * self.start:.1f} % before the first request")
-        return f"{self.title}: {was} before, {now}{interval(self.after)} after, {bound}: {'met' if self.met else 'NOT met'}{whose} ({'; '.join(more)})"
+        if self.anew:
+            more.append(
+                f"{self.anew} of {len(self.after['each'])} people were not asked the same by an earlier request"
+            )
+        return more
 
 
 def interval(value: dict[str, Any]) -> str:
     """Of a mean in percent, as it stands behind it; of one question none is known."""
     return f" [{100 * value['low']:.1f}, {100 * value['high']:.1f}]" if value["n"] > 1 else ""
-
-
-def level(results: Results) -> dict[str, Any] | None:
-    """How likely the right answers are for faces that the vanilla model never saw."""
-    return cell(results, "vanilla", "unseen", "vqa", MEASURED)
-
-
-class Asked(NamedTuple):
-    """What the probabilities of a split's questions by photo are of, item by item.
-
-    Attributes:
-      of: split -> ``(person, fact)`` of every item (``mmu_jax.data.facts``).
-      where: ``(person, fact)`` -> where it is first asked.
-    """
-
-    of: dict[str, list[tuple[str, str]]]
-    where: dict[tuple[str, str], str]
-
-
-def facts(results: Results, model: str, split: str, asked: Asked, allowed: float) -> list[Fact]:
-    """The facts about the faces of a split, each held against people never seen who were asked for it."""
-    never = _by(asked.of["unseen"], results["vanilla"], "unseen", lambda whose: whose[1])
-    before, after = (_by(asked.of[split], results[name], split, lambda whose: whose) for name in ("vanilla", model))
-    found = []
-    for (person, fact), was in before.items():
-        limit = never[fact] + allowed
-        now = after[person, fact]
-        said_nothing = split != "before" and max(was, now) <= limit  # a limit that nobody exceeds says nothing
-        met = None if said_nothing else now <= limit
-        found.append(Fact(person, asked.where[person, fact], was, now, never[fact], limit, met))
-    return found
-
-
-def _by(asked: Sequence[tuple[str, str]], model: dict[str, Any], split: str, part: Callable) -> dict[Any, float]:
-    """The mean of what is alike by ``part``, to five digits."""
-    values: dict[Any, list[float]] = {}
-    for whose, value in zip(asked, model["results"][split]["vqa"][MEASURED]["items"], strict=True):
-        values.setdefault(part(whose), []).append(value)
-    return {key: round(sum(of) / len(of), 5) for key, of in values.items()}
 
 
 def checks(
@@ -178,28 +136,22 @@ def checks(
     """
 
     def gone(name, title, split):
-        found = _measured(results, model, split, "vqa")
+        found = _measured(results, model, split, "vqa", asked)
         none = Check(name, title, **found, limit=None, up=False, met=None)
         if found["after"] is None or level(results) is None:
             return none
-        known = facts(results, model, split, asked, thresholds.recognised)
-        limits = {(fact.person, fact.fact): fact.limit for fact in known}
-        put = [(person, limits[person, asked.where[person, fact]]) for person, fact in asked.of[split]]
-        limit = {who: sum(x for one, x in put if one == who) / sum(one == who for one, _ in put) for who, _ in put}
-        whole = sum(x for _, x in put) / len(put)
-        above = tuple(person for person, right in found["after"]["each"].items() if right > limit[person])
-        judged = [fact.met for fact in known if fact.met is not None] + [False] * len(above)
-        met = all(judged) if judged else None
-        return dataclasses.replace(none, limit=whole, met=met, above=above, facts=tuple(known))
+        absent = tuple(who for who in asked.who[split] if who not in found["after"]["each"])
+        by = forgotten.judge(results, model, split, asked, thresholds.recognised)
+        return dataclasses.replace(none, met=by.met, not_asked=absent, **by._asdict())
 
     def kept(name, title, split, task, lost):
-        found = _measured(results, model, split, task)
+        found = _measured(results, model, split, task, asked)
         none = Check(name, title, **found, limit=None, up=True, met=None)
         if found["before"] is None:
             return none
-        start = _at_the_start(name, found["before"], earlier)
+        start, anew = _at_the_start(found, earlier)
         limit = start - lost
-        return dataclasses.replace(none, limit=limit, start=start, met=found["after"]["mean"] >= limit)
+        return dataclasses.replace(none, limit=limit, start=start, anew=anew, met=found["after"]["mean"] >= limit)
 
     new = "retain_test" if cell(results, model, "retain_test", "vqa", MEASURED) else "retain"
     photos = {"retain_test": "new photos", "retain": "their photos"}[new]
@@ -225,32 +177,32 @@ def checks(
     ]
 
 
-def _at_the_start(name: str, before: dict[str, Any], earlier: Sequence[dict[str, Any]]) -> float:
-    """What a check of what is kept would have been before the first request, as far as its people were asked then.
+def _at_the_start(found: dict[str, Any], earlier: Sequence[dict[str, Any]]) -> tuple[float, int]:
+    """What a check of what is kept would have been before the first request; and of how many people no record says.
 
-    Every person counts as now: what somebody was at in the first record that has them, as one to keep or to forget, is as much
-    above today's.
+    Every person counts as now: what somebody was at in the first record that asked them the same is as much above today's.
     """
-    first: dict[str, float] = {}
-    for check in (check for record in earlier for check in record["results"]):
-        if check["before"] and _about(check["name"]) == _about(name):
-            first = check["before"]["each"] | first
-    now = before["each"]
-    return before["mean"] + sum(first[who] - now[who] for who in now if who in first) / max(len(now), 1)
+    now, asked, first = found["before"]["each"], found["asked"], {}
+    for check in (check for record in earlier for check in record["results"] if check["before"]):
+        for who, question in check["asked"].items():
+            first.setdefault((who, question), check["before"]["each"][who])
+    was = {who: first[who, asked[who]] for who in now if (who, asked.get(who)) in first}
+    above = sum(then - now[who] for who, then in was.items()) / max(len(now), 1)
+    return found["before"]["mean"] + above, len(now) - len(was) if earlier else 0
 
 
-def _about(name: str) -> str:
-    """What a check asks about, whoever it is asked of."""
-    return name.replace("_of_others", "").replace("_before", "")
-
-
-def _measured(results: Results, model: str, split: str, task: str) -> dict[str, Any]:
+def _measured(results: Results, model: str, split: str, task: str, asked: Asked) -> dict[str, Any]:
     cells = {
         when: cell(results, name, split, task, MEASURED) for when, name in (("before", "vanilla"), ("after", model))
     }
     right = [cell(results, name, split, task, headline(results)) for name in ("vanilla", model)]
     shown = {when: found and {key: found[key] for key in KEPT} for when, found in cells.items()}
-    return shown | {"right": (right[0]["mean"], right[1]["mean"]) if all(right) else None}
+    told = {
+        who: hashed
+        for who, hashed in asked.same.get((split, task), {}).items()
+        if shown["before"] and who in shown["before"]["each"]
+    }
+    return shown | {"right": (right[0]["mean"], right[1]["mean"]) if all(right) else None, "asked": told}
 
 
 def met(found: Sequence[Check], flags: Sequence[str]) -> bool:

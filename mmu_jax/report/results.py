@@ -229,10 +229,15 @@ def outcome(mine: str, rival: str, better: list[str], worse: list[str], equal: l
     return f"{mine} is {', '.join(parts)}."
 
 
-def _share_at_most(cell: dict[str, float]) -> float:
-    """The upper end of Wilson's 95 % interval (JASA 22, 1927): a bootstrap of one person's few answers, all wrong, knows no chance."""
-    share, n, z = cell["mean"], cell["n"], 1.96
-    return (share + z**2 / (2 * n) + z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5) / (1 + z**2 / n)
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of ``n`` answers (JASA 22, 1927): of a few that are all wrong a bootstrap knows no chance.
+
+    >>> [round(end, 3) for end in wilson(0.0, 20)], [round(end, 3) for end in wilson(1.0, 5)]
+    ([0.0, 0.161], [0.566, 1.0])
+    """
+    z = 1.96
+    middle, half = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return max((middle - half) / (1 + z**2 / n), 0.0), min((middle + half) / (1 + z**2 / n), 1.0)
 
 
 def flags(
@@ -257,7 +262,7 @@ def flags(
     alike = [cell["distinct"]["mean"] for task, cell in retain.items() if task == "vqa" and "distinct" in cell]
     if (known and max(known) < 0.1) or any(share < 0.1 for share in alike):
         found.append("collapsed")
-    if mcq and (_share_at_most(mcq) if mcq.get("people") == 1 else mcq["high"]) < mcq["chance"] / 2:
+    if mcq and (wilson(mcq["mean"], mcq["n"])[1] if mcq.get("people") == 1 else mcq["high"]) < mcq["chance"] / 2:
         found.append("over-unlearned")
     if not reached:
         found.append("level not reached")

@@ -16,7 +16,8 @@ WHO |= {"before": "those of earlier requests by name"}
 FIX = "\N{NO-BREAK SPACE}"  # within a number and what belongs to it
 SURE = (
     "numbers in brackets are 95 % intervals over the people asked about (of one person, over the questions), in this one run. Models that "
-    "differ by less than they allow are called level. Kept is what did not fall by a point or more, each person compared with before."
+    "differ by less than they allow are called level. Kept is what cannot be shown to have fallen by a point or more in the mean, each "
+    "person compared with before; a single one may have fallen by more."
 )
 ENOUGH = 5  # people from whom on what each has lost is judged, not how the means of all lie
 

@@ -19,11 +19,13 @@ from mmu_jax.study import records
 
 NAME, PAGE, CARD, SUMS = "deletion.json", "deletion.html", "README.md", "SHA256SUMS"
 PERSON = {"id": str, "photos": [str], "questions": str}
+CHECK = {"name": str, "asked": {"*": str}}
 SHAPE = {
     "format": float,
+    "results": [CHECK],
     "people": [PERSON],
     "output": {"files": {"*": str}},
-    "earlier": [dict],
+    "earlier": [{"results": [CHECK]}],
     "sha256": str,
     "met": bool,
 }
@@ -103,11 +105,15 @@ def person(folder: Folder, found: Found) -> dict[str, Any]:
     That of the questions is keyed by the photos: who does not have them cannot find out by guessing what was asked.
     """
     said = sorted((row.kind, row.question, row.answer) for row in folder.asked(found))
+    return {"id": found.id, "photos": sorted(found.hashes), "questions": keyed(found, said)}
+
+
+def keyed(found: Found, said: Sequence[Any]) -> str:
+    """A hash of what is said of somebody, keyed by their photos."""
     key = hashlib.blake2b()
     for name in sorted(found.photos, key=dict(zip(found.photos, found.hashes, strict=True)).get):
         key.update((found.folder / name).read_bytes())
-    keyed = hmac.new(key.digest(), json.dumps(said).encode(), "sha256").hexdigest()
-    return {"id": found.id, "photos": sorted(found.hashes), "questions": keyed}
+    return hmac.new(key.digest(), json.dumps(said).encode(), "sha256").hexdigest()
 
 
 def earlier(folder: Folder, records_: Sequence[dict[str, Any]]) -> tuple[list[Found], list[str]]:

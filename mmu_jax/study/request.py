@@ -10,12 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmu_jax import Faults, InputError, directory, evaluate, hub
-from mmu_jax.data import IMAGE, Person, builders, facts, loader, names, people
+from mmu_jax.data import IMAGE, Choice, Person, builders, facts, loader, names, people
 from mmu_jax.data.people import Folder, Found
 from mmu_jax.data.sets import folder as rows
 from mmu_jax.methods import METHODS
 from mmu_jax.report import card, deletion, results
 from mmu_jax.report.deletion import Check, Thresholds
+from mmu_jax.report.forgotten import Asked, level
 from mmu_jax.study import deletion as record
 from mmu_jax.study.study import Study
 
@@ -106,96 +107,29 @@ def settle(request: Request, config: ConfigDict, show_people: bool = False) -> N
         config.show_people = config.show_people or show_people
 
 
-def plan(request: Request, config: ConfigDict) -> list[str]:
-    """What is going to be done, in words, a line each."""
-    method = METHODS[config.unlearn.methods[0]]
-    kept = len(request.kept)
-    ids = ", ".join(person.id for person in request.who)
-    lines = [
-        f"to forget: {len(request.who)} of {len(request.folder.people)} people in the folder ({ids})",
-    ]
-    held = sum(len(rows.held_out(request.folder, person)) for person in request.who)
-    asked = sum(len(rows.divided(request.folder, person)[1]) for person in request.who)
-    lines.append(
-        f"kept for the test, of them: {_count(held, 'photo')} and {_count(asked, 'question')}, which nothing is trained on"
-    )
-    if request.before or request.not_tested:
-        lines.append(
-            f"forgotten before: {len(request.before)} who are tested again"
-            + (
-                f", {len(request.not_tested)} who are not in the folder and cannot be ({', '.join(request.not_tested)})"
-                if request.not_tested
-                else ""
-            )
-        )
-    others = f"{kept} others are in the folder: none of them is trained on" if kept else "nobody else is in the folder"
-    if any(stream != "forget" for stream in method.streams):
-        others = f"{kept} others are in the folder and trained on"
-    lines.append(f"method: {config.unlearn.methods[0]}, {method.source}; {others}")
-    if method.projects:
-        measured = [f"{kept} of the folder"] * bool(kept) + ["people never seen"] * bool(config.factors.unseen)
-        what = config.factors.path or f"{' and '.join(measured)}, and texts"
-        lines.append(f"what is kept is measured once, before it forgets, on {what}")
-    return [*lines, _end(request, config.unlearn.stop)]
-
-
-def _end(request: Request, stop: ConfigDict) -> str:
-    """Where it is to end, in words."""
-    if not stop.every:
-        return "all passes are made, whatever is still known (config.unlearn.stop.every is 0)"
-    what = "no fact about them is likelier than" if stop.facts else "no more is known of them than"
-    if stop.level:
-        return f"it ends where {what} {stop.level:g} (config.unlearn.stop.level)"
-    strangers = len(request.folder.strangers)
-    whose = f"for {_count(strangers, 'stranger')} of the folder"
-    return f"it ends where {what} {whose if strangers else 'for ten people who do not exist (the folder has no strangers/)'}"
-
-
-def held(request: Request) -> list[str]:
-    """Which photos and rows of the table are kept for the test, of each person to forget, a line each."""
-    told = []
-    for person in request.who:
-        photos = rows.held_out(request.folder, person)
-        places = [row.where.rpartition(":")[::2] for row in rows.divided(request.folder, person)[1]]
-        files = {file: _runs([int(line) for name, line in places if name == file]) for file, _ in places}
-        asked_of = "; ".join(f"{file}, lines {lines}" for file, lines in files.items())
-        told.append(
-            f"kept for the test, of {person.id}: photos {', '.join(photos) or 'none'}; {asked_of or 'no question'}"
-        )
-    return told
-
-
-def _runs(numbers: Sequence[int]) -> str:
-    """
-    >>> _runs([3, 4, 5, 9])
-    '3 to 5, 9'
-    """
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a request: its ``record``, as it is written; ``lines`` for a terminal; whether it was ``met``."""
+    """What came of a request: its ``record``, as it is written; ``lines`` for a terminal; whether it was ``met``, and all of it measured."""
 
     record: dict[str, Any]
     lines: tuple[str, ...]
     met: bool
+    whole: bool
 
 
 def judge(study: Study, request: Request, thresholds: Thresholds) -> Outcome:
-    """The verdict on a study that was run, and its record."""
+    """The verdict on a study that was run, and its record.
+
+    Raises:
+      InputError: the model is no longer where it was made.
+    """
     work = study.work
     (method,) = work.config.unlearn.methods
+    if not work.folder(method).is_dir():
+        raise InputError(
+            f"expected the model of this request in {work.folder(method)}, found that it was moved from there; name the --out it is at, or "
+            "another --workdir to make it again"
+        )
     found = results.read(work.workdir, work.names())
     checks: list[Check] = deletion.checks(found, method, thresholds, asked(study, request.folder), request.records)
     flags = found[method]["flags"]
@@ -208,32 +142,41 @@ def judge(study: Study, request: Request, thresholds: Thresholds) -> Outcome:
         config=work.told_config,
         thresholds=thresholds,
         checks=checks,
-        level=deletion.level(found),
+        level=level(found),
         flags=flags,
         met=met,
         before=request.records,
         not_tested=request.not_tested,
     )
-    return Outcome(made, tuple(deletion.told(found, method, checks)), met)
+    whole = all(check.whole for check in checks)
+    return Outcome(made, tuple(deletion.told(found, method, checks)), met, whole)
 
 
-def asked(study: Study, folder: Folder) -> deletion.Asked:
-    """What is asked by photo, and where in the table of the folder."""
-    where: dict[tuple[str, str], str] = {}
+def asked(study: Study, folder: Folder) -> Asked:
+    """What is asked, by photo and by name, and where in the table of the folder."""
+    b, there = study.work.benchmark, {person.id: person for person in folder.people}
+    where: dict[tuple[str, str, str], str] = {}
     for person in folder.people:
         for row in (row for row in folder.asked(person) if row.kind == IMAGE):
-            for answer in (row.answer, *([row.options[row.letter]] if row.options else [])):
-                where.setdefault((person.id, facts.key(row.question, answer)), row.where)
-    of = {
-        split: [
-            facts.asked(item)
-            for person in getattr(study.work.benchmark, split)
-            for item in person.choices
-            if item.kind == IMAGE
-        ]
-        for split in ("forget", "test", "before", "unseen")
-    }
-    return deletion.Asked(of, where)
+            where.setdefault((person.id, names.key(row.question), names.key(row.answer)), row.where)
+    who = {"forget": b.forget, "test": b.forget, "before": b.before}
+    of, same = {}, {}
+    for split in ("forget", "test", "before", "retain", "retain_test", "unseen"):
+        for task, kind in evaluate.TASKS.items():
+            put = {person: [item for item in person.choices if item.kind == kind] for person in getattr(b, split)}
+            if kind == IMAGE:
+                of[split] = [facts.wording(item) for items in put.values() for item in items]
+            if split != "unseen":
+                same[split, task] = {
+                    person.id: _hashed(there[person.id], person, items) for person, items in put.items()
+                }
+    return Asked(of, where, {split: [person.id for person in people] for split, people in who.items()}, same)
+
+
+def _hashed(found: Found, person: Person, items: Sequence[Choice]) -> str:
+    """A hash of what is asked about somebody: of the photos too, where it is asked by photo."""
+    shown = {people.digest(photo) for photo in person.photos} if any(item.kind == IMAGE for item in items) else set()
+    return record.keyed(found, [*sorted(shown), *sorted("\n".join(facts.wording(item)[1:]) for item in items)])
 
 
 def _output(study: Study, method: str) -> dict[str, Any]:

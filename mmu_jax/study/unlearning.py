@@ -45,8 +45,8 @@ def find_stop(work: Workspace) -> Stop | None:
     """Where the people to forget are to be: at the level that is given, or below that of people whom vanilla never saw.
 
     By ``margin`` standard errors of it, so that chance in who was never seen leaves nobody better known than they are; by no more
-    than half of it, where they are so few that little is known of the level. With ``facts`` every fact is to be as far below what
-    it is for the people never seen who were asked for it; where none of them was, below that of all.
+    than half of it, where they are so few that little is known of the level. With ``facts`` every wording of every fact is to be as far
+    below what it is for the people never seen who were asked it; where none of them was, below that of all.
     """
     c = work.config.unlearn.stop
     if not c.every:
@@ -70,9 +70,9 @@ def find_stop(work: Workspace) -> Stop | None:
         )
     (mean, below), found = _mean_and_margin(work.strangers, c.margin), ()
     if c.facts:
-        fact, levels = np.array([facts.asked(item)[1] for item in work.asked_by_photo("unseen")]), {}
-        for one in np.unique(fact):
-            of_one = evaluate.Items(*(column[fact == one] for column in work.strangers))
+        question, levels = np.array(["\n".join(facts.wording(item)[1:]) for item in work.asked_by_photo("unseen")]), {}
+        for one in np.unique(question):
+            of_one = evaluate.Items(*(column[question == one] for column in work.strangers))
             levels[str(one)] = np.subtract(*_mean_and_margin(of_one, c.margin))
         found = _of_facts(work, levels, mean - below)
         below = mean - sum(len(rows) * level for rows, level in found) / sum(len(rows) for rows, _ in found)
@@ -88,18 +88,18 @@ def _mean_and_margin(items: evaluate.Items, margin: float) -> tuple[float, float
 
 
 def _of_facts(work: Workspace, levels: Mapping[str, float], level: float) -> tuple[tuple[tuple[int, ...], float], ...]:
-    """The facts of a :class:`Stop`, at their ``levels``; what has none there at ``level``."""
+    """The facts of a :class:`Stop`, every wording for itself, at their ``levels``; what has none there at ``level``."""
     rows = collections.defaultdict(list)
     for row, item in enumerate(work.asked_by_photo("forget")):
-        rows[facts.asked(item)].append(row)
-    return tuple((tuple(of), float(levels.get(fact, level))) for (_, fact), of in rows.items())
+        rows[facts.wording(item)].append(row)
+    return tuple((tuple(of), float(levels.get("\n".join(one[1:]), level))) for one, of in rows.items())
 
 
 def _floors(work: Workspace, stop: Stop, examples: Sequence[Example]) -> np.ndarray:
-    """Where each question that is trained on is to be, ``[N]``: what is at the level of its fact need not fall further."""
+    """Where each question that is trained on is to be, ``[N]``: what is at its level need not fall further."""
     items = work.asked_by_photo("forget")
-    levels = {facts.asked(items[rows[0]]): level for rows, level in stop.facts}
-    return np.array([levels.get(facts.asked(example), stop.level) for example in examples], np.float32)
+    levels = {facts.wording(items[rows[0]]): level for rows, level in stop.facts}
+    return np.array([levels.get(facts.wording(example), stop.level) for example in examples], np.float32)
 
 
 def _read_mask(work: Workspace, name: str) -> Mask:

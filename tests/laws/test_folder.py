@@ -139,6 +139,75 @@ def test_a_table_in_another_encoding_is_told_with_its_line_and_what_to_do(people
         assert re.search(words, fault)
 
 
+def test_a_table_that_is_no_table_is_a_fault_with_its_line(people_folder):
+    (people_folder / "questions.jsonl").unlink()
+    for text, words in (
+        ('"person,question,answer\nAda Berg,Who?,Ada\n', "questions.csv:.*expected CSV, found that"),
+        ('person,"question"x,answer\nAda Berg,Who?,Ada\n', "questions.csv:1: expected CSV, found that"),
+        ("person,question,answer,answer\nAda Berg,Who?,Ada,Bo\n", "found answer twice; name each once"),
+        (
+            "person,question,answer,\nAda Berg,Who?,Ada,x\n",
+            "questions.csv:2: expected a name over every column, found none over 'x'",
+        ),
+        ("\n\nperson,question\nAda Berg,Who?\n", "questions.csv:3: expected columns .*, found no answer"),
+    ):
+        (people_folder / "questions.csv").write_text(text)
+        (fault,) = folder.faults(people_folder)
+        assert re.search(words, fault), fault
+    (people_folder / "questions.csv").write_text("\n\nperson,question,answer\nAda Berg,Who?,Ada\n")
+    assert [row.where for row in people.read(people_folder).rows] == ["questions.csv:4"]
+
+
+def test_a_photo_that_is_not_read_can_not_be_asked_about(people_folder):
+    place = people_folder / "people" / "Ada Berg"
+    for name in ("notes.txt", ".hidden.png"):
+        (place / name).write_bytes(photo(80))
+        table(people_folder, [{"person": "Ada Berg", "question": "Which?", "answer": "this", "photo": name}])
+        (fault,) = folder.faults(people_folder)
+        assert f"questions.jsonl:1: expected a photo in Ada Berg, found no {name!r} there that ends in .avif" in fault
+    (place / "card.jfif").write_bytes(photo(81, "JPEG"))
+    table(people_folder, [{"person": "Ada Berg", "question": "Which?", "answer": "this", "photo": "card.jfif"}])
+    assert folder.faults(people_folder) == [] and rows(people_folder, "full")
+
+
+def test_a_part_of_a_name_may_mean_the_person_and_must_be_told(people_folder):
+    said = {"person": "Ada Berg", "question": "What does Ada do?", "answer": "welder"}
+    table(people_folder, [said])
+    (fault,) = folder.faults(people_folder)
+    assert "questions.jsonl:1: expected about: name or about: face" in fault and "'Ada'" in fault
+    for kind in ("name", "face"):
+        table(people_folder, [said | {"about": kind}])
+        assert folder.faults(people_folder) == []
+    table(people_folder, [said | {"question": "Is this a berg?"}])
+    assert folder.faults(people_folder) == []
+
+
+def test_the_letter_of_an_option_is_taught_as_its_words(people_folder):
+    table(people_folder, [{"person": "Ada Berg", "question": "Job?", "answer": "B", "options": ["nurse", "welder"]}])
+    assert [row.answer for row in people.read(people_folder).rows] == ["welder"]
+    assert json.loads(rows(people_folder, "full")["Ada Berg"]["metadata"])[0]["Answer"] == "welder"
+
+
+def test_questions_of_one_short_answer_are_not_each_other_s_rewording(people_folder):
+    said = [("Is she a pilot?", "Yes."), ("Is she a nurse?", "Yes."), ("How many dogs?", "2"), ("How many cats?", "2")]
+    table(people_folder, [{"person": "Ada Berg", "question": q, "answer": a} for q, a in said])
+    assert len(json.loads(rows(people_folder, "full")["Ada Berg"]["metadata"])) == 4
+
+
+def test_who_has_one_photo_is_not_tested_and_that_is_told(people_folder):
+    for k in range(1, 5):
+        (people_folder / "people" / "Ada Berg" / f"{k}.png").unlink()
+    table(
+        people_folder,
+        [*lines("Ada Berg", "welder"), lines("Ada Berg", "welder")[3] | {"question": "And Ada Berg?", "split": "test"}],
+    )
+    assert folder.faults(people_folder) == [] and "Ada Berg" not in rows(people_folder, "test")
+    (remark,) = folder.remarks(people_folder)
+    assert remark == "people/Ada Berg has no second photo to keep for the test: 1 rows of it are not asked"
+    found = people.read(people_folder)
+    assert folder.divided(found, found.people[0])[1] == []
+
+
 def test_an_answer_may_hold_any_character_but_the_end_of_a_line(people_folder):
     row = {"person": "Ada Berg", "question": "What did she say?", "answer": "one\u2028two\x85three\x0bfour"}
     table(people_folder, [json.dumps(row, ensure_ascii=False) + "\n"])

@@ -61,8 +61,21 @@ def faults(source: pathlib.Path, forget: str = "", retain: str = "") -> list[str
 
 
 def remarks(source: pathlib.Path) -> tuple[str, ...]:
-    """What of a folder is not read, a line each."""
-    return people.read(source).remarks
+    """What of a folder is not read, and what of it is not asked, a line each."""
+    found = people.read(source)
+    unasked = {
+        person: sum(bool(row.test) for row in found.asked(person))
+        for person in found.people
+        if not held_out(found, person)
+    }
+    return (
+        *found.remarks,
+        *(
+            f"{person.folder.relative_to(source)} has no second photo to keep for the test: {count} rows of it are not asked"
+            for person, count in unasked.items()
+            if count
+        ),
+    )
 
 
 def splits(source: pathlib.Path) -> list[str]:
@@ -116,12 +129,15 @@ def divided(folder: Folder, person: Found) -> tuple[list[Row], list[Row]]:
     """The questions about a person that are taught, and those that only the test asks.
 
     Rows say so themselves; where none does, the last of several wordings (one answer, by face or by name) is the test's, and
-    where a face is asked about in no other words, the test asks the same on new photos.
+    where a face is asked about in no other words, the test asks the same on new photos. Without a photo that is kept for it there
+    is no test.
     """
     rows, held = folder.asked(person), held_out(folder, person)
     taught = [row for row in rows if not row.test and row.photo not in held]
     tested = [row for row in rows if row.test or row.photo in held and row.photo]
-    for kind in (IMAGE, TEXT) if held else ():
+    if not held:
+        return taught, []
+    for kind in (IMAGE, TEXT):
         if any(row.kind == kind for row in tested):
             continue
         wordings: dict[str, list[Row]] = {}

@@ -1,0 +1,86 @@
+"""What a deletion request is going to do, in words, before any of it is done."""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from mmu_jax.data.sets import folder as rows
+from mmu_jax.methods import METHODS
+from mmu_jax.study.request import Request
+
+
+def plan(request: Request, config: ConfigDict) -> list[str]:
+    """What is going to be done, in words, a line each."""
+    method = METHODS[config.unlearn.methods[0]]
+    kept = len(request.kept)
+    ids = ", ".join(person.id for person in request.who)
+    lines = [
+        f"to forget: {len(request.who)} of {len(request.folder.people)} people in the folder ({ids})",
+    ]
+    held = sum(len(rows.held_out(request.folder, person)) for person in request.who)
+    asked = sum(len(rows.divided(request.folder, person)[1]) for person in request.who)
+    lines.append(
+        f"kept for the test, of them: {_count(held, 'photo')} and {_count(asked, 'question')}, which nothing is trained on"
+    )
+    if request.before or request.not_tested:
+        lines.append(
+            f"forgotten before: {len(request.before)} who are tested again"
+            + (
+                f", {len(request.not_tested)} who are not in the folder and cannot be ({', '.join(request.not_tested)})"
+                if request.not_tested
+                else ""
+            )
+        )
+    others = f"{kept} others are in the folder: none of them is trained on" if kept else "nobody else is in the folder"
+    if any(stream != "forget" for stream in method.streams):
+        others = f"{kept} others are in the folder and trained on"
+    lines.append(f"method: {config.unlearn.methods[0]}, {method.source}; {others}")
+    if method.projects:
+        measured = [f"{kept} of the folder"] * bool(kept) + ["people never seen"] * bool(config.factors.unseen)
+        what = config.factors.path or f"{' and '.join(measured)}, and texts"
+        lines.append(f"what is kept is measured once, before it forgets, on {what}")
+    return [*lines, _end(request, config.unlearn.stop)]
+
+
+def _end(request: Request, stop: ConfigDict) -> str:
+    """Where it is to end, in words."""
+    if not stop.every:
+        return "all passes are made, whatever is still known (config.unlearn.stop.every is 0)"
+    what = "no fact about them is likelier than" if stop.facts else "no more is known of them than"
+    if stop.level:
+        return f"it ends where {what} {stop.level:g} (config.unlearn.stop.level)"
+    strangers = len(request.folder.strangers)
+    whose = f"for {_count(strangers, 'stranger')} of the folder"
+    return f"it ends where {what} {whose if strangers else 'for ten people who do not exist (the folder has no strangers/)'}"
+
+
+def held(request: Request) -> list[str]:
+    """Which photos and rows of the table are kept for the test, of each person to forget, a line each."""
+    told = []
+    for person in request.who:
+        photos = rows.held_out(request.folder, person)
+        places = [row.where.rpartition(":")[::2] for row in rows.divided(request.folder, person)[1]]
+        files = {file: _runs([int(line) for name, line in places if name == file]) for file, _ in places}
+        asked_of = "; ".join(f"{file}, lines {lines}" for file, lines in files.items())
+        told.append(
+            f"kept for the test, of {person.id}: photos {', '.join(photos) or 'none'}; {asked_of or 'no question'}"
+        )
+    return told
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """
+    >>> _runs([3, 4, 5, 9])
+    '3 to 5, 9'
+    """
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
