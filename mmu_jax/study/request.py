@@ -163,13 +163,11 @@ def asked(study: Study, folder: Folder) -> Asked:
     of, same = {}, {}
     for split in ("forget", "test", "before", "retain", "retain_test", "unseen"):
         for task, kind in evaluate.TASKS.items():
-            put = {person: [item for item in person.choices if item.kind == kind] for person in getattr(b, split)}
+            put = [(person, [item for item in person.choices if item.kind == kind]) for person in getattr(b, split)]
             if kind == IMAGE:
-                of[split] = [facts.wording(item) for items in put.values() for item in items]
+                of[split] = [facts.wording(item) for _, items in put for item in items]
             if split != "unseen":
-                same[split, task] = {
-                    person.id: _hashed(there[person.id], person, items) for person, items in put.items()
-                }
+                same[split, task] = {person.id: _hashed(there[person.id], person, items) for person, items in put}
     return Asked(of, where, {split: [person.id for person in people] for split, people in who.items()}, same)
 
 
