@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import string
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -283,6 +284,10 @@ def _options(cell: Any, answer: str, place: str) -> tuple[dict[str, str], str]:
         return {}, ""
     if isinstance(cell, str) and cell.count("|") and not cell.lstrip().startswith(("[", "{")):
         cell = cell.split("|")
+    if isinstance(cell, list) and answer.isdigit():  # a number before a place in the list: "2" of "1|2|3"
+        said = [cells.text(option, place).strip() for option in cell]
+        if len(said) <= len(string.ascii_uppercase) and sum(option == answer for option in said) == 1 and all(said):
+            return dict(zip(string.ascii_uppercase, said, strict=False)), string.ascii_uppercase[said.index(answer)]
     return read_choice(cell, answer, place)
 
 

@@ -188,6 +188,13 @@ def test_the_letter_of_an_option_is_taught_as_its_words(people_folder):
     assert json.loads(rows(people_folder, "full")["Ada Berg"]["metadata"])[0]["Answer"] == "welder"
 
 
+@pytest.mark.parametrize("options", ["1|2|3", ["1", "2", "3"], [1, 2, 3]])
+def test_options_may_be_numbers(people_folder, options):
+    table(people_folder, [{"person": "Ada Berg", "question": "How many dogs?", "answer": "2", "options": options}])
+    (row,) = people.read(people_folder).rows
+    assert (row.options, row.letter, row.answer) == ({"A": "1", "B": "2", "C": "3"}, "B", "2")
+
+
 def test_questions_of_one_short_answer_are_not_each_other_s_rewording(people_folder):
     said = [("Is she a pilot?", "Yes."), ("Is she a nurse?", "Yes."), ("How many dogs?", "2"), ("How many cats?", "2")]
     table(people_folder, [{"person": "Ada Berg", "question": q, "answer": a} for q, a in said])
