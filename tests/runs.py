@@ -52,6 +52,7 @@ def small_config():
 def run(workdir, *options, flags="", **kwargs):
     """Runs a study with ``flags`` of XLA: none where bits are compared, xla.QUICK where it matters that it runs."""
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # runs are many and alike: what is small is kept too
     return subprocess.run(command(workdir, *options, **kwargs), cwd=ROOT, env=env, capture_output=True, text=True)
 
 

@@ -25,11 +25,11 @@ def _table(record: dict[str, Any]) -> Table:
     head = ["Threshold by threshold", "Before", "After, with a 95 % interval", "Questions", "Threshold", "Held"]
     rows = []
     for check in _checks(record):
-        if check.met is None:
+        if check.after is None:
             rows.append([check.title, "–", "not measured", "0", "–", "–"])
             continue
-        bound = f"at {'least' if check.up else 'most'} {100 * check.limit:.1f} %"
-        held = "yes" if check.met else "no"
+        bound = "–" if check.limit is None else f"at {'least' if check.up else 'most'} {100 * check.limit:.1f} %"
+        held = {True: "yes", False: "no", None: "not judged"}[check.met]
         now = f"{100 * check.after['mean']:.1f} %{interval(check.after)}"
         rows.append([check.title, f"{100 * check.before['mean']:.1f} %", now, f"{check.after['n']}", bound, held])
     return [head, *rows]

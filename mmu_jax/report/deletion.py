@@ -86,8 +86,10 @@ class Check:
 
     def line(self) -> str:
         """As a terminal shows it."""
+        if self.after is None:
+            return f"{self.title}: not measured, there is nothing to ask"
         if self.met is None:
-            return f"{self.title}: not measured, there is nothing to ask, or no level below what was known"
+            return f"{self.title}: not judged, there is no level of people never seen below what was known"
         was, now = (f"{100 * c['mean']:.1f} %" for c in (self.before, self.after))
         bound = f"at {'least' if self.up else 'most'} {100 * self.limit:.1f} %"
         whose = f" (not by {', '.join(self.unmet())})" if self.unmet() else ""

@@ -145,3 +145,34 @@ def test_what_is_no_workdir_is_not_purged(tmp_path):
     (tmp_path / "photo.png").write_bytes(b"mine")
     refused("expected a workdir", purging.purge, tmp_path)
     assert (tmp_path / "photo.png").exists()
+
+
+def test_the_card_says_what_was_not_measured_and_what_not_judged(tmp_path):
+    kept = made(tmp_path / "m")
+    for check in kept["results"]:
+        if check["name"] == "faces":
+            check |= {"before": None, "after": None, "met": None, "limit": None}
+        if check["name"] == "recognised":
+            check |= {"met": None, "facts": [fact | {"met": None} for fact in check["facts"]], "not_asked": ["p-9"]}
+    told = card.model_card(kept, "")
+    assert "| Kept: the faces of the others on new photos | – | not measured | 0 | – | – |" in told
+    assert (
+        "| Forgotten: the faces on new photos | 95.0 % | 20.0 % [15.0, 25.0] | 6 | at most 30.0 % | not judged |"
+        in told
+    )
+    assert (
+        "Forgotten: the faces on new photos: nothing was asked about p-9." in told
+        and "not judged: never above it" in told
+    )
+    assert "within the thresholds below" in told and "anybody else was not measured" not in told
+    kept["results"] = [
+        check for check in kept["results"] if "faces" not in check["name"] and "others" not in check["name"]
+    ]
+    assert "What became of what it knows of anybody else was not measured." in card.model_card(kept, "")
+
+
+def test_a_record_without_what_was_asked_is_refused(tmp_path):
+    kept = made(tmp_path / "m")
+    del kept["results"][0]["asked"]
+    record.write(tmp_path / "m", record.seal(kept))
+    refused("results.*asked", record.read, tmp_path / "m")

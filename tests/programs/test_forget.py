@@ -31,6 +31,7 @@ class Desk:
         words = [sys.executable if word == "python" else word for word in shlex.split(line)]
         # Compiled as users do: what is made quickly would be slow, and here much is computed.
         env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         return subprocess.run([*words, *more], cwd=self.place, env=env, capture_output=True, text=True)
 
     def line(self, *parts):
