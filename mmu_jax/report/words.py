@@ -60,7 +60,7 @@ def head(results: Results, people: int, attacked: Attacked, attacks: dict[str, s
     whom = f"the {people} people" if people > 1 else "the person"
     said = f"After {mine} the model {known} {whom} it was to forget" if known else f"This is what {mine} did"
     said += f" and still knows {listed(list(whole))}" if whole else ""
-    said += f", but has lost some of what it knew of {listed([axis.about for axis in lost])}" if lost else ""
+    said += f", but has lost {listed([_points(results, mine, axis) for axis in lost])}" if lost else ""
     parts = [
         ("Forgotten", f"{_measured(results)}: {left}" if left else ""),
         ("Kept", "; ".join(_moved(results, mine, axis) for axis in kept)),
@@ -79,6 +79,14 @@ def _never(results: Results, axis: Axis) -> tuple[dict[str, float], str] | None:
         return cell(results, "gold", axis.split, axis.task, metric), "a model that was never trained on them"
     unseen = cell(results, "vanilla", "unseen", "vqa", metric)
     return (unseen, "people it never saw") if unseen else None
+
+
+def _points(results: Results, mine: str, axis: Axis) -> str:
+    """``2 points on questions about new photos of everyone else``."""
+    metric = judged_by(results, axis)
+    before, after = (cell(results, name, axis.split, axis.task, metric) for name in ("vanilla", mine))
+    points = max(round(100 * (before["mean"] - after["mean"])), 1)
+    return f"{points} point{'s' * (points > 1)} on questions about {axis.about}"
 
 
 def _moved(results: Results, mine: str, axis: Axis) -> str:
