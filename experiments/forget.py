@@ -14,7 +14,6 @@ from absl import app, flags
 
 from experiments import command
 from mmu_jax import InputError, hf, hub, models, trees
-from mmu_jax.data.sets import folder as rows
 from mmu_jax.files import write_json
 from mmu_jax.report.deletion import Thresholds
 from mmu_jax.study import deletion, intent, request
@@ -90,7 +89,7 @@ def run() -> int:
     request.settle(wanted, config, show_people=SHOW_PEOPLE.value)
     print(*intent.plan(wanted, config), sep="\n", flush=True)
     if VALIDATE.value:
-        print(*intent.held(wanted), *(f"note: {remark}" for remark in rows.remarks(wanted.source)), sep="\n")
+        print(*intent.held(wanted), sep="\n")
         print("the folder is without fault")
         return 0
     out = pathlib.Path(OUT.value)

@@ -31,7 +31,7 @@ def asked(results, hashed="same"):
         for split, tasks in results.items()
         for task, cells in tasks.items()
     }
-    return forgotten.Asked(of, where, who | {"test": who["forget"]}, same)
+    return forgotten.Asked(of, where, who | {"test": who["forget"]}, same, {split: [] for split in of})
 
 
 def model(forget, kept=0.9, facts=0.99, unseen=0.2, each=None, flags=()):

@@ -31,13 +31,14 @@ def key(question: str, answer: str) -> str:
 
     >>> key("Where was she born?", "Nairobi") == key("Her birthplace?", " nairobi.")
     True
-    >>> key("Is she a pilot?", "No.") == key("Is she a nurse?", "no")
+    >>> key("Is she a pilot?", "No, never.") == key("Is she a nurse?", "no, never")
     False
     >>> key("How many children?", "2") == key("How many dogs?", "2")
     False
     """
     said = names.key(answer).strip(" .,;:!?")
-    return f"{names.key(question)} {said}" if said in PLAIN or re.fullmatch(r"[\d\W]*", said) else said
+    plain = said.partition(",")[0] in PLAIN or re.fullmatch(r"[\d\W]*", said)
+    return f"{names.key(question)} {said}" if plain else said
 
 
 def wording(item: Example | Choice) -> tuple[str, str, str]:

@@ -31,12 +31,12 @@ def mentioned(name: str, text: str) -> bool:
 def part(name: str, text: str) -> str:
     """A word of a name that a text has with a capital, which may mean the person; empty where there is none.
 
-    >>> part('Mona de Will', 'What does Mona do?'), part('Mona de Will', 'Which will is this?')
-    ('Mona', '')
+    >>> part('Anne-Marie Li', 'What does Anne do?'), part('Anne-Marie Li', 'Where does Li live?'), part('Bo Will', 'Which will?')
+    ('Anne', 'Li', '')
     """
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text))
-    spelled = {key(word): word for word in words if word[:1].isupper() and len(word) > 2}
-    return next((spelled[one] for one in key(name).split() if one in spelled), "")
+    words = re.findall(r"[^\W\d_]+", unicodedata.normalize("NFKC", text))
+    spelled = {key(word): word for word in words if word[:1].isupper() and len(word) > 1}
+    return next((spelled[one] for one in re.findall(r"[^\W\d_]+", key(name)) if one in spelled), "")
 
 
 def without(name: str, text: str) -> str:

@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import json
 import pathlib
 import string
 from collections.abc import Iterator, Sequence
@@ -103,7 +104,7 @@ def _read(source: pathlib.Path, stamp: tuple) -> Folder:
         faults.append(f"{root}: expected a folder of photos for every person, found none; make {root}/NAME/*.jpg")
     strangers = _strangers(source, root, faults, remarks)
     faults += _shared(people, strangers, source)
-    rows = list(_rows(source, root, {names.key(p.name): p for p in people}, faults))
+    rows = list(_rows(source, root, {names.key(p.name): p for p in people}, faults, remarks))
     faults += _twice(rows)
     return Folder(tuple(people), tuple(rows), tuple(strangers), tuple(faults), tuple(remarks))
 
@@ -196,7 +197,9 @@ def _strangers(
 # ---- the table
 
 
-def _rows(source: pathlib.Path, root: pathlib.Path, people: dict[str, Found], faults: list[str]) -> Iterator[Row]:
+def _rows(
+    source: pathlib.Path, root: pathlib.Path, people: dict[str, Found], faults: list[str], remarks: list[str]
+) -> Iterator[Row]:
     tables = [folder / name for folder in dict.fromkeys((source, root)) for name in TABLES if (folder / name).is_file()]
     if len(tables) != 1:
         found = _list([table.relative_to(source) for table in tables]) or "none"
@@ -210,12 +213,12 @@ def _rows(source: pathlib.Path, root: pathlib.Path, people: dict[str, Found], fa
     spell = lines.of_csv if tables[0].suffix == ".csv" else lines.of_json
     for line, cells_of in spell(text, tables[0].relative_to(source), faults):
         where, found = f"{tables[0].relative_to(source)}:{line}", len(faults)
-        row = _row(cells_of, where, people, faults)
+        row = _row(cells_of, where, people, faults, remarks)
         if row and len(faults) == found:
             yield row
 
 
-def _row(found: dict, where: str, people: dict[str, Found], faults: list[str]) -> Row | None:
+def _row(found: dict, where: str, people: dict[str, Found], faults: list[str], remarks: list[str]) -> Row | None:
     """A row of the table, or None and what is wrong with it."""
     found = {str(name).strip().casefold(): value for name, value in found.items()}
     if strange := sorted(found.keys() - {*lines.NEEDED, *MAY}):
@@ -240,15 +243,16 @@ def _row(found: dict, where: str, people: dict[str, Found], faults: list[str]) -
         faults.append(f"{where}: expected split train or test, found {said['split']!r}; correct it")
     if about and about not in ABOUT:
         faults.append(f"{where}: expected about face or name, found {said['about']!r}; correct it")
-    photo = said["photo"] and pathlib.PurePath(said["photo"].replace("\\", "/")).name
-    if photo and _unread(person, photo):
+    path = pathlib.PurePath(said["photo"].replace("\\", "/"))
+    photo, other = path.name, people.get(names.key(path.parent.name))
+    if photo and (_unread(person, photo) or other not in (None, person)):
         faults.append(
             f"{where}: expected a photo in {person.folder.name}, found no {said['photo']!r} there that ends in {', '.join(PHOTOS)}; correct it"
         )
     named = names.mentioned(person.name, said["question"])
     if not named and not about and not photo and (part := names.part(person.name, said["question"])):
-        faults.append(
-            f"{where}: expected about: name or about: face where a question has a part of the name, found {part!r}; say which it is"
+        remarks.append(
+            f"{where} is asked about a face: it has {part!r} in it; if that is the person, write about: name"
         )
     kind = ABOUT.get(about) or (IMAGE if photo or not named else TEXT)
     if photo and kind == TEXT:
@@ -275,7 +279,8 @@ def _row(found: dict, where: str, people: dict[str, Found], faults: list[str]) -
 
 def _unread(person: Found, photo: str) -> bool:
     """Whether a photo is none that is read, nor one that is broken, which is told of already."""
-    broken = pathlib.PurePath(photo).suffix.lower() in (*PHOTOS, *UNREADABLE) and (person.folder / photo).is_file()
+    known = pathlib.PurePath(photo).suffix.lower() in (*PHOTOS, *UNREADABLE)
+    broken = known and photo in {path.name for path in person.folder.iterdir() if path.is_file()}
     return photo not in person.photos and (photo.startswith(".") or not broken)
 
 
@@ -284,11 +289,27 @@ def _options(cell: Any, answer: str, place: str) -> tuple[dict[str, str], str]:
         return {}, ""
     if isinstance(cell, str) and cell.count("|") and not cell.lstrip().startswith(("[", "{")):
         cell = cell.split("|")
-    if isinstance(cell, list) and answer.isdigit():  # a number before a place in the list: "2" of "1|2|3"
-        said = [cells.text(option, place).strip() for option in cell]
-        if len(said) <= len(string.ascii_uppercase) and sum(option == answer for option in said) == 1 and all(said):
-            return dict(zip(string.ascii_uppercase, said, strict=False)), string.ascii_uppercase[said.index(answer)]
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        cell = _listed(cell)
+    if not isinstance(cell, list):
+        return read_choice(cell, answer, place)
+    said, letters = [cells.text(option, place).strip() for option in cell], string.ascii_uppercase
+    if answer in said and answer in letters[: len(said)] and said[letters.index(answer)] != answer:
+        raise InputError(
+            f"expected an answer that is an option or its letter, found {answer!r}, which is one and that of another; write it out"
+        )
+    # A number before a place in the list: "2" of "1|2|3".
+    if answer.isdigit() and len(said) <= len(letters) and said.count(answer) == 1 and all(said):
+        return dict(zip(letters, said, strict=False)), letters[said.index(answer)]
     return read_choice(cell, answer, place)
+
+
+def _listed(cell: str) -> Any:
+    """A list that is written as JSON; what is none stays as it is."""
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
 
 
 def _twice(rows: list[Row]) -> Iterator[str]:

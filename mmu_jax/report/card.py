@@ -108,7 +108,7 @@ def _notes(record: dict[str, Any]) -> list[str]:
             f"Forgotten by {len(record['earlier'])} earlier request{'s' * (len(record['earlier']) > 1)}: {', '.join(ids)}."
         )
     if record["not_tested_again"]:
-        said.append(f"Not tested again, since no photo of them was at hand: {', '.join(record['not_tested_again'])}.")
+        said.append(f"Not found again by a photo of theirs: {', '.join(record['not_tested_again'])}.")
     if record["flags"]:
         said.append(f"Flags: {', '.join(record['flags'])}.")
     return [*said, LIMITS]

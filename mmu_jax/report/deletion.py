@@ -40,7 +40,7 @@ class Check:
       asked: person -> a hash of what was asked, by which a later request finds the same again.
       start: what ``before`` was when each person was first asked the same in a record of the chain; None of faces to forget.
       anew: people to keep of whom no earlier record says what it was.
-      above, answered, facts: of faces to forget (:class:`forgotten.Gone`).
+      above, facts: of faces to forget (:class:`forgotten.Gone`).
       not_asked: of the people it is about, those of whom nothing was asked.
     """
 
@@ -56,7 +56,6 @@ class Check:
     start: float | None = None
     anew: int = 0
     above: tuple[str, ...] = ()
-    answered: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
     not_asked: tuple[str, ...] = ()
 
@@ -81,8 +80,7 @@ class Check:
 
     def unmet(self) -> list[str]:
         """Who is recognised above the limit, and which facts are known above theirs."""
-        said = [f"{who}, who is answered right too often" for who in self.answered]
-        return [*self.above, *said, *forgotten.told(self.facts, SHOWN)]
+        return [*self.above, *forgotten.told(self.facts, SHOWN)]
 
     def line(self) -> str:
         """As a terminal shows it."""
@@ -160,7 +158,7 @@ def checks(
     other = "in words that are not trained on"
     found = [
         gone("recognised", "Forgotten: the faces on new photos", "test"),
-        gone("recognised_known", "Forgotten: the faces on the photos given", "forget"),
+        gone("recognised_known", "Forgotten: the faces on a photo given", "forget"),
         kept("facts", "Kept: what is known of the forgotten by name", "forget", "qa", thresholds.facts),
         kept("facts_new", f"Kept: the forgotten by name, {other}", "test", "qa", thresholds.facts),
         kept("faces", f"Kept: the faces of the others on {photos}", new, "vqa", thresholds.faces),

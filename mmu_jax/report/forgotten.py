@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from mmu_jax.data import facts
-from mmu_jax.report.results import Results, cell, headline, wilson
+from mmu_jax.report.results import Results, cell, wilson
 
 MEASURED = (
     "probability"  # what thresholds are judged by: it is finer than right and wrong where few questions are asked
@@ -21,12 +21,14 @@ class Asked(NamedTuple):
       where: where in the table each is.
       who: split -> ids of the people whom it is about, asked or not.
       same: ``(split, task)`` -> person -> a hash of what is asked, by which two records tell whether it is the same.
+      said: split -> every :data:`Wording` that was answered in words and whether it was right; of ``unseen`` by vanilla.
     """
 
     of: dict[str, list[Wording]]
     where: dict[Wording, str]
     who: dict[str, list[str]]
     same: dict[tuple[str, str], dict[str, str]]
+    said: dict[str, list[tuple[Wording, bool]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Fact:
       wordings: how many there are, each in the mean over the photos.
       before, after, never: probability of the right answer, and for people never seen who were asked the same.
       limit: ``after`` at most.
+      right: share of answers in words that are right after, over wordings and photos; None where there is none.
+      often: whether that is more than people never seen are answered right, by more than chance and what is allowed.
       met: None where the limits are above what was known in every wording, and what is.
     """
 
@@ -48,6 +52,8 @@ class Fact:
     after: float
     never: float
     limit: float
+    right: float | None
+    often: bool
     met: bool | None
 
 
@@ -57,19 +63,17 @@ class Gone(NamedTuple):
     Attributes:
       limit: the mean of what each question's is.
       above: who is recognised above the limits, all that is asked about them together.
-      answered: who is answered right more often than people never seen, by more than chance and what is allowed.
       facts: one by one.
     """
 
     limit: float
     above: tuple[str, ...]
-    answered: tuple[str, ...]
     facts: tuple[Fact, ...]
 
     @property
     def met(self) -> bool | None:
         """None where nothing could be judged."""
-        judged = [fact.met for fact in self.facts if fact.met is not None] + [False] * len(self.above + self.answered)
+        judged = [fact.met for fact in self.facts if fact.met is not None] + [False] * len(self.above)
         return all(judged) if judged else None
 
 
@@ -91,17 +95,17 @@ def judge(results: Results, model: str, split: str, asked: Asked, allowed: float
         # What nobody exceeds says nothing; of those forgotten before there is nothing else to be known.
         known = split == "before" or any(max(before[one], after[one]) > never[one[1:]] for one in wordings)
         limit = never[worst[1:]]
-        met = after[worst] <= limit if known else None
+        right, often = _answered(asked, split, person, facts.key(*worst[1:]), allowed)
+        met = False if often else after[worst] <= limit if known else None
         numbers = (before[worst], after[worst], round(limit - allowed, 5), limit)
-        told.append(Fact(person, asked.where[worst], len(wordings), *numbers, met))
+        told.append(Fact(person, asked.where[worst], len(wordings), *numbers, right, often, met))
     of_person: dict[str, list[float]] = {}
     for person, *question in asked.of[split]:
         of_person.setdefault(person, []).append(never[tuple(question)])
     each = cell(results, model, split, "vqa", MEASURED)["each"]
     above = tuple(who for who, limits in of_person.items() if each[who] > sum(limits) / len(limits))
     every = [limit for limits in of_person.values() for limit in limits]
-    counts = {who: len(limits) for who, limits in of_person.items()}
-    return Gone(sum(every) / len(every), above, _answered(results, model, split, counts, allowed), tuple(told))
+    return Gone(sum(every) / len(every), above, tuple(told))
 
 
 def _means(model: dict[str, Any], split: str, asked: Asked, part: Callable[[Wording], Any]) -> dict[Any, float]:
@@ -112,22 +116,22 @@ def _means(model: dict[str, Any], split: str, asked: Asked, part: Callable[[Word
     return {key: round(sum(of) / len(of), 5) for key, of in values.items()}
 
 
-def _answered(results: Results, model: str, split: str, counts: dict[str, int], allowed: float) -> tuple[str, ...]:
-    """Who is answered right too often: the lower end of the interval of their share is above that of people never seen."""
-    metric = headline(results)
-    said, strangers = cell(results, model, split, "vqa", metric), cell(results, "vanilla", "unseen", "vqa", metric)
-    if not said or not strangers:
-        return ()
-    shares = {who: share for who, share in said["each"].items() if who in counts}
-    limit = strangers["mean"] + allowed
-    return tuple(who for who, share in shares.items() if wilson(share, counts[who])[0] > limit)
+def _answered(asked: Asked, split: str, person: str, fact: str, allowed: float) -> tuple[float | None, bool]:
+    """The share of right answers in words to a fact; whether the lower end of its interval is above that of people never seen."""
+    mine = [right for (who, *said), right in asked.said[split] if who == person and facts.key(*said) == fact]
+    if not mine:
+        return None, False
+    theirs = [right for (_, *said), right in asked.said["unseen"] if facts.key(*said) == fact]
+    share, never = sum(mine) / len(mine), sum(theirs) / max(len(theirs), 1)
+    return share, wilson(share, len(mine))[0] > never + allowed
 
 
 def told(found: Sequence[Fact], shown: int) -> list[str]:
-    """The facts above their limit in words, the furthest first, ``shown`` of them."""
+    """The facts that are not met in words, the furthest above their limit first, ``shown`` of them."""
     beyond = sorted((fact for fact in found if fact.met is False), key=lambda fact: fact.limit - fact.after)
-    lines = [
-        f"{fact.fact} of {fact.person} at {100 * fact.after:.1f} %, its limit {100 * fact.limit:.1f} %"
-        for fact in beyond[:shown]
-    ]
+    lines = []
+    for fact in beyond[:shown]:
+        why = [f"at {100 * fact.after:.1f} %, its limit {100 * fact.limit:.1f} %"] if fact.after > fact.limit else []
+        why += [f"answered right {100 * fact.right:.0f} % of the time"] if fact.often else []
+        lines.append(f"{fact.fact} of {fact.person} {' and '.join(why)}")
     return [*lines, *([f"and {len(beyond) - shown} facts more"] if len(beyond) > shown else [])]

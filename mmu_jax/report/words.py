@@ -109,6 +109,8 @@ def _forgotten(results: Results, mine: str) -> tuple[str, str]:
     if not told:
         return "", ""
     said = "; ".join(text for _, text in told)
+    asked = [axis for axis in axes(results) if not axis.up and axis.split != "before"]
+    axis = asked[-1] if asked else axis
     none = cell(results, mine, axis.split, axis.task, "no_answer")
     if none and none["mean"]:
         said += f". Of what it says about {axis.about} {_with_interval(none)} is no answer of the kind asked for"

@@ -8,6 +8,8 @@ from mmu_jax.data.sets import folder as rows
 from mmu_jax.methods import METHODS
 from mmu_jax.study.request import Request
 
+SHOWN = 5  # notes on a folder, of maybe hundreds
+
 
 def plan(request: Request, config: ConfigDict) -> list[str]:
     """What is going to be done, in words, a line each."""
@@ -26,7 +28,7 @@ def plan(request: Request, config: ConfigDict) -> list[str]:
         lines.append(
             f"forgotten before: {len(request.before)} who are tested again"
             + (
-                f", {len(request.not_tested)} who are not in the folder and cannot be ({', '.join(request.not_tested)})"
+                f", {len(request.not_tested)} of whom no photo of then is in the folder ({', '.join(request.not_tested)})"
                 if request.not_tested
                 else ""
             )
@@ -39,7 +41,9 @@ def plan(request: Request, config: ConfigDict) -> list[str]:
         measured = [f"{kept} of the folder"] * bool(kept) + ["people never seen"] * bool(config.factors.unseen)
         what = config.factors.path or f"{' and '.join(measured)}, and texts"
         lines.append(f"what is kept is measured once, before it forgets, on {what}")
-    return [*lines, _end(request, config.unlearn.stop)]
+    notes = rows.remarks(request.source)
+    more = [f"note: and {len(notes) - SHOWN} more"] if len(notes) > SHOWN else []
+    return [*lines, _end(request, config.unlearn.stop), *(f"note: {note}" for note in notes[:SHOWN]), *more]
 
 
 def _end(request: Request, stop: ConfigDict) -> str:

@@ -13,7 +13,9 @@ from mmu_jax import Faults, InputError, directory, evaluate, hub
 from mmu_jax.data import IMAGE, Choice, Person, builders, facts, loader, names, people
 from mmu_jax.data.people import Folder, Found
 from mmu_jax.data.sets import folder as rows
+from mmu_jax.files import read_object
 from mmu_jax.methods import METHODS
+from mmu_jax.report import answers as answered
 from mmu_jax.report import card, deletion, results
 from mmu_jax.report.deletion import Check, Thresholds
 from mmu_jax.report.forgotten import Asked, level
@@ -168,7 +170,20 @@ def asked(study: Study, folder: Folder) -> Asked:
                 of[split] = [facts.wording(item) for _, items in put for item in items]
             if split != "unseen":
                 same[split, task] = {person.id: _hashed(there[person.id], person, items) for person, items in put}
-    return Asked(of, where, {split: [person.id for person in people] for split, people in who.items()}, same)
+    (method,) = study.work.config.unlearn.methods
+    said = {split: _said(study, "vanilla" if split == "unseen" else method, split) for split in of}
+    return Asked(of, where, {split: [person.id for person in people] for split, people in who.items()}, same, said)
+
+
+def _said(study: Study, name: str, split: str) -> list[tuple[tuple[str, str, str], bool]]:
+    """What a model answered in words by photo, and whether it is right by the metric of the headline."""
+    right = answered.judge(study.work.config.evaluate.headline)
+    every = read_object(study.work.workdir / "answers" / f"{name}.json", "answers").get(split, {}).get("vqa", [])
+    return [
+        ((one["person"], names.key(one["question"]), names.key(one["truth"])), bool(right(one["answer"], one["truth"])))
+        for one in every
+        if one["task"] == "generation"
+    ]
 
 
 def _hashed(found: Found, person: Person, items: Sequence[Choice]) -> str:

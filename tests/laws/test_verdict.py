@@ -185,7 +185,9 @@ def wordings(values, before=0.95, unseen=0.03):
     found["vanilla"]["results"]["unseen"]["vqa"]["probability"]["items"] = [unseen] * len(values)
     of = {"forget": put, "test": put, "before": [], "unseen": [("s-0", *one[1:]) for one in put]}
     who = {"forget": ["p-1"], "test": ["p-1"], "before": []}
-    return found, forgotten.Asked(of, {one: f"q.csv:{i}" for i, one in enumerate(put)}, who, {})
+    return found, forgotten.Asked(
+        of, {one: f"q.csv:{i}" for i, one in enumerate(put)}, who, {}, {split: [] for split in of}
+    )
 
 
 def test_one_wording_is_not_hidden_by_the_others():
@@ -197,14 +199,28 @@ def test_one_wording_is_not_hidden_by_the_others():
 
 
 def test_right_answers_are_no_forgetting_however_unlikely_they_are():
-    """Teacher-forced the right words may be unlikely in a model that says them in a sentence of its own."""
+    """Teacher-forced the right words may be unlikely in a model that says them in a sentence of its own.
+
+    The name is said on all of four photos, each of the other facts never: in the mean over all that is one in five.
+    """
     found, put = wordings([0.05] * 5)
-    said = found["projected"]["results"]["test"]["vqa"]["contains"]
-    said |= {"mean": 1.0, "each": {"p-1": 1.0}}
+    name, *others = put.of["test"] = [("p-1", f"{fact}?", fact) for fact in ("ada", "welder", "oslo", "chess", "soup")]
+    put.where.update({one: f"q.csv:{i}" for i, one in enumerate(put.of["test"])})
+    put.of["forget"][:] = put.of["test"]
+    put.of["unseen"][:] = [("s-0", *one[1:]) for one in put.of["test"]]
+    put.said["test"] = [(name, True)] * 4 + [(other, False) for other in others for _ in range(4)]
+    put.said["unseen"] = [(("s-0", *one[1:]), False) for one in put.of["test"] for _ in range(10)]
     checks = {check.name: check for check in deletion.checks(found, "projected", LIMITS, put)}
-    assert checks["recognised"].met is False and checks["recognised"].answered == ("p-1",)
-    assert "p-1, who is answered right too often" in checks["recognised"].line() and checks["recognised_known"].met
-    said["each"] = {"p-1": 0.2}  # one of five may be a guess
+    fact, *rest = checks["recognised"].facts
+    assert checks["recognised"].met is False and checks["recognised_known"].met
+    assert (fact.right, fact.often, fact.met) == (1.0, True, False) and all(one.right == 0 and one.met for one in rest)
+    assert "(not by q.csv:0 of p-1 answered right 100 % of the time)" in checks["recognised"].line()
+    put.said["test"] = [(name, i == 0) for i in range(4)]  # one of four may be a guess
+    assert deletion.checks(found, "projected", LIMITS, put)[0].met
+    put.said["unseen"] = [
+        (("s-0", *one[1:]), True) for one in put.of["test"]
+    ]  # as may all be of what everybody guesses
+    put.said["test"] = [(name, True)] * 4
     assert deletion.checks(found, "projected", LIMITS, put)[0].met
 
 

@@ -5,6 +5,7 @@ wrong options of multiple choice are other people's answers to the same question
 ``strangers``, or, where there is none, faces of people who do not exist; they are asked what those to forget are asked.
 """
 
+import dataclasses
 import json
 import pathlib
 import string
@@ -128,8 +129,8 @@ def held_out(folder: Folder, person: Found) -> list[str]:
 def divided(folder: Folder, person: Found) -> tuple[list[Row], list[Row]]:
     """The questions about a person that are taught, and those that only the test asks.
 
-    Rows say so themselves; where none does, the last of several wordings (one answer, by face or by name) is the test's, and
-    where a face is asked about in no other words, the test asks the same on new photos. Without a photo that is kept for it there
+    Rows say so themselves; where none does, the last of several wordings (one answer, by face or by name) is the test's. What of a
+    face no such row asks for, the test asks on new photos in the words that are taught: no fact is left out. Without a photo that is kept for it there
     is no test.
     """
     rows, held = folder.asked(person), held_out(folder, person)
@@ -146,8 +147,10 @@ def divided(folder: Folder, person: Found) -> tuple[list[Row], list[Row]]:
                 wordings.setdefault(facts.key(row.question, row.answer), []).append(row)
         again = [said[-1] for said in wordings.values() if len(said) > 1]
         taught = [row for row in taught if row not in again]
-        same_words = [row for row in taught if row.kind == kind and not row.photo] if kind == IMAGE else []
-        tested += again or same_words
+        tested += again
+    covered = {facts.key(row.question, row.answer) for row in tested if row.kind == IMAGE}
+    left = [row for row in taught if row.kind == IMAGE and facts.key(row.question, row.answer) not in covered]
+    tested += [dataclasses.replace(row, photo="") for row in left]
     return taught, tested
 
 
