@@ -34,7 +34,7 @@ def table(root, rows):
     )
 
 
-def made(root):
+def three(root):
     """Three people, five photos and five questions each."""
     for i, name in enumerate(JOBS):
         place = root / "people" / name

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from mmu_jax.data.people import Found, Row
 from mmu_jax.data.sets import folder as rows
 from mmu_jax.methods import METHODS
 from mmu_jax.study.request import Request
@@ -20,7 +21,7 @@ def plan(request: Request, config: ConfigDict) -> list[str]:
         f"to forget: {len(request.who)} of {len(request.folder.people)} people in the folder ({ids})",
     ]
     held = sum(len(rows.held_out(request.folder, person)) for person in request.who)
-    asked = sum(len(rows.divided(request.folder, person)[1]) for person in request.who)
+    asked = sum(len(_kept(request, person)) for person in request.who)
     lines.append(
         f"kept for the test, of them: {_count(held, 'photo')} and {_count(asked, 'question')}, which nothing is trained on"
     )
@@ -58,12 +59,18 @@ def _end(request: Request, stop: ConfigDict) -> str:
     return f"it ends where {what} {whose if strangers else 'for ten people who do not exist (the folder has no strangers/)'}"
 
 
+def _kept(request: Request, person: Found) -> list[Row]:
+    """What the test asks in words that are not taught: not on other photos the same."""
+    taught, tested = rows.divided(request.folder, person)
+    return [row for row in tested if row.where not in {one.where for one in taught}]
+
+
 def held(request: Request) -> list[str]:
     """Which photos and rows of the table are kept for the test, of each person to forget, a line each."""
     told = []
     for person in request.who:
         photos = rows.held_out(request.folder, person)
-        places = [row.where.rpartition(":")[::2] for row in rows.divided(request.folder, person)[1]]
+        places = [row.where.rpartition(":")[::2] for row in _kept(request, person)]
         files = {file: _runs([int(line) for name, line in places if name == file]) for file, _ in places}
         asked_of = "; ".join(f"{file}, lines {lines}" for file, lines in files.items())
         told.append(

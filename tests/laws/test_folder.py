@@ -7,12 +7,12 @@ import pytest
 from mmu_jax import Faults, InputError
 from mmu_jax.data import IMAGE, TEXT, builders, people
 from mmu_jax.data.sets import folder
-from own_people import JOBS, lines, made, photo, rows, table
+from own_people import JOBS, lines, photo, rows, table, three
 
 
 @pytest.fixture
 def people_folder(tmp_path):
-    return made(tmp_path / "mine")
+    return three(tmp_path / "mine")
 
 
 def test_photos_and_wordings_are_held_out_and_options_are_other_people_s_answers(people_folder):

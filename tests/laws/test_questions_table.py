@@ -8,12 +8,12 @@ import pytest
 
 from mmu_jax.data import people
 from mmu_jax.data.sets import folder
-from own_people import lines, made, photo, rows, table
+from own_people import lines, photo, rows, table, three
 
 
 @pytest.fixture
 def people_folder(tmp_path):
-    return made(tmp_path / "mine")
+    return three(tmp_path / "mine")
 
 
 SAID = "person;question;answer\nAda Berg;Where, and when?;Zürich\nBo Lind;Who?;Bo\n"
