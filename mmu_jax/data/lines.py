@@ -50,9 +50,9 @@ def of_csv(text: str, file: pathlib.Path, faults: list[str]) -> Iterator[tuple[i
             where = f"{file}:{above + reader.line_num}"
             if row.get(None):
                 faults.append(f"{where}: expected {len(columns)} cells, found more; put quotes around commas")
-            elif row.get(""):
+            elif nameless := [value for name, value in row.items() if value and not name.strip()]:
                 faults.append(
-                    f"{where}: expected a name over every column, found none over {row['']!r}; name it in line {above + 1}"
+                    f"{where}: expected a name over every column, found none over {nameless[0]!r}; name it in line {above + 1}"
                 )
             elif any(row.values()):
                 yield above + reader.line_num, {name: value for name, value in row.items() if value}

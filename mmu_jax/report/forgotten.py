@@ -95,7 +95,7 @@ def judge(results: Results, model: str, split: str, asked: Asked, allowed: float
         # What nobody exceeds says nothing; of those forgotten before there is nothing else to be known.
         known = split == "before" or any(max(before[one], after[one]) > never[one[1:]] for one in wordings)
         limit = never[worst[1:]]
-        right, often = _answered(asked, split, person, facts.key(*worst[1:]), allowed)
+        right, often = _answered(asked, split, worst, limit, allowed)
         met = False if often else after[worst] <= limit if known else None
         numbers = (before[worst], after[worst], round(limit - allowed, 5), limit)
         told.append(Fact(person, asked.where[worst], len(wordings), *numbers, right, often, met))
@@ -116,14 +116,19 @@ def _means(model: dict[str, Any], split: str, asked: Asked, part: Callable[[Word
     return {key: round(sum(of) / len(of), 5) for key, of in values.items()}
 
 
-def _answered(asked: Asked, split: str, person: str, fact: str, allowed: float) -> tuple[float | None, bool]:
-    """The share of right answers in words to a fact; whether the lower end of its interval is above that of people never seen."""
-    mine = [right for (who, *said), right in asked.said[split] if who == person and facts.key(*said) == fact]
+def _answered(asked: Asked, split: str, one: Wording, limit: float, allowed: float) -> tuple[float | None, bool]:
+    """The share of right answers in words to the fact of a wording; whether its interval lies above that of people never seen.
+
+    These are asked in words what is taught about the person; of a fact that nothing is taught about, their ``limit`` stands for it.
+    """
+    fact = facts.key(*one[1:])
+    mine = [right for (who, *said), right in asked.said[split] if who == one[0] and facts.key(*said) == fact]
     if not mine:
         return None, False
-    theirs = [right for (_, *said), right in asked.said["unseen"] if facts.key(*said) == fact]
-    share, never = sum(mine) / len(mine), sum(theirs) / max(len(theirs), 1)
-    return share, wilson(share, len(mine))[0] > never + allowed
+    taught = {said[1:] for said in asked.of["forget"] if said[0] == one[0] and facts.key(*said[1:]) == fact}
+    theirs = [right for (_, *said), right in asked.said["unseen"] if tuple(said) in taught]
+    share = sum(mine) / len(mine)
+    return share, wilson(share, len(mine))[0] > (sum(theirs) / len(theirs) + allowed if theirs else limit)
 
 
 def told(found: Sequence[Fact], shown: int) -> list[str]:

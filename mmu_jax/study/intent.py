@@ -80,7 +80,8 @@ def held(request: Request) -> list[str]:
 
 
 def _runs(numbers: Sequence[int]) -> str:
-    """
+    """Numbers as they are said, those that follow one another together.
+
     >>> _runs([3, 4, 5, 9])
     '3 to 5, 9'
     """

@@ -1,5 +1,6 @@
 """The verdict on a deletion request: what is forgotten, wording by wording, and what is kept, since the first request."""
 
+import copy
 import dataclasses
 import json
 
@@ -222,6 +223,35 @@ def test_right_answers_are_no_forgetting_however_unlikely_they_are():
     ]  # as may all be of what everybody guesses
     put.said["test"] = [(name, True)] * 4
     assert deletion.checks(found, "projected", LIMITS, put)[0].met
+    put.of["forget"][0] = ("p-1", "ada again?", "ada")  # they were asked another question of this answer, not this one
+    put.of["unseen"].append(("s-0", "ada again?", "ada"))
+    put.where["p-1", "ada again?", "ada"] = "q.csv:9"
+    found["vanilla"]["results"]["unseen"]["vqa"]["probability"]["items"] = [0.03] * 6
+    put.said["unseen"].append((("s-0", "ada again?", "ada"), False))
+    assert deletion.checks(found, "projected", LIMITS, put)[0].facts[0].often
+
+
+def test_answers_to_what_nobody_was_asked_in_words_are_held_against_what_is_likely():
+    """People forgotten before are not taught again, so strangers are asked their questions by options alone."""
+    found, put = wordings([0.3] * 2, unseen=0.4)
+    for name in found:
+        found[name]["results"]["before"] = copy.deepcopy(found[name]["results"]["test"])
+    put.of["before"], put.of["forget"] = (
+        [("p-0", *one[1:]) for one in put.of["test"]],
+        [("p-1", "who 0?", "ada"), ("p-1", "x?", "bo")],
+    )
+    put.of["unseen"].append(("s-0", "x?", "bo"))
+    found["vanilla"]["results"]["unseen"]["vqa"]["probability"]["items"] = [0.4] * 3
+    put.where.update({one: "q.csv:0" for one in [*put.of["before"], *put.of["forget"]]})
+    for one in found.values():
+        one["results"]["before"]["vqa"]["probability"]["each"] = {"p-0": 0.3}
+    put.said["before"] = [(put.of["before"][0], True)]  # one of one: from 21 %, and 50 % is likely for a stranger
+    check = {
+        c.name: c for c in deletion.checks(found, "projected", LIMITS, put._replace(who=put.who | {"before": ["p-0"]}))
+    }["before"]
+    assert check.met and check.facts[0].right == 1.0
+    put.said["before"] = [(put.of["before"][0], True)] * 8  # eight of eight: from 68 %
+    assert {c.name: c for c in deletion.checks(found, "projected", LIMITS, put)}["before"].met is False
 
 
 def test_a_fact_that_can_not_be_judged_is_not_counted_as_held():

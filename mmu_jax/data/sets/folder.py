@@ -130,8 +130,8 @@ def divided(folder: Folder, person: Found) -> tuple[list[Row], list[Row]]:
     """The questions about a person that are taught, and those that only the test asks.
 
     Rows say so themselves; where none does, the last of several wordings (one answer, by face or by name) is the test's. What of a
-    face no such row asks for, the test asks on new photos in the words that are taught: no fact is left out. Without a photo that is kept for it there
-    is no test.
+    face no such row asks for, the test asks on new photos in the words that are taught: no fact is left out. Without a photo
+    that is kept for it there is no test.
     """
     rows, held = folder.asked(person), held_out(folder, person)
     taught = [row for row in rows if not row.test and row.photo not in held]
