@@ -59,7 +59,7 @@ def test_a_table_that_is_no_table_is_a_fault_with_its_line(people_folder):
             "questions.csv:2: expected a name over every column, found none over 'x'",
         ),
         (
-            "person,question,answer, \\nAda Berg,Who?,Ada,x\\n",
+            "person,question,answer, \nAda Berg,Who?,Ada,x\n",
             "questions.csv:2: expected a name over every column, found none over 'x'",
         ),
         ("\n\nperson,question\nAda Berg,Who?\n", "questions.csv:3: expected columns .*, found no answer"),
