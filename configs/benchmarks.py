@@ -123,7 +123,7 @@ def published(argument: str | None) -> ConfigDict:
     config.unlearn.methods = tuple(SIDES[args.side] if name == "mmunlearner" else name for name in wanted)
     config.model.dtype = "bfloat16"
     config.saliency.rows = 4
-    config.saliency.chunk = 1
+    config.saliency.chunk = 4
     # One signed accumulator decides masks by ratio; its ablations, but a random one, need the scores themselves.
     config.saliency.keep_scores = bool(method and method.mask and method.mask.needs_scores)
     # Where the directions of every weight must fit beside it: the top quarter of them, measured in eight blocks.

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, saliency, trees
+from mmu_jax import InputError, saliency, scored, trees
 from mmu_jax.factor import Factor as Factor
 from mmu_jax.factor import Factors as Factors
 from mmu_jax.factor import along_inputs
@@ -30,7 +30,7 @@ from mmu_jax.factor import keep_out as keep_out
 from mmu_jax.factor import load as load
 from mmu_jax.factor import match as match
 from mmu_jax.factor import save as save
-from mmu_jax.saliency import Loss
+from mmu_jax.scored import Loss
 from mmu_jax.trees import Batch, Params, Tree
 
 Grams = Tree  # float32 [..., in, in] where a weight was measured, None elsewhere
@@ -124,10 +124,10 @@ def accumulators(part: Tree, inputs: int = -1, block: tuple[int, int] = (0, 1)) 
 
 def accumulator(loss: Loss, inputs: int, block: tuple[int, int], like: dict[str, jax.ShapeDtypeStruct]):
     """Jitted ``total, part, rest, batch -> total``: the Gram of a batch added to :func:`accumulators`, which are donated."""
-    mean, product = saliency.mean_of(loss), "...oi,...oj->...ij" if inputs == -1 else "...io,...jo->...ij"
+    mean, product = scored.mean_of(loss), "...oi,...oj->...ij" if inputs == -1 else "...io,...jo->...ij"
 
     def step(total, part, rest, batch):
-        saliency.check_loss(loss, part, rest, batch)
+        scored.check(loss, part, rest, batch)
         grads = trees.flatten(jax.grad(mean)(part, rest, batch))
 
         def add(name, t):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, NotFiniteError, generate, hf, hub, losses, metrics, models, sharding
+from mmu_jax import InputError, NotFiniteError, generate, hf, hub, losses, metrics, models, objectives, sharding
 from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, Processor, branches, loader, streams, text
 from mmu_jax.data.sizes import ANY, Sizes, fit
 from mmu_jax.questions import Prompts
@@ -23,7 +23,7 @@ Progress = Callable[[int], None]
 @partial(jax.jit, static_argnums=0)
 def answer_logps(model: models.Model, params: Params, batch: dict) -> jax.Array:
     """log p(answer | prompt) of every row, ``[B]``; not finite where a logit of the row is not (:func:`check_finite`)."""
-    return losses.sequence_logps(model.forward(params, batch), batch["tokens"], batch["weights"])
+    return objectives.Seen(model, params).logps(batch)
 
 
 @partial(jax.jit, static_argnums=(0, 3))

@@ -104,14 +104,16 @@ class Ledger:
     def saliency(self, wanted: list[Rule], shape: Shape, chunk: int, keep_scores: bool) -> Needs:
         """Of scoring, or of choosing as many entries as a ratio does, where that needs more; what -> bytes on a device.
 
-        Three trees of scores (SalUn one more) or one signed accumulator, and ``chunk`` gradients at once; or the same scores, two
-        masks and what is beside the leaf that is chosen from.
+        Three trees of scores (SalUn one more) or one signed accumulator, and the gradients that exist at once: ``chunk`` where rows are
+        differentiated one by one, else one; or the same scores, two masks and what is beside the leaf that is chosen from.
         """
-        part, _ = trees.split(self.model.abstract(), self.model.family.eligible)
+        whole, linear = self.model.abstract(), self.model.family.eligible
+        part, _ = trees.split(whole, linear)
         kept = [self.bytes(part, np.float32)] * (3 + any(rule.needs_sum for rule in wanted))
         by_batch = any(rule.unit == "batch" for rule in wanted)  # one gradient, through all rows
-        at_once = max(chunk * any(rule.unit == "example" for rule in wanted), 1)
-        rows = shape.rows if by_batch else min(at_once, shape.rows)
+        one_by_one = any(rule.unit == "example" and not rule.by_row(whole, linear) for rule in wanted)
+        at_once = chunk if one_by_one else 1
+        rows = shape.rows if by_batch else min(chunk, shape.rows)
         if not keep_scores:  # both sides' differences, of which the second is made while the first is kept
             kept = kept[:1]
         scoring = {
@@ -124,7 +126,7 @@ class Ledger:
             return scoring
         # The mask whose entries are counted and the one that is chosen; of a leaf its numbers, their bits and a running count.
         leaf = max(self.bytes({name: x}, np.float32) for name, x in trees.flatten(part).items())
-        masks = {"masks": 2 * self.bytes(self.model.abstract(), np.bool_), "numbers of a leaf": 3 * leaf}
+        masks = {"masks": 2 * self.bytes(whole, np.bool_), "numbers of a leaf": 3 * leaf}
         return max(
             scoring, {"params": self.params(), "scores": sum(kept)} | masks, key=lambda needs: sum(needs.values())
         )

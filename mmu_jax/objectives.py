@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmu_jax import InputError, losses
+from mmu_jax import InputError, losses, rowwise
 from mmu_jax.models import Model
 from mmu_jax.trees import Batch, Params
 
@@ -32,13 +32,44 @@ class Seen:
         """``[B, T, V]`` at the params that train."""
         return self.model.forward(self.params, batch)
 
+    def answers(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """``logits [B, A, V], tokens [B, A], weights [B, A]`` of the ``tail`` of every row, where all that weighs anything is.
+
+        Hidden states are gathered first, so that nowhere else a logit is computed; of a batch without a tail, all its tokens.
+        """
+        return _tail(self.model, self.params, batch), *_of_tail(batch)
+
     def logps(self, batch: Batch) -> jax.Array:
         """log p(answer | prompt) of every row, ``[B]``."""
-        return losses.sequence_logps(self.logits(batch), batch["tokens"], batch["weights"])
+        return losses.sequence_logps(*self.answers(batch))
 
     def teacher(self, batch: Batch) -> jax.Array:
-        """``[B, T, V]`` of the vanilla model."""
-        return self.model.forward(self.vanilla, batch)
+        """The logits of :meth:`answers` of the vanilla model."""
+        return _tail(self.model, self.vanilla, batch)
+
+
+def _tail(model: Model, params: Params, batch: Batch) -> jax.Array:
+    return model.forward(params, batch | {"at": batch["tail"]} if "tail" in batch else batch)
+
+
+def _of_tail(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Tokens and weights of the tail."""
+    both = (batch["tokens"], batch["weights"])
+    return both if "tail" not in batch else tuple(jnp.take_along_axis(x, batch["tail"], axis=1) for x in both)
+
+
+@dataclasses.dataclass(frozen=True)
+class Said(Seen):
+    """A model of which it is known what it says of a batch: the logits of all tokens, or of :meth:`answers`."""
+
+    said: jax.Array | None = None
+
+    def logits(self, batch: Batch) -> jax.Array:
+        del batch
+        return self.said
+
+    def answers(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return self.said, *_of_tail(batch)
 
 
 def _rows(batch: Batch) -> jax.Array:
@@ -47,12 +78,22 @@ def _rows(batch: Batch) -> jax.Array:
 
 
 def _cross_entropy(seen: Seen, batch: Batch) -> losses.Pair:
-    return losses.cross_entropy(seen.logits(batch), batch["tokens"], batch["weights"])
+    return losses.cross_entropy(*seen.answers(batch))
 
 
 def _cross_entropy_of_all(seen: Seen, batch: Batch) -> losses.Pair:
     weights = losses.all_tokens(batch["valid"], batch["weights"])
     return losses.cross_entropy(seen.logits(batch), batch["tokens"], weights)
+
+
+def _kl(seen: Seen, batch: Batch) -> losses.Pair:
+    logits, _, weights = seen.answers(batch)
+    return losses.kl(seen.teacher(batch), logits, weights)
+
+
+def _sketch(seen: Seen, batch: Batch, seed: int = 0) -> losses.Pair:
+    logits, _, weights = seen.answers(batch)
+    return losses.sketch(logits, weights, batch["row"], seed=seed)
 
 
 def known(what: str, found: Iterable[str], names: Iterable[str]) -> None:
@@ -103,10 +144,10 @@ class Loss:
 LOSSES: dict[str, Loss] = {
     "descent": Loss(_cross_entropy, sign=1),
     "descent_all": Loss(_cross_entropy_of_all, sign=1, over="all tokens"),
-    "ascent": Loss(lambda m, b: losses.ascent(m.logits(b), b["tokens"], b["weights"], b.get("floor")), sign=-1),
+    "ascent": Loss(lambda m, b: losses.ascent(*m.answers(b), b.get("floor")), sign=-1),
     "ascent_all": Loss(lambda m, b: losses.negated(_cross_entropy_of_all(m, b)), sign=-1, over="all tokens"),
-    "kl": Loss(lambda m, b: losses.kl(m.teacher(b), m.logits(b), b["weights"]), frozenset({"teacher"})),
-    "sketch": Loss(lambda m, b, seed=0: losses.sketch(m.logits(b), b["weights"], b["row"], seed=seed)),
+    "kl": Loss(_kl, frozenset({"teacher"})),
+    "sketch": Loss(_sketch),
     "npo": Loss(
         lambda m, b, beta=0.1: losses.npo(m.logps(b), b["ref_logps"], _rows(b), beta=beta), frozenset({"reference"})
     ),
@@ -142,3 +183,24 @@ def of_params(name: str, model: Model) -> Callable[[Params, Batch], losses.Pair]
             f"{', '.join(sorted(needed))}; use descent, descent_all or sketch"
         )
     return lambda params, batch: take(name, Seen(model, params), batch)
+
+
+def of_rows(name: str, model: Model) -> rowwise.Losses:
+    """The same of every row by itself, for one backward pass: the model runs once, and the loss is taken row by row of what it says.
+
+    Raises:
+      InputError: as :func:`of_params`.
+    """
+    of_params(name, model)
+
+    def of(params, batch):
+        seen = Seen(model, params)
+        said = seen.answers(batch)[0] if LOSSES[name].over == "answers" else seen.logits(batch)
+
+        def one(logits, row):
+            row = jax.tree.map(lambda x: x[None], row)
+            return losses.mean(*take(name, Said(model, params, said=logits[None]), row))
+
+        return jax.vmap(one)(said, batch)
+
+    return rowwise.Losses(of)

@@ -120,8 +120,7 @@ def _update_program(
 def _watch_program(model: Model, trainable: Trainable, phase: Phase) -> Callable[..., tuple[losses.Pair, jax.Array]]:
     def watch(trained, batch, limits, vanilla):
         view = trainable.view(trained, vanilla, limits, phase)
-        logits = model.forward(view.whole(view.part), batch)
-        said = (logits, batch["tokens"], batch["weights"])
+        said = Seen(model, view.whole(view.part)).answers(batch)
         return losses.probability(*said), losses.probabilities(*said)[0]
 
     return jax.jit(watch)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mmu_jax import InputError, masks, trees
+from mmu_jax import InputError, masks, rowwise, trees
 from mmu_jax.trees import Mask, Params, Scores
 
 
@@ -111,6 +111,10 @@ class Rule:
     def reads(self) -> tuple[str, str, str | None, bool]:
         """What tells its scores from others': rules that agree in it share them."""
         return self.unit, self.loss, self.leaves, self.mixed
+
+    def by_row(self, params: Params, linear: str) -> bool:
+        """Whether each example is scored by itself in a backward pass of all (``rowwise``): every leaf is a weight of ``linear``."""
+        return self.unit == "example" and rowwise.fits(params, self.leaves or linear, linear)
 
     @property
     def scored(self) -> bool:

@@ -14,17 +14,17 @@ jitted step into a donated buffer that is sharded as the params are; nothing per
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from mmu_jax import InputError, losses, trees
+from mmu_jax import InputError, rowwise, scored, trees
 from mmu_jax.trees import Batch, Params, Scores, Tree
 
-Loss = Callable[[Params, Batch], Any]  # a scalar, or a pair of scalars (sum, count)
 UNITS = ("example", "batch")
 KINDS = {"squared": jnp.square, "absolute": jnp.abs, "signed": lambda g: g}
 
@@ -77,13 +77,14 @@ def check_batches(batches: Any, what: str = "batches", again: bool = False) -> N
 
 
 def accumulator(
-    loss: Loss, *, unit: str = "example", kind: str = "squared", chunk: int = 8
+    loss: scored.Scored, *, unit: str = "example", kind: str = "squared", chunk: int = 8
 ) -> Callable[..., tuple[Tree, jax.Array]]:
     """The jitted step ``(total, seen), part, rest, batch, scale -> (total, seen)`` with the first argument donated.
 
     It adds ``scale * sum over units of g**2`` (or ``|g|``, or ``g``), where ``g`` is the gradient of the loss of one
     row (``unit='example'``: the diagonal of the empirical Fisher) or of the batch (``unit='batch'``: the public
-    PyTorch code). Rows are differentiated ``chunk`` at a time, so at most ``chunk`` gradients exist at once.
+    PyTorch code). ``scale`` is a number, or a tree of numbers like ``part``. Rows are differentiated ``chunk`` at a time: of
+    any loss one by one, so that ``chunk`` gradients exist at once; of ``rowwise.Losses`` by one backward pass, so that one does.
 
     >>> step = accumulator(lambda p, batch: jnp.mean(batch['x'] @ p['w']))
     >>> part = {'w': jnp.ones(2)}
@@ -96,54 +97,66 @@ def accumulator(
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise InputError(f"expected chunk as a whole number of rows, at least 1, found {chunk!r}; correct it")
 
-    mean = mean_of(loss)
-
-    def gradient(part, rest, batch):
-        grads = jax.grad(mean)(part, rest, batch)
-        return jax.tree.map(lambda g: KINDS[kind](g.astype(jnp.float32)), grads)
-
-    def per_example(total, part, rest, batch, scale):
-        rows = _rows(batch)
-        width = max(d for d in range(1, min(chunk, rows) + 1) if rows % d == 0)
-        chunks, weights = _chunks(batch, part, width, (1,)), _chunks(_weights(batch, rows), part, width)
-
-        def body(total, piece):
-            piece, weight = piece
-            grads = jax.vmap(gradient, in_axes=(None, None, 0))(part, rest, piece)
-
-            def add(t, g):  # a sum, not a product of matrices: it fuses with the squares, which then are never stored
-                weights = weight.reshape(-1, *(1,) * t.ndim)
-                return t + jnp.sum(jnp.where(weights > 0, scale * weights * g, 0.0), axis=0)
-
-            return jax.tree.map(add, total, grads), None
-
-        total, _ = jax.lax.scan(body, total, (chunks, weights))
-        return total, weights.sum()
+    by_row = isinstance(loss, rowwise.Losses)
+    if by_row and unit == "batch":
+        raise InputError(
+            "expected a loss of the whole batch for unit='batch', found rowwise.Losses, one for every row; give loss(params, batch)"
+        )
+    summed, inner = _together(loss, kind) if by_row else _one_by_one(scored.mean_of(loss), kind)
 
     def step(state, part, rest, batch, scale):
         total, seen = state
-        check_loss(loss, part, rest, batch)
+        scored.check(loss, part, rest, batch)
         if unit == "example":
-            total, n = per_example(total, part, rest, batch, scale)
-            return total, seen + n
-        added = gradient(part, rest, batch)
-        return jax.tree.map(lambda t, a: t + scale * a, total, added), seen + 1.0
+            rows = _rows(batch)
+            width = max(d for d in range(1, min(chunk, rows) + 1) if rows % d == 0)
+            weights = _weights(batch, rows)
+            pieces = _chunks(batch, part, width, inner), _chunks(weights, part, width)
+
+            def body(total, piece):
+                return _add(total, summed(part, rest, *piece), scale), None
+
+            return jax.lax.scan(body, total, pieces)[0], seen + weights.sum()
+        grads = jax.grad(scored.mean_of(loss))(part, rest, batch)
+        return _add(total, jax.tree.map(lambda g: KINDS[kind](g.astype(jnp.float32)), grads), scale), seen + 1.0
 
     return jax.jit(step, donate_argnums=0)
 
 
-def mean_of(loss: Loss) -> Callable[[Tree, Tree, Batch], jax.Array]:
-    """``(part, rest, batch) -> `` the loss as one number: a pair ``(sum, count)`` is divided.
+def _one_by_one(mean: Callable[..., jax.Array], kind: str) -> tuple[Callable[..., Tree], tuple[int, ...]]:
+    """``part, rest, rows, weights -> `` the sum over rows that weigh something, each a batch of one; and the axes that make it one."""
 
-    >>> float(mean_of(lambda params, batch: (params['w'].sum(), 4.0))({'w': jnp.ones(2)}, {'w': None}, {}))
-    0.5
-    """
+    def gradient(part, rest, row):
+        grads = jax.grad(mean)(part, rest, row)
+        return jax.tree.map(lambda g: KINDS[kind](g.astype(jnp.float32)), grads)
 
-    def mean(part, rest, batch):
-        value = loss(trees.merge(part, rest), batch)
-        return losses.mean(*value) if isinstance(value, tuple) else value
+    def summed(part, rest, rows, weights):
+        def leaf(g):  # a sum, not a product of matrices: it fuses with the squares, which then are never stored
+            return jnp.sum(jnp.where(weights.reshape(-1, *(1,) * (g.ndim - 1)) > 0, g, 0.0), axis=0)
 
-    return mean
+        return jax.tree.map(leaf, jax.vmap(gradient, in_axes=(None, None, 0))(part, rest, rows))
+
+    return summed, (1,)
+
+
+def _together(losses: rowwise.Losses, kind: str) -> tuple[Callable[..., Tree], tuple[int, ...]]:
+    """The same in one backward pass of them all."""
+
+    def summed(part, rest, rows, weights):
+        def there(x):  # rows that weigh nothing may hold anything
+            return jnp.where(weights.reshape(-1, *(1,) * (x.ndim - 1)) > 0, x, jnp.zeros_like(x))
+
+        weighed = rowwise.Losses(lambda params, batch: jnp.where(weights > 0, losses.of(params, batch), 0.0))
+        return rowwise.sums(weighed, trees.merge(part, rest), part, jax.tree.map(there, rows), kind)
+
+    return summed, ()
+
+
+def _add(total: Tree, added: Tree, scale: Any) -> Tree:
+    """``total + scale * added``; ``scale`` is a number, or a tree of them like ``total``."""
+    if jax.tree.structure(scale) != jax.tree.structure(total):
+        scale = jax.tree.map(lambda _: scale, total)
+    return jax.tree.map(lambda t, a, s: t + s * a, total, added, scale)
 
 
 def _chunks(rows: Tree, part: Tree, width: int, inner: tuple[int, ...] = ()) -> Tree:
@@ -173,37 +186,6 @@ def _axes(entry: Any) -> tuple[str, ...]:
     return entry if isinstance(entry, tuple) else (entry,) if isinstance(entry, str) else ()
 
 
-def check_loss(loss: Loss, part: Params, rest: Params, batch: Batch) -> None:
-    """Refuses a loss that returns neither a scalar nor ``(sum, count)`` with a count that comes from the batch alone.
-
-    Raises:
-      InputError: what it returns is said.
-    """
-    value, sources = trees.dataflow(lambda part: loss(trees.merge(part, rest), batch), part)
-    advice = "return the loss alone or (sum, count), and drop aux: lambda params, batch: loss(params, batch)[0]"
-    values = value if isinstance(value, tuple) else (value,)
-    if (
-        len(values) > 2
-        or value == ()
-        or isinstance(value, tuple)
-        and len(value) != 2
-        or not all(_is_number(v) for v in values)
-    ):
-        found = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", value)
-        raise InputError(f"expected a loss of one real number, or of two, found {found}; {advice}")
-    if not jnp.issubdtype(values[0].dtype, jnp.floating):
-        raise InputError(f"expected a loss in floating point, found {values[0].dtype}; {advice}")
-    if len(values) == 2 and any(sources([False, True])):
-        raise InputError(
-            f"expected (sum, count) with a count of the batch alone, found one made of the params; {advice}"
-        )
-
-
-def _is_number(value: Any) -> bool:
-    real = isinstance(value, jax.ShapeDtypeStruct) and value.shape == () and value.dtype != jnp.bool_
-    return real and (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer))
-
-
 def _part(params: Params, leaves: str) -> tuple[Tree, Tree]:
     part, rest = trees.split(params, leaves)
     trees.check_real(part, "the params to score", "leave it out with the pattern `leaves`")
@@ -223,7 +205,7 @@ def zeros(part: Tree) -> tuple[Tree, jax.Array]:
 
 
 def scores(
-    loss: Loss,
+    loss: scored.Scored,
     params: Params,
     batches: Iterable[Batch],
     *,
@@ -279,10 +261,10 @@ def scores(
 
 
 def difference(
-    loss: Loss,
+    loss: scored.Scored,
     params: Params,
     forget: Iterable[Batch],
-    preserve: Iterable[Batch],
+    preserve: Iterable[Batch] | Mapping[str, Sequence[Iterable[Batch]]],
     *,
     tau: float = 1.0,
     leaves: str = ".*",
@@ -292,23 +274,59 @@ def difference(
 ) -> Scores:
     """``F_forget - tau * F_preserve`` in one accumulator: half the memory of two score trees.
 
-    ``masks.sign`` turns it into the mask of ``masks.ratio``. Both are walked twice, once to count units (:func:`units`):
-    lists, or anything that can be iterated again. Raises InputError as :func:`scores` does, with the name of the set.
+    ``masks.sign`` turns it into the mask of ``masks.ratio``. Every set is walked twice, once to count units (:func:`units`):
+    lists, or anything that can be iterated again.
 
     >>> loss = lambda p, batch: jnp.mean(batch['x'] @ p['w'])
     >>> forget, preserve = [{'x': jnp.array([[3., 0.]])}], [{'x': jnp.array([[1., 2.]])}]
     >>> difference(loss, {'w': jnp.ones(2)}, forget, preserve)['w'].tolist()
     [8.0, -4.0]
+
+    Args:
+      preserve: batches; or, where leaves are weighed against different sets, a dict from patterns of leaf names (the first that
+        matches the whole name) to lists of sets, which are pooled. One pass over each set serves all leaves.
+    Raises:
+      InputError: as :func:`scores`, with the name of the set; a leaf that no pattern matches.
     """
-    for batches, what in ((forget, "forget"), (preserve, "preserve")):
+    sides = preserve if _by_pattern(preserve) else {".*": [preserve]}
+    sets = {id(batches): batches for of in sides.values() for batches in of}
+    for batches, what in ((forget, "forget"), *((batches, "preserve") for batches in sets.values())):
         check_batches(batches, what, again=True)
     part, rest = _part(params, leaves)
-    step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), zeros(part)
-    for batches, weight, what in ((forget, 1.0, "forget"), (preserve, -tau, "preserve")):
-        n = units(batches, unit)
+    counts = {key: units(batches, unit) for key, batches in sets.items()}
+    against = {name: _pooled(sides, name) for name in trees.flatten(part)}
+    for n, what in (
+        (units(forget, unit), "forget"),
+        *((sum(map(counts.get, of)), "preserve") for of in against.values()),
+    ):
         if n == 0:
             raise InputError(f"expected at least one {what} example to score, found none; check that split")
+
+    def weight(name, key):
+        return -tau / sum(map(counts.get, against[name])) if key in against[name] else 0.0
+
+    step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), zeros(part)
+    passes = [(forget, 1.0 / units(forget, unit), "forget")]
+    passes += [
+        (batches, trees.map_named(lambda name, _, key=key: weight(name, key), part), "preserve")
+        for key, batches in sets.items()
+    ]
+    for batches, scale, what in passes:
         for batch in batches:
-            state = step(state, part, rest, batch, weight / n)
+            state = step(state, part, rest, batch, scale)
         trees.check_scores(state[0], f"the scores of the {what} set", signed=True)
     return state[0]
+
+
+def _by_pattern(preserve: Any) -> bool:
+    return isinstance(preserve, Mapping) and all(isinstance(sets, list | tuple) for sets in preserve.values())
+
+
+def _pooled(sides: Mapping[str, Sequence[Iterable[Batch]]], name: str) -> list[int]:
+    """The sets, by identity, that a leaf is weighed against."""
+    for pattern, sets in sides.items():
+        if re.fullmatch(pattern, name):
+            return [id(batches) for batches in sets]
+    raise InputError(
+        f"expected a pattern of preserve for every leaf, found none for {name!r}; add one, or narrow leaves"
+    )

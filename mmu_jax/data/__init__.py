@@ -1,12 +1,13 @@
 """Examples, and the arrays a model sees.
 
-A *batch* is a dict of arrays of static shape. Axis letters: B rows, T tokens, I images of a row, C channels, N patches of
+A *batch* is a dict of arrays of static shape. Axis letters: B rows, T tokens, A tokens at the end of a row, I images of a row, C channels, N patches of
 a row, F values of a patch.
 
 =============  ==================  ================================================================================
 ``tokens``     ``[B,T]`` int32     prompt, answer, end of turn, padding; every image expanded to its image tokens
 ``valid``      ``[B,T]`` bool      True where ``tokens`` is not padding
 ``weights``    ``[B,T]`` float32   loss weight of *predicting* that token: 1 on the answer and the end of turn, else 0
+``tail``       ``[B,A]`` int32     places of the last tokens of a row, answer and what predicts it among them; optional
 ``positions``  ``[B,T]`` int32     0, 1, 2, ... over the valid tokens; ``[B,3,T]`` time, height, width for M-RoPE
 ``pixels``     ``[B,I,C,h,w]``     float32, normalised (LLaVA)
 ``patches``    ``[B,N,F]``         float32, normalised, images of any size after one another (Qwen2-VL)

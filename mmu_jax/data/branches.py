@@ -36,9 +36,10 @@ class Branched(text.Rows):
         Returns:
           ``positions`` as they are for each branch alone, ``branch [B,T]``, and for A tokens, as many as the most that end a
           row or a few more, ``at [B,A]``, where each is predicted, ``said [B,A]``, which it is, ``of [B,A]``, its branch, and ``told
-          [B,A]``, its weight; ``weights`` are not among them.
+          [B,A]``, its weight; ``weights`` and ``tail`` are not among them.
         """
         made = super().batch(index, pictures, sizes)
+        del made["tail"]
         weights, widest = made.pop("weights"), fit(max(map(len, self.tails)), (), "tokens")
         of = np.zeros((len(index), widest), np.int32)
         found = {"branch": np.zeros(made["tokens"].shape, np.int32), "at": np.zeros_like(of), "said": np.zeros_like(of)}

@@ -7,6 +7,7 @@ For the template ``USER: {q} ASSISTANT: {a}</s>``::
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -225,10 +226,18 @@ class Rows:
             [len(row) + (tokens - n if tokens and n else 0) for row, n in zip(self.tokens, seen, strict=True)]
         )
 
+    @functools.cached_property
+    def longest_answer(self) -> int:
+        """Tokens from the one before the first that weighs anything to the end of a row, at most, and a few more; 0 if none does."""
+        most = max((len(row) - int(np.argmax(row > 0)) for row in self.weights if row.any()), default=0)
+        return fit(most + 1, (), "tokens", 4) if most else 0
+
     def batch(
         self, index: Sequence[int], pictures: list[list[vision.Picture]], sizes: tuple[int, ...] = ()
     ) -> dict[str, np.ndarray]:
         """``tokens, valid, weights, positions`` of the rows ``index``, whose images are ``pictures``, padded to a size.
+
+        Where a row has an answer, ``tail`` too: as many places at the end of every row as the longest answer of all rows needs.
 
         Raises:
           InputError: a row has not as many placeholders as pictures, or is longer than every size.
@@ -241,7 +250,11 @@ class Rows:
             part = slice(0, len(row)) if self.side == "right" else slice(length - len(row), length)
             tokens[b, part], weights[b, part], valid[b, part] = row, weight, True
         positions = vision.positions(valid, tokens == self.image, pictures)
-        return {"tokens": tokens, "valid": valid, "weights": weights, "positions": positions}
+        made = {"tokens": tokens, "valid": valid, "weights": weights, "positions": positions}
+        if (answer := min(self.longest_answer, length)) > 0:
+            ends = length - np.argmax(valid[:, ::-1], axis=1)[:, None]
+            made["tail"] = np.maximum(ends - answer + np.arange(answer), 0).astype(np.int32)
+        return made
 
     def _expand(self, row: int, pictures: list[vision.Picture]) -> tuple[np.ndarray, np.ndarray]:
         is_image = self.tokens[row] == self.image

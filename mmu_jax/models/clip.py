@@ -15,6 +15,7 @@ from mmu_jax.models.layers import (
     normal,
     scanned,
 )
+from mmu_jax.rowwise import contract
 
 
 class Attention(nn.Module):
@@ -59,9 +60,8 @@ class Embeddings(nn.Module):
     def __call__(self, pixels):
         c, (b, channels, h, w), p = self.config, pixels.shape, self.config.patch_size
         patches = pixels.reshape(b, channels, h // p, p, w // p, p).transpose(0, 2, 4, 1, 3, 5)
-        patches = patches.reshape(b, -1, channels, p, p).astype(self.dtype)
-        kernel = Kernel((c.hidden_size, channels, p, p), name="patch_embedding")().astype(self.dtype)
-        x = jnp.einsum("bnchw,dchw->bnd", patches, kernel)
+        patches = patches.reshape(b, -1, channels * p * p).astype(self.dtype)
+        x = contract(Kernel((c.hidden_size, channels, p, p), name="patch_embedding")(), patches, self.dtype)
         cls = self.param("class_embedding", normal, (c.hidden_size,)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (b, 1, c.hidden_size)), x], axis=1)
         return x + Embed(x.shape[1], c.hidden_size, self.dtype, name="position_embedding")(jnp.arange(x.shape[1]))

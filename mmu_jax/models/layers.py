@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mmu_jax import InputError
+from mmu_jax.rowwise import contract
 
 # Only networks trained from nothing see these: width-scaled weights, without which a small tower takes twice the steps.
 normal = nn.initializers.normal(0.02)
@@ -25,13 +26,6 @@ class Config(Protocol):
     """A config of ``transformers``, or a part of one: what it holds is read by name."""
 
     def __getattr__(self, name: str) -> Any: ...
-
-
-def contract(weight: Any, x: jax.Array, dtype: Dtype) -> jax.Array:
-    """``x [..., in] -> [..., out]`` by a weight ``[out, in]``, or by a leaf in its place that knows how (``lora.Adapted``)."""
-    if hasattr(weight, "contract"):
-        return weight.contract(x, dtype)
-    return jnp.einsum("...i,oi->...o", x, weight.astype(dtype))
 
 
 class Linear(nn.Module):

@@ -40,6 +40,7 @@ from mmu_jax.models.layers import (
     scanned,
 )
 from mmu_jax.models.reading import PlainProcessor, Translated, default_template, options
+from mmu_jax.rowwise import contract
 from mmu_jax.sharding import constrain
 
 IMAGES = ("patches", "grid", "segment")
@@ -131,8 +132,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, patches):
         c, width = self.config, _widths(self.config)[0]
         shape = (width, c.in_channels, c.temporal_patch_size, c.patch_size, c.patch_size)
-        kernel = Kernel(shape, name="proj")().reshape(width, -1)
-        return jnp.einsum("bni,di->bnd", patches.astype(self.dtype), kernel.astype(self.dtype))
+        return contract(Kernel(shape, name="proj")(), patches.astype(self.dtype), self.dtype)
 
 
 class Merger(nn.Module):

@@ -84,7 +84,7 @@ def _lora() -> dict:
 def _saliency() -> dict:
     return dict(
         rows=8,  # of a batch, where the unit is the example
-        chunk=8,  # gradients held at once
+        chunk=8,  # rows differentiated at once
         tau=1.0,  # how much larger a forget score must be
         eps=1e-15,  # added to both scores
         noise=1e-12,  # of a layer's largest score: what lies below in both is no evidence

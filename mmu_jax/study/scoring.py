@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from mmu_jax import InputError, curvature, masks, methods, objectives, rules, saliency, sharding, trees
+from mmu_jax import InputError, curvature, masks, methods, objectives, rules, saliency, scored, sharding
 from mmu_jax.data.streams import Pass, mixed
 from mmu_jax.files import write_json
 from mmu_jax.rules import Evidence, Rule
@@ -112,18 +112,15 @@ def _evidence(work: Workspace, rule: Rule) -> Evidence:
 
 
 def _difference(work: Workspace, rule: Rule) -> Tree:
-    """``F_forget - tau * F_preserve`` of the vanilla model, one side of the model after the other."""
+    """``F_forget - tau * F_preserve`` of the vanilla model, both sides of it in one pass."""
     passes, score = _scorer(work, rule)
-    language = ["text"] if rule.mixed else ["retain", "text"]
-    preserve = {"vision": [passes["retain"]], "language": [passes[name] for name in language]}
-    walked = {side: sum(map(len, [passes["forget"], *kept])) for side, kept in preserve.items()}
-    found, bar = [], Progress(f"difference of scores by {rule.unit}", sum(walked.values()))
-    for side, kept in preserve.items():
-        leaves = rf"(?={work.model.family.sides[side]}\Z)(?:{rule.leaves or work.model.family.eligible})"
-        pair = passes["forget"].shown(bar), Pass.joined(kept).shown(bar)
-        found.append(score(saliency.difference, *pair, leaves=leaves, tau=work.config.saliency.tau))
+    bar = Progress(f"difference of scores by {rule.unit}", sum(len(passes[name]) for name in SETS))
+    shown = {name: passes[name].shown(bar) for name in SETS}
+    against = {"vision": ["retain"], "language": ["text"] if rule.mixed else ["retain", "text"]}
+    preserve = {work.model.family.sides[side]: [shown[name] for name in names] for side, names in against.items()}
+    found = score(saliency.difference, shown["forget"], preserve, tau=work.config.saliency.tau)
     bar.close()
-    return trees.merge(*found)
+    return found
 
 
 def _scorer(work: Workspace, rule: Rule) -> tuple[dict[str, Pass], Callable[..., Any]]:
@@ -135,10 +132,16 @@ def _scorer(work: Workspace, rule: Rule) -> tuple[dict[str, Pass], Callable[...,
     shuffled = rule.unit == "batch"
     passes = {name: Pass((stream,), work.mesh, shuffled) for name, stream in streams.items()}
     common = {"leaves": rule.leaves or work.model.family.eligible, "unit": rule.unit, "chunk": c.chunk}
-    loss = objectives.of_params(rule.loss, work.model)
+    loss = _loss(work, rule)
 
     def score(how, *batches, **options):
         with jax.set_mesh(work.mesh):
             return how(loss, work.load(work.vanilla), *batches, **(common | options))
 
     return passes, score
+
+
+def _loss(work: Workspace, rule: Rule) -> scored.Scored:
+    """The loss of a rule: of every row for itself, in one backward pass, where the leaves that it scores allow that."""
+    by_row = rule.by_row(work.model.abstract(), work.model.family.eligible)
+    return (objectives.of_rows if by_row else objectives.of_params)(rule.loss, work.model)

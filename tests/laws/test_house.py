@@ -12,8 +12,10 @@ PACKAGE = ROOT / "mmu_jax"
 FLOORS = (
     ("mmu_jax",),
     ("letters", "losses", "files", "hub", "selection", "trees"),
-    ("directory", "factor", "metrics", "packing", "saliency", "separable", "sharding", "checkpoint"),
-    ("curvature", "masks"),
+    ("directory", "factor", "metrics", "packing", "rowwise", "separable", "sharding", "checkpoint"),
+    ("masks", "scored"),
+    ("saliency",),
+    ("curvature",),
     ("trainable", "transforms"),
     ("lora",),
     ("rules",),

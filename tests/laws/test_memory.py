@@ -58,7 +58,9 @@ def test_what_saliency_keeps_is_counted_to_the_byte(llava, mesh, shape):
     assert ledger.saliency(wanted[:1], shape, 4, keep_scores=False)["scores"] == one
     assert ledger.saliency(wanted[:1], shape, 4, keep_scores=True)["scores"] == 3 * one
     assert ledger.saliency(wanted, shape, 4, keep_scores=True)["scores"] == 4 * one
-    assert ledger.saliency(wanted, shape, 4, keep_scores=True)["gradients"] == 4 * one
+    assert ledger.saliency(wanted, shape, 4, keep_scores=True)["gradients"] == one  # of all rows in one backward pass
+    biased = [Rule(leaves=r".*_proj/(weight|bias)")]  # a bias does not tell its rows apart
+    assert ledger.saliency(biased, shape, 4, keep_scores=True)["gradients"] == 4 * one
 
 
 def test_drawing_a_mask_is_counted_where_it_takes_more_than_scoring(llava):
@@ -72,7 +74,11 @@ def test_drawing_a_mask_is_counted_where_it_takes_more_than_scoring(llava):
     totals = []
     for chunk in (1, 8):
         scoring, drawn, top = (
-            sum(ledger.saliency([Rule(by=by)], memory.Shape(8, 4, images=1), chunk, keep_scores=False).values())
+            sum(
+                ledger.saliency(
+                    [Rule(by=by, leaves=".*")], memory.Shape(8, 4, images=1), chunk, keep_scores=False
+                ).values()
+            )
             for by in ("ratio", "random", "top_k")
         )
         assert drawn == top == max(scoring, drawing)
