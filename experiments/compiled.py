@@ -87,7 +87,7 @@ def stepping(
     gradient, update = programs.make_gradient(plan, model, 0, like), programs.make_update(plan, 0, like)
     return [
         (gradient.lower(like.params, batches, limits, params, None), held((like.opt_state, part))),
-        (update.lower(carried, part, number, like.step, Limits(), number), held((params, limits, batches))),
+        (update.lower(carried, part, number, like.step, Limits(), number, True), held((params, limits, batches))),
     ]
 
 

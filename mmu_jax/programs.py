@@ -95,7 +95,12 @@ def _update_program(
 ) -> Callable[..., tuple]:
     in_params = trainable.limits_in_params
 
-    def update(carried, grads, value, iteration, limits, rate):
+    def count(before, after, mask, moved):
+        counts = trainable.moved(before, after, mask)
+        return {name: jnp.stack([moved[name][0] + out, jnp.maximum(moved[name][1], into)])
+                for name, (out, into) in counts.items()}  # fmt: skip
+
+    def update(carried, grads, value, iteration, limits, rate, proving):
         trained, before, failed, moved = carried
         view, extra, tx = trainable.view(trained, None, Limits(), phase), {}, optimizer.transform(rate)
         good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads)) & (failed < 0)
@@ -109,9 +114,8 @@ def _update_program(
         sound = good & _finite((new, after))  # of what is kept, so that nothing is held twice to be judged
         failed = jnp.where((failed < 0) & ~sound, iteration, failed)
         if phase.masked:
-            counts = trainable.moved(view.part, new, limits.mask)
-            moved = {name: jnp.stack([moved[name][0] + out, jnp.maximum(moved[name][1], into)])
-                     for name, (out, into) in counts.items()}  # fmt: skip
+            seen = (view.part, new, limits.mask, moved)
+            moved = jax.lax.cond(proving, count, lambda *seen: seen[-1], *seen)
         return view.kept(new), after, failed, moved
 
     return jax.jit(update, donate_argnums=0, out_shardings=jax.tree.unflatten(*where))
@@ -180,9 +184,10 @@ def make_gradient(
 
 
 def make_update(p: Plan, index: int, like: TrainState, programs: Programs | None = None) -> Callable[..., tuple]:
-    """Jitted ``carried, gradient, value, iteration, limits, rate -> carried`` of phase ``index``, placed as ``like``.
+    """Jitted ``carried, gradient, value, iteration, limits, rate, proving -> carried`` of phase ``index``, placed as ``like``.
 
-    ``carried``, which is donated, is ``trained, moments, failed, moved``, of which ``moved`` is empty but in masked phases.
+    ``carried``, which is donated, is ``trained, moments, failed, moved``, of which ``moved`` is empty but in masked phases, and is
+    added to where ``proving``.
     """
     phase, trainable, optimizer = p.method.phases[index], p.trainable, p.optimizer(index)
     where = sharding.places(
@@ -195,9 +200,10 @@ def make_update(p: Plan, index: int, like: TrainState, programs: Programs | None
 def make_step(
     p: Plan, model: Model, index: int, like: TrainState, programs: Programs | None = None
 ) -> Callable[..., TrainState]:
-    """The step of phase ``index``: ``state, batches, limits, vanilla, beside -> state``, sharded as ``like``.
+    """The step of phase ``index``: ``state, batches, limits, vanilla, beside, proving -> state``, sharded as ``like``.
 
-    ``batches`` are those of the phase's streams, ``beside`` others of them for a look-ahead. Of the state all is donated that the
+    ``batches`` are those of the phase's streams, ``beside`` others of them for a look-ahead; ``proving`` is whether a masked step
+    counts what it moves. Of the state all is donated that the
     phase changes: params, its moments, its curves, ``failed`` and ``moved``. A step whose loss or gradient is not finite
     changes nothing but ``failed``; so does every step after one that left params or moments that are not.
     """
@@ -207,11 +213,11 @@ def make_step(
     gradient = make_gradient(p, model, index, like, programs)
     update, note = make_update(p, index, like, programs), _note_program(like.failed.sharding)
 
-    def step(state, batches, limits, vanilla, beside=None):
+    def step(state, batches, limits, vanilla, beside=None, proving=True):
         value, values, grads = gradient(state.params, batches, _seen_limits(p, limits), vanilla, beside)
         carried = (state.params, state.opt_state[key], state.failed, state.moved if phase.masked else {})
         own = Limits(limits.mask if phase.masked else None, limits.factors if phase.projected else None)
-        params, moments, failed, moved = update(carried, grads, value, state.step, own, rate)
+        params, moments, failed, moved = update(carried, grads, value, state.step, own, rate, np.bool_(proving))
         curves = note({name: state.history[name] for name in values}, state.step, values)
         return state.replace(
             params=params,
