@@ -186,7 +186,7 @@ def same_config() -> None:
     own = {
         key: value
         for key, value in command.CONFIG.value.to_dict().items()
-        if key not in ("seed", "gold", "mesh", "save_every")
+        if key not in ("seed", "gold", "mesh", "save_every", "save_minutes")
     }
     own = json.loads(json.dumps(own))
     if path.exists() and files.read_json(path, "the config of a protocol") != own:

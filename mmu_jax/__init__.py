@@ -59,6 +59,7 @@ __all__ = [
     "Faults",
     "InputError",
     "NotFiniteError",
+    "Stopped",
     "__version__",
     "adapters",
     "attacks",
@@ -118,6 +119,20 @@ class Faults(InputError):
 
 class NotFiniteError(InputError):
     """A number that a model gives, or that a step would leave, is NaN or infinite."""
+
+
+class Stopped(SystemExit):
+    """A run that was asked to end, by SIGTERM, and kept what it had: a program ends with exit code 143 by it.
+
+    The message says where it was stopped.
+    """
+
+    def __init__(self, where: str):
+        super().__init__(143)
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"stopped by SIGTERM {self.where}; the same command resumes"
 
 
 def __getattr__(name: str) -> Any:

@@ -1,26 +1,77 @@
-"""Training state in and out of orbax: whole or not there, kept by step, restored onto any mesh."""
+"""Training state in and out of orbax: whole or not there, kept by step with hashes, restored onto any mesh."""
 
+import logging
 import pathlib
 import shutil
+import time
+from collections.abc import Callable
 
 import jax
 import orbax.checkpoint as ocp
 
 from mmu_jax import InputError, trees
-from mmu_jax.files import refused
+from mmu_jax.files import hashes, read_object, refused, write_json
 from mmu_jax.trees import Tree
+
+log = logging.getLogger(__name__)
+
+
+class Schedule:
+    """When a run keeps its state: after every so many iterations, and once so many minutes have gone by.
+
+    >>> schedule = Schedule(every=5)
+    >>> [done for done in range(1, 12) if schedule.due(done)]
+    [5, 10]
+
+    Args:
+      every: iterations.
+      minutes: since the state was last kept, by the clock of the host; 0 for iterations alone.
+    """
+
+    def __init__(self, every: int, minutes: float = 0.0):
+        self._every, self._seconds, self._kept = every, 60 * minutes, time.monotonic()
+
+    def due(self, done: int) -> bool:
+        """Whether the state is to be kept after ``done`` iterations; if so, the minutes begin anew."""
+        late = self._seconds > 0 and time.monotonic() - self._kept >= self._seconds
+        found = late or done % self._every == 0
+        if found:
+            self._kept = time.monotonic()
+        return found
+
+
+class DamagedError(InputError):
+    """A checkpoint whose files are not as they were written: ``found`` says which."""
+
+    def __init__(self, place: pathlib.Path, found: str):
+        super().__init__(
+            f"expected the checkpoint {place} as it was written, found {found}; delete {place.parent}, and the stage begins anew"
+        )
+        self.found = found
 
 
 class Checkpoints:
     """The checkpoints of one run under ``path``; the last ``keep`` are kept (a new one is whole before an old one goes).
 
-    A state is stored as its leaves by name, so a process with another mesh or device count restores it.
+    A state is stored as its leaves by name, so a process with another mesh or device count restores it. Beside a checkpoint
+    stands ``<step>.json``, the SHA-256 of all its files. One that has none was being written when its run was killed, and is
+    removed.
+
+    Args:
+      tell: is given a line about every checkpoint that is passed over.
     """
 
-    def __init__(self, path: str | pathlib.Path, keep: int = 1):
-        self.path = pathlib.Path(path)
+    def __init__(self, path: str | pathlib.Path, keep: int = 2, tell: Callable[[str], None] = log.warning):
+        self.path, self._tell = pathlib.Path(path), tell
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(pathlib.Path(path).absolute(), options=options)
+        for step in self._manager.all_steps():
+            if not self._hashes(step).exists():
+                self._tell(f"the checkpoint of step {step} in {self.path} was not yet whole, and is removed")
+                self._manager.delete(step)
+
+    def _hashes(self, step: int) -> pathlib.Path:
+        return self.path / f"{step}.json"
 
     @property
     def latest(self) -> int | None:
@@ -42,6 +93,9 @@ class Checkpoints:
             if not refused(error):
                 raise
             raise self._no_room(" ".join(str(error).split())[:200]) from error
+        write_json(self._hashes(step), hashes(self.path / str(step)))
+        for path in {*self.path.glob("*.json")} - {self._hashes(kept) for kept in self._manager.all_steps()}:
+            path.unlink()
 
     def _no_room(self, found: str) -> InputError:
         return InputError(
@@ -49,16 +103,51 @@ class Checkpoints:
             "resumes from the last one"
         )
 
+    def resume(self, like: Tree) -> Tree:
+        """The state of the newest checkpoint that is as it was written; newer ones, which are damaged, are removed with a line.
+
+        Raises:
+          InputError: none is, or it is the state of another model or method.
+        """
+        damaged: dict[int, DamagedError] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self.restore(step, like)
+            except DamagedError as error:
+                damaged[step] = error
+                continue
+            for newer, error in damaged.items():
+                self._tell(
+                    f"the checkpoint of step {newer} in {self.path} is not as it was written ({error.found}), and is removed; resuming "
+                    f"from the one before it, of step {step}"
+                )
+                self._manager.delete(newer)
+                self._hashes(newer).unlink(missing_ok=True)
+            return state
+        raise next(iter(damaged.values()))
+
     def restore(self, step: int, like: Tree) -> Tree:
         """The state of ``step`` with the structure, dtypes and shardings of ``like`` (arrays, or their shapes).
 
         Raises:
-          InputError: its files are damaged, or it is the state of another model or method.
+          InputError: it is the state of another model or method; ``DamagedError`` where its files are not as they were written.
         """
+        if damage := self._damage(step):
+            raise DamagedError(self.path / str(step), damage)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _named(like))
         stored = self._read(step, abstract)
         names = [name.replace("/", ".") for name in trees.flatten(like)]
         return jax.tree.structure(like).unflatten([stored[name] for name in names])
+
+    def _damage(self, step: int) -> str:
+        """What of a checkpoint is not as it was written; empty where all of it is."""
+        try:
+            then = read_object(self._hashes(step), "the hashes of a checkpoint", {"*": str})
+            now = hashes(self.path / str(step))
+        except InputError as error:
+            return f"that it cannot be known ({error})"
+        odd = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+        return f"{len(odd)} of {len(then)} files damaged, {odd[0]} among them" if odd else ""
 
     def _read(self, step: int, abstract: Tree) -> Tree:
         def refusal(error):

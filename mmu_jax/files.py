@@ -1,6 +1,7 @@
 """JSON files in and out: what a file system or a half-written file does to a reader arrives as one line."""
 
 import codecs
+import concurrent.futures
 import errno
 import hashlib
 import json
@@ -67,6 +68,39 @@ def _files(folder: pathlib.Path, without: pathlib.Path | None) -> list[pathlib.P
         seen.add(here.resolve())
         found += [here / name for name in names if not name.startswith(".") and not name.lower().endswith(".md")]
     return sorted(path for path in found if path.is_file())
+
+
+def hashes(folder: str | pathlib.Path) -> dict[str, str]:
+    """File -> SHA-256 of all that is in a folder, hidden files left out, as ``sha256sum`` prints them.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
+    folder = pathlib.Path(folder)
+    found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    shown = {name: path for name, path in found.items() if not any(part.startswith(".") for part in name.parts)}
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        return dict(zip((name.as_posix() for name in shown), pool.map(digest, shown.values()), strict=True))
+
+
+def digest(path: str | pathlib.Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    try:
+        with pathlib.Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"expected a file that can be read, found {path} ({error}); copy it again") from error
+
+
+def open_as_umask_says(path: str | pathlib.Path) -> None:
+    """Gives a file the mode of any other new one: what ``safetensors`` writes, nobody else may read."""
+    umask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(umask)
+    pathlib.Path(path).chmod(0o666 & ~umask)
 
 
 def read_text(path: str | pathlib.Path, what: str = "a text file") -> str:

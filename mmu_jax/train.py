@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, NotFiniteError, checkpoint, curvature, sharding, trees
+from mmu_jax import InputError, NotFiniteError, Stopped, checkpoint, curvature, sharding, trees
 from mmu_jax.curvature import Factors
 from mmu_jax.data.streams import Stream
 from mmu_jax.methods import Phase
@@ -45,6 +45,8 @@ def fit(
     programs: Programs | None = None,
     checkpoints: checkpoint.Checkpoints | None = None,
     save_every: int = 200,
+    save_minutes: float = 0.0,
+    stop_asked: Callable[[], bool] = lambda: False,
     report: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
     report_every: int = 25,
 ) -> TrainState:
@@ -57,12 +59,14 @@ def fit(
       factors: required if the method has a projected phase; trees of ``curvature.Factor`` like the params.
       watched: required if the plan has a stop: the right answers about the people to forget, whose probability is looked at.
       programs: those of other runs of this model, with which this one shares what it can.
-      checkpoints: where the state is kept every ``save_every`` iterations; the same call again resumes from there and
-        ends in the same bits.
+      checkpoints: where the state is kept every ``save_every`` iterations, and when ``save_minutes`` have gone by since it last
+        was (0: by iterations alone); the same call again resumes from there and ends in the same bits, whenever it was kept.
+      stop_asked: looked at after every iteration; where it says so, the state is kept and the run ends.
       report: called every ``report_every`` iterations with the latest losses.
     Raises:
       InputError: mask or factors do not fit or are not there; a loss, a gradient or what a step would leave is not finite (the
         iteration, the rows of its batches and the last good checkpoint are named; the state on disk is untouched).
+      Stopped: it was asked to stop.
     """
     limits, programs = Limits(mask, factors), programs or Programs()
     _check(p, params, limits, watched)
@@ -73,6 +77,9 @@ def fit(
     state = _begin(p, model, params, mesh, checkpoints)
     iterate = _iteration(p, model, state, streams, limits, vanilla, mesh, programs)
     look = _look(p, model, watched, limits, vanilla, mesh, programs) if p.stop else None
+    after = _after(
+        p, streams, checkpoints, checkpoint.Schedule(save_every, save_minutes), stop_asked, report, report_every
+    )
     seen = looks(state)
 
     with jax.set_mesh(mesh):
@@ -85,13 +92,37 @@ def fit(
                 state, value = look(state, i)
                 seen.append((i + 1, value))
                 ended |= p.stop.reached(value)
-            saving = checkpoints is not None and (ended or (i + 1) % save_every == 0)
-            if saving or ended or (i + 1) % report_every == 0:
-                _raise_if_failed(state, p, streams, checkpoints)
-                report(i + 1, latest(state))
-            if saving:
-                checkpoints.save(i + 1, state)
+            after(state, i + 1, ended)
     return state
+
+
+def _after(
+    p: Plan,
+    streams: dict[str, Stream],
+    checkpoints: checkpoint.Checkpoints | None,
+    schedule: checkpoint.Schedule,
+    stop_asked: Callable[[], bool],
+    report: Callable[[int, dict[str, float]], None],
+    report_every: int,
+) -> Callable[[TrainState, int, bool], None]:
+    """``state, iterations done, whether they were the last``: what the host does after an iteration."""
+
+    def decided(done):
+        """Whether to keep the state and whether to end: all that clocks and signals say, which no two processes hear alike."""
+        return schedule.due(done), stop_asked()
+
+    def after(state, done, ended):
+        due, asked = decided(done)
+        saving = checkpoints is not None and (ended or due or asked)
+        if saving or ended or done % report_every == 0:
+            _raise_if_failed(state, p, streams, checkpoints)
+            report(done, latest(state))
+        if saving:
+            checkpoints.save(done, state)
+        if asked:
+            raise Stopped(f"after iteration {done} of {p.iterations}")
+
+    return after
 
 
 def _iteration(
@@ -210,7 +241,7 @@ def _begin(p: Plan, model: Model, params: Params, mesh: jax.sharding.Mesh, check
     like = abstract(p, model, params, mesh)
     if p.trainable.consumes:
         jax.tree.map(lambda x: x.delete(), params)  # their place is needed for those of the checkpoint
-    return checkpoints.restore(checkpoints.latest, like)
+    return checkpoints.resume(like)
 
 
 def _raise_if_failed(state: TrainState, p: Plan, streams: dict[str, Stream], checkpoints: Any) -> None:

@@ -174,7 +174,8 @@ def table():
 
 
 def fit_table(method, data, where=None, epochs=1.0, save_every=1, **numbers):
-    limits = {key: numbers.pop(key) for key in ("mask", "factors", "watched", "programs") if key in numbers}
+    given = ("mask", "factors", "watched", "programs", "stop_asked")
+    limits = {key: numbers.pop(key) for key in given if key in numbers}
     plan = Plan.of(method, data, epochs, **({"learning_rate": 0.1} | numbers))
     kept = None if where is None else checkpoint.Checkpoints(where)
     options = {"mesh": sharding.make_mesh(1), "checkpoints": kept, "save_every": save_every}

@@ -20,7 +20,7 @@ MADE = {"seed": float, "data": dict, "model": dict, "unlearn": dict, "evaluate":
 HEAD = ("run", "seed", "group", "model", "split", "task", "metric", "mean", "low", "high", "n")
 # Keys in which runs may differ and be told of as alike: whom, which methods, and what no number depends on.
 FREE = (
-    r"seed|gold|track|save_every|(memory|mesh|attack)\..*|data\.(group|tokens|patches|source|path)|vanilla\.path"
+    r"seed|gold|track|save_every|save_minutes|(memory|mesh|attack)\..*|data\.(group|tokens|patches|source|path)|vanilla\.path"
     r"|show_people|general\..*|unlearn\.methods|evaluate\.(rows|samples)|factors\.(path|blocks)"
 )
 RATE = r"unlearn\.(?:learning|retain)_rate\.(.*)"  # of one method, and of no concern to the others

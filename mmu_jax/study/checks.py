@@ -133,8 +133,9 @@ def memory_plan(work: Workspace) -> None:
     # An attack keeps no checkpoint.
     kept = max(memory.checkpoint(needs) for name, needs in stages.items() if name != "attack") * work.mesh.size
     model = trees.size(work.model.abstract()) * jnp.dtype(c.model.param_dtype).itemsize
+    minutes = f" or {c.save_minutes:g} minutes" if c.save_minutes else ""
     print(f"  disk: about {memory.size(model)} a model; a checkpoint of one in training, {memory.size(kept)}, every "
-          f"{c.save_every} iterations and for a moment twice", flush=True)  # fmt: skip
+          f"{c.save_every} iterations{minutes}; two are kept, and for a moment three", flush=True)  # fmt: skip
     data = work.mesh.shape["data"]
     for what, rows in (("unlearn", c.unlearn.rows), ("evaluate", c.evaluate.rows)):
         if rows % data:

@@ -15,6 +15,7 @@ def base() -> ConfigDict:
     config.seed = 0
     config.gold = False  # also train the recipe of the vanilla model without the people to forget
     config.save_every = 100  # iterations between checkpoints
+    config.save_minutes = 10.0  # and minutes, whichever have gone by first; 0: by iterations alone
     config.track = ""  # where numbers are sent while a run goes on: tensorboard, wandb, trackio; empty for nowhere
     config.show_people = False  # whether the report shows faces, names and answers; if not, only numbers
 

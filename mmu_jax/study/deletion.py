@@ -11,7 +11,7 @@ from typing import Any
 
 from mmu_jax import InputError
 from mmu_jax.data.people import Folder, Found
-from mmu_jax.files import read_object, write_json
+from mmu_jax.files import hashes, read_object, write_json
 from mmu_jax.methods import METHODS
 from mmu_jax.report.deletion import Check, Thresholds
 from mmu_jax.report.results import placeless
@@ -29,17 +29,6 @@ SHAPE = {
     "sha256": str,
     "met": bool,
 }
-
-
-def hashes(folder: pathlib.Path) -> dict[str, str]:
-    """File -> SHA-256 of all that is in a folder, hidden files left out, as ``sha256sum`` prints them."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.is_file() and not any(part.startswith(".") for part in parts):
-            with path.open("rb") as file:
-                found["/".join(parts)] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
 
 
 def of_model(folder: pathlib.Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A plan with all that it runs on, trained, and the model that comes out of it written."""
 
+import contextlib
 import dataclasses
 import shutil
 from typing import Any
@@ -40,18 +41,12 @@ def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.shardin
     plan = job.plan
     print(describe(plan, params, *job.limits), flush=True)
     print(padding_line(job.streams), flush=True)
-    kept = checkpoint.Checkpoints(work.workdir / "checkpoints" / stage)
-    bar = Progress(stage, plan.iterations)
-    state = job.fit(
-        work,
-        params,
-        mesh,
-        checkpoints=kept,
-        save_every=work.config.save_every,
-        report=work.tracker.beside(stage, bar.to),
+    kept = checkpoint.Checkpoints(
+        work.workdir / "checkpoints" / stage, tell=lambda line: print(f"  {line}", flush=True)
     )
-    bar.close()
-    kept.close()
+    when = {key: work.config[key] for key in ("save_every", "save_minutes")}
+    with contextlib.closing(kept), contextlib.closing(Progress(stage, plan.iterations)) as bar:
+        state = job.fit(work, params, mesh, checkpoints=kept, report=work.tracker.beside(stage, bar.to), **when)
     name = stage.removeprefix("unlearn/")
     source = work.base if name in ("vanilla", "gold") else work.vanilla
     hf.read_config(source)  # it goes into the copy, and is read from nowhere else

@@ -80,7 +80,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"data\.max_pixels", (lambda v: whole(v, 0, 2**40), "a whole number from 0 to 2**40")),
     (r".*lora\.rank", RANK),
     (r"model\.(dtype|param_dtype)", _one_of(DTYPES)),
-    (r"memory\.limit_gib|saliency\.(eps|noise)|unlearn\.stop\.margin", NOT_NEGATIVE),
+    (r"memory\.limit_gib|saliency\.(eps|noise)|unlearn\.stop\.margin|save_minutes", NOT_NEGATIVE),
     (r"memory\.allow_too_large|gold|show_people|saliency\.keep_scores|evaluate\.letters", SWITCH),
     (r".*\.epochs", PASSES),
     (r".*\.learning_rate(\..*)?|.*\.retain_rate\..*|.*\.clip|.*lora\.alpha|saliency\.tau", POSITIVE),

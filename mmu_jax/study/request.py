@@ -13,7 +13,7 @@ from mmu_jax import Faults, InputError, directory, evaluate, hub
 from mmu_jax.data import IMAGE, Choice, Person, builders, facts, loader, names, people
 from mmu_jax.data.people import Folder, Found
 from mmu_jax.data.sets import folder as rows
-from mmu_jax.files import read_object
+from mmu_jax.files import hashes, read_object
 from mmu_jax.methods import METHODS
 from mmu_jax.report import answers as answered
 from mmu_jax.report import card, deletion, results
@@ -198,9 +198,7 @@ def _output(study: Study, method: str) -> dict[str, Any]:
     files = record.of_model(work.folder(method))
     if (adapter := work.adapted(method)).is_dir():
         files |= {
-            f"{ADAPTER}/{name}": found
-            for name, found in record.hashes(adapter).items()
-            if name.endswith(".safetensors")
+            f"{ADAPTER}/{name}": found for name, found in hashes(adapter).items() if name.endswith(".safetensors")
         }
     made = (study.stages.record(f"unlearn/{method}").get("result") or {}).get("adapter")
     return {"files": files, "adapter": made or {"none": "the params themselves were trained"}}

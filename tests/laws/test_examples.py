@@ -51,7 +51,7 @@ def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(monkey
 
 def test_every_module_is_there_by_name_and_no_other():
     tops = {name.removeprefix("mmu_jax.") for name in MODULES if name.count(".") == 1} - {"packing"}
-    others = {"Faults", "InputError", "NotFiniteError", "__version__"}
+    others = {"Faults", "InputError", "NotFiniteError", "Stopped", "__version__"}
     assert tops == set(mmu_jax.__all__) - others == set(dir(mmu_jax)) - others
     for name in tops:
         assert getattr(mmu_jax, name).__name__ == f"mmu_jax.{name}"

@@ -127,7 +127,7 @@ def test_rooms_and_functions_are_small(path):
 
 
 def test_only_the_study_knows_what_a_config_holds():
-    key = r"config\.(data|model\.(path|dtype|param_dtype)|unlearn|vanilla|evaluate|saliency|attack|memory\.|mesh|save_every)\b"
+    key = r"config\.(data|model\.(path|dtype|param_dtype)|unlearn|vanilla|evaluate|saliency|attack|memory\.|mesh|save_every|save_minutes)\b"
     knows = [name for name, path in ROOMS.items() if re.search(key, path.read_text())]
     assert knows and {name.split(".")[0] for name in knows} == {"study"}
 

@@ -63,6 +63,7 @@ BAD = {
     "evaluate.prompts.letter": ["{options}"],
     "evaluate.prompts.blank": [""],
     "save_every": [0, -1],
+    "save_minutes": [-1.0, NAN, INF],
     "attack.names": [("nonsense",), ("int4", "int4"), "int4", (4,), "", 4],
     "attack.steps": [0, 2.5],
     "attack.rows": [0],
