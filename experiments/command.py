@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import inspect
+import io
 import os
 import pathlib
 import re
@@ -14,7 +15,8 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mmu_jax import Faults, InputError
+from mmu_jax import Faults, InputError, Stopped
+from mmu_jax.study.stopping import Stopping
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file.", lock_config=True)
 WORKDIR = flags.DEFINE_string(
@@ -54,10 +56,12 @@ def spoken(program: Callable[..., Any], *args: Any) -> Any:
 
     That is one line, or a list of all that is wrong (``Faults``).
 
-    An interrupt ends it with 130. Everything else is a fault of ours and keeps its traceback.
+    An interrupt ends it with 130, SIGTERM with 143. Everything else is a fault of ours and keeps its traceback.
     """
+    _any_terminal()
     try:
-        return program(*args)
+        with Stopping().listening():
+            return program(*args)
     except Faults as error:
         faults = [f"  {' '.join(fault.split())}" for fault in error.faults]
         message, code = "\n".join([f"error: {len(faults)} found", *faults]), 2
@@ -77,8 +81,17 @@ def spoken(program: Callable[..., Any], *args: Any) -> Any:
         message, code = f"{message} ({found}); lower the rows of this stage, or use more devices (config.mesh)", 2
     except KeyboardInterrupt:
         message, code = "stopped; the same command resumes from here", 130
+    except Stopped as stopped:
+        message, code = str(stopped), stopped.code
     print(message, file=sys.stderr)
     sys.exit(code)
+
+
+def _any_terminal() -> None:
+    """What a terminal has no letter for is printed as a question mark: a table must not end in a traceback for an arrow."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def ending(program: Callable[[], int]) -> Callable[[list[str]], None]:
@@ -192,6 +205,8 @@ def load(named: str) -> ConfigDict:
         if _origin(error) != module.__name__:  # of a module of ours
             raise
         raise InputError(f"expected what {path} imports, found that there is {error}; install or correct it") from error
+    except Stopped:
+        raise
     except SystemExit as error:
         raise InputError(f"expected get_config in {path}, found that the file ends the program; remove that") from error
     make = getattr(module, "get_config", None)
@@ -217,6 +232,8 @@ def load(named: str) -> ConfigDict:
         raise InputError(
             f"expected keys that a config has, found another in {path} ({' '.join(str(error).split())})"
         ) from error
+    except Stopped:
+        raise
     except SystemExit as error:
         raise InputError(
             f"expected get_config of {path} to return, found that it ends the program; remove that"

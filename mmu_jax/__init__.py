@@ -132,7 +132,7 @@ class Stopped(SystemExit):
         self.where = where
 
     def __str__(self) -> str:
-        return f"stopped by SIGTERM {self.where}; the same command resumes"
+        return f"stopped by SIGTERM{self.where and ' '}{self.where}; the same command resumes"
 
 
 def __getattr__(name: str) -> Any:

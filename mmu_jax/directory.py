@@ -230,7 +230,7 @@ def write(out: Path, fill: Callable[[pathlib.Path], None]) -> None:
       InputError: the disk refuses.
     """
     out = pathlib.Path(out)
-    partial, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
+    partial, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -45,8 +45,10 @@ def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.shardin
         work.workdir / "checkpoints" / stage, tell=lambda line: print(f"  {line}", flush=True)
     )
     when = {key: work.config[key] for key in ("save_every", "save_minutes")}
-    with contextlib.closing(kept), contextlib.closing(Progress(stage, plan.iterations)) as bar:
-        state = job.fit(work, params, mesh, checkpoints=kept, report=work.tracker.beside(stage, bar.to), **when)
+    bar = Progress(stage, plan.iterations)
+    with contextlib.closing(kept), contextlib.closing(bar), work.stopping.waiting():
+        told = {"report": work.tracker.beside(stage, bar.to), "stop_asked": lambda: work.stopping.asked}
+        state = job.fit(work, params, mesh, checkpoints=kept, **when, **told)
     name = stage.removeprefix("unlearn/")
     source = work.base if name in ("vanilla", "gold") else work.vanilla
     hf.read_config(source)  # it goes into the copy, and is read from nowhere else
@@ -55,7 +57,7 @@ def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.shardin
     done = int(state.step)
     curves = {key: curve[:done] for key, curve in jax.device_get(state.history).items()}
     history = {key: [None if np.isnan(x) else float(x) for x in curve] for key, curve in curves.items()}
-    write_json(work.workdir / "training" / f"{stage}.json", history)
+    write_json(work.curves(stage), history)
     shapes = trees.flatten(work.model.abstract())
     share = sum(changed.values()) / sum(shapes[leaf].size for leaf in changed)
     numbers = {"iterations": done, "spacing": plan.spacing, "changed_in_file": share}

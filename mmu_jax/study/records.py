@@ -13,7 +13,9 @@ import mmu_jax
 from mmu_jax.files import read_object
 from mmu_jax.report.tables import COST
 
+HASHES = {"*": str}  # by name of a file, or of a stage
 RECORD = {"status": str, "fingerprint": str, "reads": dict, "result?": (dict, type(None)), "cost?": COST}
+RECORD |= {"inputs?": HASHES, "made?": HASHES}
 
 
 def place(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -25,12 +27,13 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
     """What is known of a stage, None if it was never begun.
 
     Raises:
-      InputError: the file is damaged.
+      InputError: the file is damaged, or says nothing of what the stage made.
     """
-    path = place(workdir, name)
+    path, what = place(workdir, name), "the record of a stage (delete it, and the stage is made again)"
     if not path.exists():
         return None
-    return read_object(path, "the record of a stage (delete it, and the stage is made again)", RECORD)
+    record = read_object(path, what, RECORD)
+    return read_object(path, what, {"inputs": HASHES, "made": HASHES}) if record["status"] == "done" else record
 
 
 def provenance() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Stages with records on disk: what is done is skipped, what was made with another config is refused.
 
 A stage's *fingerprint* is a hash of the part of the config it reads and of the fingerprints of its inputs; its record is
-``<workdir>/stages/<stage>.json``. Files are written whole or not at all, so a run that is killed anywhere resumes where it was.
+``<workdir>/stages/<stage>.json``, with the hashes of the files it made and of what its inputs had made. Files are written whole or not at all, so a run that is killed anywhere resumes where it was.
 """
 
 import contextlib
@@ -22,6 +22,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from mmu_jax import InputError, memory
 from mmu_jax.files import write_json
 from mmu_jax.study import records
+from mmu_jax.study.outputs import Outputs, known_by, tidy
+from mmu_jax.study.stopping import Stopping
+
+REPORT = "report"  # is told again where it is not as it was: nothing is made of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Stage:
       inputs: names of the stages whose results it reads.
       make: does the work; returns what the record should keep.
       leaves: small files that it writes; where one is gone, the stage is made again.
+      models: what it writes that takes long: one that was moved away is missed only where it is read.
     """
 
     name: str
@@ -41,13 +46,15 @@ class Stage:
     inputs: tuple[str, ...]
     make: Callable[[], dict[str, Any] | None]
     leaves: tuple[pathlib.Path, ...] = ()
+    models: tuple[pathlib.Path, ...] = ()
 
 
 class Stages:
     """The stages of one config in one workdir, in the order in which they are made."""
 
-    def __init__(self, workdir: pathlib.Path, stages: list[Stage]):
+    def __init__(self, workdir: pathlib.Path, stages: list[Stage], stopping: Stopping | None = None):
         self.workdir, self.table = workdir, {stage.name: stage for stage in stages}
+        self._outputs, self._stopping = Outputs(workdir), stopping or Stopping()
 
     def fingerprint(self, name: str) -> str:
         stage = self.table[name]
@@ -59,19 +66,45 @@ class Stages:
         return records.read(self.workdir, name)
 
     def done(self, name: str) -> bool:
+        return self._ended(name) and not self._why_again(name)
+
+    def _ended(self, name: str) -> bool:
+        """Whether a stage was made with this config, whatever became of it since."""
         record = self.record(name)
-        made = record is not None and record["status"] == "done" and record["fingerprint"] == self.fingerprint(name)
-        return made and all(path.exists() for path in self.table[name].leaves)
+        return record is not None and record["status"] == "done" and record["fingerprint"] == self.fingerprint(name)
+
+    def _why_again(self, name: str) -> str:
+        """Why a stage that ended is made again; empty where it is not."""
+        stage, record = self.table[name], self.record(name)
+        if gone := [path for path in stage.leaves if not path.exists()]:
+            return f"{gone[0]} is gone"
+        if name == REPORT and (odd := next(self._changed(name), None)):
+            return f"{odd} is not as it was made"
+        others = [i for i in stage.inputs if self._ended(i) and self._known_by(i) != record["inputs"].get(i)]
+        return f"{others[0]} was made again and is another" if others else ""
+
+    def _known_by(self, name: str) -> str:
+        """A hash of what a stage that ended made."""
+        return known_by(self.record(name)["made"])
+
+    def _changed(self, name: str, whole: bool = False) -> Iterator[pathlib.Path]:
+        """The files of a stage that ended that are no longer as it made them."""
+        stage = self.table[name]
+        return self._outputs.changed(self.record(name)["made"], (*stage.models, *stage.leaves), whole=whole)
 
     def check(self) -> None:
-        """Refuses a workdir whose stages were made with another config, before anything is written."""
+        """Refuses a workdir whose stages were made with another config, or whose files are others since, before anything is written.
+
+        Files above ``outputs.LARGE`` are read where a stage reads them (:meth:`check_files`).
+        """
         if self.workdir.exists() and not self.workdir.is_dir():
             raise InputError(f"expected a directory in --workdir, found a file at {self.workdir}; name another place")
         for name, stage in self.table.items():
             record = self.record(name)
-            if record is None or record["status"] != "done" or name == "report":
+            if record is None or record["status"] != "done" or name == REPORT:
                 continue  # what was only begun is begun anew
             if record["fingerprint"] == self.fingerprint(name):
+                self.check_files(name, whole=False)
                 continue
             was, now = _flat(record["reads"]), _flat(json.loads(json.dumps(stage.reads)))
             keys = {k for k in was.keys() | now.keys() if was.get(k) != now.get(k)}
@@ -82,28 +115,62 @@ class Stages:
                 f"{shown}); give another --workdir, or the old ones"
             )
 
+    def check_files(self, name: str, whole: bool = True) -> None:
+        """Refuses files of a stage that ended that are no longer as it made them: nothing is made of them, nor written over them.
+
+        Raises:
+          InputError: one is; it is named.
+        """
+        if (file := next(self._changed(name, whole), None)) is None:
+            return
+        found = "altered or damaged" if file.exists() else "gone"
+        delete = file if file in self.table[name].leaves else records.place(self.workdir, name)
+        raise InputError(
+            f"expected {file} as stage {name} made it, found it {found}; put it back, or delete {delete}, and the stage is made again"
+        )
+
     def wanted(self, only: list[str]) -> list[str]:
         """The stages that are not done: all, or those named in full or by the part before the slash.
 
         Raises:
           InputError: a name that is no stage; or the workdir is no place for these.
         """
+        return [name for name in self._chosen(only) if not self.done(name)]
+
+    def _chosen(self, only: list[str]) -> list[str]:
+        """The stages that are named, once it is known that the workdir is a place for all."""
         unknown = [n for n in only if n not in self.table and n not in {s.split("/")[0] for s in self.table}]
         if unknown:
             raise InputError(
                 f"expected stages among {', '.join(self.table)}, found {', '.join(map(repr, unknown))}; correct --stages"
             )
         self.check()
-        chosen = [name for name in self.table if not only or name in only or name.split("/")[0] in only]
-        return [name for name in chosen if not self.done(name)]
+        return [name for name in self.table if not only or name in only or name.split("/")[0] in only]
 
-    def run(self, only: list[str]) -> None:
-        """Makes what is :meth:`wanted`."""
-        wanted = self.wanted(only)
-        if wanted:
-            with alone(self.workdir), keeping_compiled(self.workdir / "compiled"):
-                for name in wanted:
-                    self._make(name)
+    def run(self, only: list[str], first: Callable[[], Any] = lambda: None) -> None:
+        """Makes what is :meth:`wanted`, and what is not done once that was made; ``first`` is called when the workdir is this run's.
+
+        Raises:
+          Stopped: SIGTERM came; what was made stays, and what was not is made by the same call.
+        """
+        if not self.wanted(only):
+            return
+        compiled = keeping_compiled(self.workdir / "compiled")
+        with alone(self.workdir), compiled, self._stopping.listening():
+            first()
+            self._tidy()
+            for name in self._chosen(only):
+                self._make(name)
+
+    def _tidy(self) -> None:
+        """Removes what killed runs left: files half written, and checkpoints of stages that are done."""
+        paths = [path for stage in self.table.values() for path in (*stage.leaves, *stage.models)]
+        tidy(self.workdir, [*paths, *(records.place(self.workdir, name) for name in self.table)])
+        for name in filter(self._ended, self.table):
+            self._drop_checkpoints(name)
+
+    def _drop_checkpoints(self, name: str) -> None:
+        shutil.rmtree(self.workdir / "checkpoints" / name, ignore_errors=True)
 
     def _make(self, name: str) -> None:
         stage, record = self.table[name], self.record(name)
@@ -113,9 +180,18 @@ class Stages:
         if missing:
             raise InputError(f"expected stage {missing[0]} before {name}, found it not done; add it to --stages")
         print(name, flush=True)
-        if record and record["fingerprint"] != self.fingerprint(name):
-            shutil.rmtree(self.workdir / "checkpoints" / name, ignore_errors=True)  # begun with another config
-        head = {"fingerprint": self.fingerprint(name), "reads": stage.reads, **records.provenance()}
+        self._stopping.doing = name
+        if self._ended(name):
+            print(f"  again: {self._why_again(name)}", flush=True)
+        first = next(iter(self.table))  # the data, which all read
+        for read in dict.fromkeys((*stage.inputs, *[first] * self._ended(first))):
+            self.check_files(read)
+        head = {"fingerprint": self.fingerprint(name), "inputs": {i: self._known_by(i) for i in stage.inputs}}
+        if record and head != {
+            key: record.get(key) for key in head
+        }:  # begun with another config, or from another model
+            self._drop_checkpoints(name)
+        head |= {"reads": stage.reads, **records.provenance()}
         write_json(records.place(self.workdir, name), head | {"status": "started"})
         began = time.monotonic()
         result = stage.make()
@@ -123,8 +199,9 @@ class Stages:
         cost = {"seconds": round(time.monotonic() - began, 1), "peak_host_bytes_so_far": host}
         if (device := memory.peak()) is not None:
             cost["peak_device_bytes_so_far"] = device
-        write_json(records.place(self.workdir, name), head | {"status": "done", "result": result, "cost": cost})
-        shutil.rmtree(self.workdir / "checkpoints" / name, ignore_errors=True)
+        made = {"made": self._outputs.hashed((*stage.leaves, *stage.models)), "result": result, "cost": cost}
+        write_json(records.place(self.workdir, name), head | {"status": "done"} | made)
+        self._drop_checkpoints(name)
 
 
 @contextlib.contextmanager

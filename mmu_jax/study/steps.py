@@ -44,18 +44,23 @@ def stages(work: Workspace) -> list[Stage]:
     numbers = {"dtype": c["model"]["dtype"], "param_dtype": c["model"]["param_dtype"]}
     numbers |= {"max_pixels": c["data"]["max_pixels"]}
     source = {"data": data} | ({"vanilla": _known(work, {"path": given}, "path")} if given else {})
-    start = [Stage("data", source, (), functools.partial(prepare_data, work))]
+    built = () if c["data"]["path"] else (work.workdir / "data",)
+    start = [Stage("data", source, (), functools.partial(prepare_data, work), models=built)]
     if given and work.adapter:
-        start += [Stage("merge", _known(work, {"base": work.adapter}, "base"), ("data",), _fitting(work, merge))]
+        merged = {"models": (work.vanilla,)}
+        start += [
+            Stage("merge", _known(work, {"base": work.adapter}, "base"), ("data",), _fitting(work, merge), **merged)
+        ]
     trained = {"vanilla": c["vanilla"], "seed": c["seed"], "numbers": numbers}
     gold = []
     if not given:
         made = {key: value for key, value in c["model"].items() if key not in ("dtype", "param_dtype")}
         made = _known(work, made, "path")
         made_base = _fitting(work, make_base) if c["model"]["path"] else functools.partial(make_base, work)
-        start += [Stage("base", {"model": made, "seed": c["seed"]}, ("data",), made_base)]
-        start += [Stage("vanilla", trained, ("base",), _fitting(work, fine_tune, "vanilla"))]
-        gold = [Stage("gold", trained, ("base",), _fitting(work, fine_tune, "gold"))] if c["gold"] else []
+        begun = () if c["model"]["path"] else (work.base,)
+        start += [Stage("base", {"model": made, "seed": c["seed"]}, ("data",), made_base, models=begun)]
+        start += [_tuned(work, "vanilla", trained)]
+        gold = [_tuned(work, "gold", trained)] if c["gold"] else []
     first = start[-1].name
     # Nothing is unlearned from a model that does not know what is to be forgotten.
     known = _evaluated(work, "vanilla", first, numbers)
@@ -104,6 +109,11 @@ def _fitting(work: Workspace, make: Callable[..., Any], *args: Any) -> Callable[
     return made
 
 
+def _tuned(work: Workspace, name: str, reads: dict[str, Any]) -> Stage:
+    made = (work.folder(name), work.curves(name))
+    return Stage(name, reads, ("base",), _fitting(work, fine_tune, name), models=made)
+
+
 def _by_scores(work: Workspace) -> list[str]:
     """The methods that have a mask; those that share scores stand together: they are taken once and dropped."""
     wanted = [name for name in work.config.unlearn.methods if METHODS[name].mask]
@@ -132,7 +142,8 @@ def _unlearned(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
         reads |= _known(work, {"factors": c["factors"]["path"]}, "factors")
     elif method.projects:
         inputs += ["factors"]
-    return Stage(f"unlearn/{name}", reads, tuple(inputs), _fitting(work, unlearning.unlearn, name))
+    made = (work.folder(name), work.adapted(name), work.curves(f"unlearn/{name}"))
+    return Stage(f"unlearn/{name}", reads, tuple(inputs), _fitting(work, unlearning.unlearn, name), models=made)
 
 
 def _factors(work: Workspace, start: str, numbers: dict) -> Stage:

@@ -35,7 +35,7 @@ class Study:
         settings.judge(config, given)
         config.lock()  # what was judged is what is made, whatever becomes of the caller's
         self.work = Workspace(config, pathlib.Path(workdir), given)
-        self.stages = Stages(self.work.workdir, steps.stages(self.work))
+        self.stages = Stages(self.work.workdir, steps.stages(self.work), self.work.stopping)
 
     def run(self, only: Sequence[str] = ()) -> None:
         """Makes the stages that are not done, all or those named, once it is known that they can be made.
@@ -45,6 +45,7 @@ class Study:
 
         Raises:
           InputError: what a stage needs is not there, does not fit, or is not what it says it is.
+          Stopped: SIGTERM came.
         """
         wanted = self.stages.wanted(list(only))
         for line in settings.unused(self.work.config, self.work.given):
@@ -57,9 +58,7 @@ class Study:
                         print(f"{folder} is gone: delete {record}, and it is made again", flush=True)
         checks.preflight(self.work, wanted)
         try:
-            if wanted:
-                self.work.tracker.open()
-            self.stages.run(list(only))
+            self.stages.run(list(only), self.work.tracker.open)
         finally:
             self.work.tracker.close()
 

@@ -18,6 +18,7 @@ from mmu_jax.data.general.items import Item, draw
 from mmu_jax.data.sizes import Sizes
 from mmu_jax.data.streams import Stream, stream
 from mmu_jax.programs import Programs
+from mmu_jax.study.stopping import Stopping
 from mmu_jax.study.trackers import Tracker
 from mmu_jax.trees import Tree
 
@@ -59,6 +60,7 @@ class Workspace:
       scenes: what every attack may use, by its name (``attacking``).
       sheets: the questions of every general benchmark, by its name (``general``).
       programs: compiled ones, which all runs share.
+      stopping: whether SIGTERM asked the process to end.
       strangers: how well vanilla knows people it never saw, once that was asked (``unlearning``).
     """
 
@@ -70,6 +72,7 @@ class Workspace:
         self.params, self.scores = Held(), Held()
         self.planned = False
         self.programs = Programs()
+        self.stopping = Stopping()
         self.strangers: evaluate.Items | None = None
         self.scenes: dict[str, Any] = {}
         self.sheets: dict[str, Any] = {}
@@ -259,6 +262,10 @@ class Workspace:
     def adapted(self, name: str) -> pathlib.Path:
         """Where what a method did is as an adapter of the vanilla model, or will be, if it can be one."""
         return self.workdir / "adapters" / name
+
+    def curves(self, stage: str) -> pathlib.Path:
+        """Where the curves of a stage that trains are, or will be."""
+        return self.workdir / "training" / f"{stage}.json"
 
     @property
     def vanilla_name(self) -> str:

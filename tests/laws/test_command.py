@@ -1,8 +1,10 @@
 """The command line in process: what a user types wrong, and what a file system refuses, is one line and exit code 2."""
 
 import errno
+import io
 import os
 import pathlib
+import sys
 
 import pytest
 
@@ -137,6 +139,13 @@ def test_a_file_system_that_refuses_is_one_line_and_a_fault_of_ours_is_not(capsy
     with pytest.raises(SystemExit) as ended:
         command.spoken(interrupted)
     assert ended.value.code == 130 and "resumes from here" in capsys.readouterr().err
+
+
+def test_a_terminal_without_an_arrow_gets_a_question_mark(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    command.spoken(lambda: print("Retain VQA ↑ ä"))
+    assert written.getvalue() == b"Retain VQA ? ?\n"
 
 
 @pytest.mark.parametrize("config", ["llava", "qwen2_vl"])

@@ -109,6 +109,7 @@ def test_a_second_group_in_a_workdir_is_refused_by_its_key(tmp_path):
     stages = Study(of_group(0), tmp_path).stages
     name = "evaluate/vanilla"
     record = {"status": "done", "fingerprint": stages.fingerprint(name), "reads": stages.table[name].reads}
+    record |= {"inputs": {}, "made": {}}
     write_json(records.place(tmp_path, name), record)
     Study(of_group(0), tmp_path).stages.check()
     said = "made stage evaluate/vanilla .*made with data.group = 0, now 3.; give another --workdir"

@@ -1,0 +1,57 @@
+"""SIGTERM, which a scheduler sends before it takes a machine away: a run ends in one line, and its training where it was."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import NoReturn
+
+from mmu_jax import Stopped
+
+
+class Stopping:
+    """Whether this process was asked to end, and what it does then.
+
+    Attributes:
+      doing: the stage that is being made, for the line.
+      asked: whether SIGTERM came.
+    """
+
+    def __init__(self, doing: str = ""):
+        self.doing, self.asked, self._waits = doing, False, False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """While in it, SIGTERM ends what is done at once, by raising ``Stopped``; what was there before hears it again afterwards.
+
+        Outside the main thread, where Python delivers no signal, nothing changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._hear)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: of no Python
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While in it, SIGTERM is only noted in ``asked``: for a loop that looks there, and keeps its state before it ends."""
+        self._waits = True
+        try:
+            yield
+        except Stopped as stopped:
+            raise Stopped(f"in {self.doing} {stopped.where}") from stopped
+        finally:
+            self._waits = False
+        if self.asked:  # after the last look
+            self._end()
+
+    def _hear(self, number: int, frame: object) -> None:
+        self.asked = True
+        if not self._waits:
+            self._end()
+
+    def _end(self) -> NoReturn:
+        raise Stopped(f"in {self.doing}" if self.doing else "")
