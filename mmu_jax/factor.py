@@ -3,6 +3,7 @@
 They are made by ``curvature``, which has all that is here by the same names.
 """
 
+import hashlib
 import json
 import math
 import pathlib
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError, trees
+from mmu_jax.files import open_as_umask_says
 from mmu_jax.trees import Params, Tree
 
 Factors = Tree  # Factor where a weight is protected, None elsewhere
@@ -108,7 +110,7 @@ def _axes(entry: Any) -> tuple[str, ...]:
 
 
 def save(path: str | pathlib.Path, made: Factors, params: Params, *, people: Sequence[str] = ()) -> None:
-    """Writes factors as one safetensors file, with the print of the model they were made for (``trees.fingerprint``).
+    """Writes factors as one safetensors file, with the print of the model they were made for (``trees.fingerprint``) and hashes.
 
     ``people``: the ids of those whose faces were measured, where there are any.
 
@@ -128,27 +130,46 @@ def save(path: str | pathlib.Path, made: Factors, params: Params, *, people: Seq
             "model": trees.fingerprint(params),
             "people": list(people),
             "inputs": {name: factor.inputs for name, factor in by_name(made).items()},
+            "arrays": _hash(arrays),
         }
-        save_file(arrays, str(path), metadata={"mmu_jax.factors": json.dumps(told)})
+        save_file(arrays, str(path), metadata={"mmu_jax.factors": json.dumps(_sealed(told))})
+        open_as_umask_says(path)
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"expected a place to write the factors to, found that {path} is none ({error}); make its folder or free it"
         ) from error
 
 
+def _hash(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of arrays with their names, dtypes and shapes."""
+    found = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.dtype.name} {array.shape} ".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def _sealed(told: dict[str, Any]) -> dict[str, Any]:
+    """What a file says of itself with ``sha256``, of all else of it."""
+    rest = {key: value for key, value in told.items() if key != "sha256"}
+    return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
 def head(path: str | pathlib.Path) -> dict[str, Any]:
-    """What a file of factors says of itself: ``model``, the print of it; ``people`` who were measured; ``inputs`` of weights.
+    """What a file of factors says of itself: ``model``, the print of it; ``people`` who were measured; ``inputs`` of weights; the
+    hash of its ``arrays``.
 
     Raises:
-      InputError: it is not there, or no such file.
+      InputError: it is not there, or no such file, or that is not what was written.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="np") as file:
             told = json.loads((file.metadata() or {})["mmu_jax.factors"])
-        shape = {key: type(told[key]) for key in ("model", "people", "inputs")}
-        sound = shape == {"model": str, "people": list, "inputs": dict} and {*told["inputs"].values()} <= {-1, -2}
+        shape = {key: type(told[key]) for key in ("model", "people", "inputs", "arrays", "sha256")}
+        kinds = {"model": str, "people": list, "inputs": dict, "arrays": str, "sha256": str}
+        sound = shape == kinds and {*told["inputs"].values()} <= {-1, -2}
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"expected a file written by curvature.save, found {path} which is damaged, not there or another "
@@ -156,6 +177,10 @@ def head(path: str | pathlib.Path) -> dict[str, Any]:
         ) from error
     if not sound:
         raise InputError(f"expected the head of a file of factors in {path}, found another; make the factors again")
+    if told != _sealed(told):
+        raise InputError(
+            f"expected the head of {path} as it was written, found it damaged or altered (its SHA-256 is another); make the factors again"
+        )
     return told
 
 
@@ -174,7 +199,7 @@ def load(path: str | pathlib.Path, params: Params) -> Factors:
     ([[1.0], [0.0]], None)
 
     Raises:
-      InputError: the file is damaged or holds no factors, or they are those of another model.
+      InputError: the file is damaged, altered or holds no factors, or they are those of another model.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -189,6 +214,10 @@ def load(path: str | pathlib.Path, params: Params) -> Factors:
             arrays = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"expected a whole file of factors, found {path} damaged ({error}); copy it again") from error
+    if told["arrays"] != _hash(arrays):
+        raise InputError(
+            f"expected {path} as it was written, found it damaged or altered (the SHA-256 of its arrays is another); make the factors again"
+        )
     names = sorted({key.rpartition("/")[0] for key in arrays})
     odd = [n for n in names if {f"{n}/basis", f"{n}/strength"} - arrays.keys()]
     odd += [n for n in names if n not in odd and not _whole(arrays[f"{n}/basis"], arrays[f"{n}/strength"])]

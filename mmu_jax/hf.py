@@ -26,6 +26,7 @@ from mmu_jax.data import Processor
 from mmu_jax.directory import INDEX, SINGLE, Path, Tensor, carried, check_links, complete, weights, write
 from mmu_jax.directory import tensors as _tensors
 from mmu_jax.directory import weights as files
+from mmu_jax.files import open_as_umask_says
 from mmu_jax.models import config as configs
 from mmu_jax.models.layers import Config, Dtype
 from mmu_jax.models.processors import read_processor, stop_tokens
@@ -309,6 +310,7 @@ def create(params: Params, model: models.Model, processor: Processor, out: Path,
         model.config.save_pretrained(folder)
         processor.save_pretrained(folder)
         save_file(dict(sorted(tensors.items())), str(folder / SINGLE), metadata={"format": "pt"})
+        open_as_umask_says(folder / SINGLE)
 
     write(out, fill)
 

@@ -1,5 +1,6 @@
-"""Masks on disk: a bit an entry, and a header of names and shapes."""
+"""Masks on disk: a bit an entry, and a header of names and shapes with a hash of all of it."""
 
+import hashlib
 import json
 import math
 import pathlib
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError, trees
+from mmu_jax.files import open_as_umask_says
 from mmu_jax.trees import Mask, Params
 
 
 def save(path: str | pathlib.Path, mask: Mask) -> None:
-    """Writes ``mask`` bit-packed: one safetensors file, ``ceil(n / 8)`` bytes of bits and a header of names and shapes.
+    """Writes ``mask`` bit-packed: one safetensors file, ``ceil(n / 8)`` bytes of bits and a header of names, shapes and a hash.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / 'mask.safetensors'
@@ -39,12 +41,21 @@ def save(path: str | pathlib.Path, mask: Mask) -> None:
         packed[start // 8 : start // 8 + len(bits)] |= bits
         start += len(flat)
     # One key of metadata: safetensors writes several in no fixed order, and the same mask should be the same bytes.
+    told = {"shapes": shapes, "sha256": _hash(shapes, packed)}
     try:
-        save_file({"bits": packed}, str(path), metadata={"mmu_jax.mask": json.dumps(shapes)})
+        save_file({"bits": packed}, str(path), metadata={"mmu_jax.mask": json.dumps(told)})
+        open_as_umask_says(path)
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"expected a place to write the mask to, found that {path} is none ({error}); make its folder or free it"
         ) from error
+
+
+def _hash(shapes: dict[str, list[int]], bits: np.ndarray) -> str:
+    """SHA-256 of what a mask is: the names and shapes, in their order, and the bits."""
+    found = hashlib.sha256(json.dumps(shapes).encode())
+    found.update(np.ascontiguousarray(bits).view(np.uint8).data)
+    return found.hexdigest()
 
 
 def load(path: str | pathlib.Path, params: Params) -> Mask:
@@ -57,7 +68,7 @@ def load(path: str | pathlib.Path, params: Params) -> Mask:
     (3, 4)
 
     Raises:
-      InputError: the file is not a mask, or its names or shapes are not those of ``params``.
+      InputError: the file is not a mask, is not as it was written, or its names or shapes are not those of ``params``.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -71,16 +82,21 @@ def load(path: str | pathlib.Path, params: Params) -> Mask:
     if bits is None or "mmu_jax.mask" not in meta:
         raise InputError(f"expected a file written by masks.save, found {path} which is not; give it the mask's path")
     try:
-        shapes = json.loads(meta["mmu_jax.mask"])
+        told = json.loads(meta["mmu_jax.mask"])
+        shapes, written = told["shapes"], told["sha256"]
         stored = {name: jax.ShapeDtypeStruct(tuple(shape), jnp.bool_) for name, shape in shapes.items()}
         whole = bits.dtype == np.uint8 and len(bits) == -(-sum(math.prod(shape) for shape in shapes.values()) // 8)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
-            f"expected names and shapes in the header of {path}, found others; make the mask again"
+            f"expected names, shapes and a hash in the header of {path}, found others; make the mask again"
         ) from error
     if not whole:
         raise InputError(
             f"expected a bit for every entry in {path}, found {bits.dtype}{bits.shape}; make the mask again"
+        )
+    if written != _hash(shapes, bits):
+        raise InputError(
+            f"expected {path} as it was written, found that it is damaged or altered (its SHA-256 is another); make the mask again"
         )
     trees.check_like(stored, trees.flatten(params), f"the mask {path}")
     offsets = dict(zip(shapes, np.cumsum([0] + [int(np.prod(s)) for s in shapes.values()]), strict=False))

@@ -241,9 +241,11 @@ def test_slips_are_named(slip):
 def test_what_is_no_file_of_a_mask_is_one_line(tmp_path):
     masks.save(tmp_path / "m", MASK)
     for bits, header in (
-        (np.zeros(3, np.uint8), '{"w": [2]}'),
-        (np.zeros(1, np.int32), '{"w": [2]}'),
-        (np.zeros(1, np.uint8), '{"w": 2}'),
+        (np.zeros(3, np.uint8), '{"shapes": {"w": [2]}, "sha256": ""}'),
+        (np.zeros(1, np.int32), '{"shapes": {"w": [2]}, "sha256": ""}'),
+        (np.zeros(1, np.uint8), '{"shapes": {"w": [2]}, "sha256": ""}'),
+        (np.zeros(1, np.uint8), '{"shapes": {"w": 2}, "sha256": ""}'),
+        (np.zeros(1, np.uint8), '{"w": [2]}'),  # of a release that told no hash
         (np.zeros(1, np.uint8), '{"w":'),
         (np.zeros(1, np.uint8), "[2]"),
     ):

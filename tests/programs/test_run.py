@@ -12,6 +12,8 @@ import time
 import numpy as np
 import pytest
 
+from mmu_jax import InputError
+from mmu_jax.study import unlearning
 from runs import ROOT, SMALL, command, ends_in_one_line, results, run, small_config
 from xla import QUICK
 
@@ -236,13 +238,16 @@ def test_a_method_is_added_to_a_finished_run(copy):
 
 
 def test_a_mask_for_another_model_is_refused(copy):
-    from safetensors.numpy import save_file
+    from mmu_jax import masks
+    from mmu_jax.study.study import Study
 
     forget_stage(copy, "mmunlearner")
-    leaves = json.dumps({"w": [8]})
-    meta = {"mmu_jax.mask": leaves}
-    save_file({"bits": np.array([255], np.uint8)}, copy / "masks" / "mmunlearner.safetensors", metadata=meta)
-    ends_in_one_line(run(copy, *SMALL), "does not fit this model")
+    masks.save(copy / "masks" / "mmunlearner.safetensors", {"w": np.ones(8, bool)})
+    ends_in_one_line(
+        run(copy, *SMALL), "masks/mmunlearner.safetensors as stage saliency/mmunlearner made it", "altered"
+    )
+    with pytest.raises(InputError, match="does not fit this model.*the saliency stage makes it again"):
+        unlearning.prepare(Study(small_config(), copy).work, "mmunlearner")
     assert not (copy / "unlearned" / "mmunlearner").exists()
 
 
@@ -306,7 +311,6 @@ def test_a_model_that_is_not_finite_names_its_rate(copy):
 
 
 def test_another_model_behind_the_same_path_is_another(whole, tmp_path):
-    from mmu_jax import InputError
     from mmu_jax.study.study import Study
 
     config = small_config()
