@@ -1,6 +1,7 @@
 """The files of a checkpoint directory in Hugging Face format: which hold its weights, and which a copy of it may carry."""
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -242,3 +243,20 @@ def write(out: Path, fill: Callable[[pathlib.Path], None]) -> None:
     except (OSError, SafetensorError) as error:
         raise InputError(f"expected room and permission to write {out}, found {error}; free or change it") from error
     shutil.rmtree(old, ignore_errors=True)
+
+
+def move(made: Path, out: Path) -> None:
+    """Moves a directory to ``out``, where nothing is; on another disk too it is whole there or not there.
+
+    Raises:
+      InputError: the disk refuses.
+    """
+    try:
+        os.rename(made, out)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise InputError(
+                f"expected room and permission to write {out}, found {error}; free or change it"
+            ) from error
+        write(out, lambda folder: shutil.copytree(made, folder, dirs_exist_ok=True))
+        shutil.rmtree(made)

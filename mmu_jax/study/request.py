@@ -123,7 +123,7 @@ def judge(study: Study, request: Request, thresholds: Thresholds) -> Outcome:
     """The verdict on a study that was run, and its record.
 
     Raises:
-      InputError: the model is no longer where it was made.
+      InputError: the model is no longer where it was made, or as it was.
     """
     work = study.work
     (method,) = work.config.unlearn.methods
@@ -132,6 +132,7 @@ def judge(study: Study, request: Request, thresholds: Thresholds) -> Outcome:
             f"expected the model of this request in {work.folder(method)}, found that it was moved from there; name the --out it is at, or "
             "another --workdir to make it again"
         )
+    study.stages.check_files(f"unlearn/{method}")  # what is sealed is what was evaluated
     found = results.read(work.workdir, work.names())
     checks: list[Check] = deletion.checks(found, method, thresholds, asked(study, request.folder), request.records)
     flags = found[method]["flags"]
@@ -208,7 +209,7 @@ def ship(study: Study, outcome: Outcome, out: pathlib.Path) -> None:
     """Moves the model that forgot to ``out``, with its record, the page of it, a model card and the hashes of all files.
 
     Raises:
-      InputError: there is something at ``out``.
+      InputError: there is something at ``out``, or no room for it.
     """
     check_free(out)
     (method,) = study.work.config.unlearn.methods
@@ -231,7 +232,7 @@ def ship(study: Study, outcome: Outcome, out: pathlib.Path) -> None:
     (made / record.PAGE).write_text(card.page(outcome.record), encoding="utf-8")
     record.write(made, outcome.record)
     out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(made, out)
+    directory.move(made, out)
 
 
 def check_free(out: pathlib.Path) -> None:

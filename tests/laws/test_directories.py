@@ -1,5 +1,7 @@
 """A directory means what it means to transformers: which files, which weights; and what a copy may carry."""
 
+import errno
+import os
 import shutil
 
 import jax
@@ -230,3 +232,18 @@ def test_what_is_not_finite_is_not_written(whole, tmp_path):
     with pytest.raises(InputError, match="NaN or infinity in what would be written as .*up_proj"):
         hf.rewrite(model, whole["llava"], tmp_path / "out", lambda n, r, t: t * np.nan if "up_proj" in n else None)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("other_disk", [False, True])
+def test_a_directory_is_moved_whole_onto_another_disk_too(other_disk, tmp_path, monkeypatch):
+    def rename(made, out):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    (tmp_path / "made" / "deep").mkdir(parents=True)
+    (tmp_path / "made" / "deep" / "x").write_text("x")
+    if other_disk:
+        monkeypatch.setattr(os, "rename", rename)
+    directory.move(tmp_path / "made", tmp_path / "out")
+    assert (tmp_path / "out" / "deep" / "x").read_text() == "x" and not (tmp_path / "made").exists()
+    with pytest.raises(InputError, match="expected room and permission to write"):
+        directory.move(tmp_path / "out" / "deep" / "x", tmp_path / "none" / "x")

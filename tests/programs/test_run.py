@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from mmu_jax import InputError
+from mmu_jax import InputError, files
 from mmu_jax.study import unlearning
 from runs import ROOT, SMALL, command, ends_in_one_line, results, run, small_config
 from xla import QUICK
@@ -122,31 +123,42 @@ def test_the_same_command_again_does_nothing(copy):
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == before
 
 
-def kill_when(workdir, sign, tmp_path):
-    """Starts the run and kills it, hard, as soon as ``sign()`` holds."""
+def end_when(workdir, sign, tmp_path, how=signal.SIGKILL):
+    """Starts the run and ends it by a signal as soon as ``sign()`` holds; its exit code and the last line it said."""
     env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command(workdir, *SMALL), cwd=ROOT, env=env, stdout=log, stderr=log)
         while process.poll() is None and not sign():
             time.sleep(0.02)
         alive = process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert alive, (tmp_path / "log").read_text()[-2000:]
+        process.send_signal(how)
+        code = process.wait()
+    said = (tmp_path / "log").read_text()
+    assert alive, said[-2000:]
+    return code, said.splitlines()[-1]
 
 
 def test_killed_in_training_saliency_and_unlearning_the_results_are_the_same(whole, tmp_path):
+    """By SIGTERM too, which loses no iteration, and which outside of training ends at once."""
     workdir = tmp_path / "w"
-    signs = {
-        "vanilla": lambda: (workdir / "checkpoints" / "vanilla" / "10").exists(),
-        "saliency": lambda: (workdir / "stages" / "saliency" / "mmunlearner.json").exists(),
-        "unlearn": lambda: (workdir / "checkpoints" / "unlearn" / "mmunlearner" / "5").exists(),
-        "evaluate": lambda: (workdir / "stages" / "evaluate" / "mmunlearner.json").exists(),
-    }
-    for sign in signs.values():
-        kill_when(workdir, sign, tmp_path)
+
+    def kept(stage, step):
+        return lambda: (workdir / "checkpoints" / stage / f"{step}.json").exists()
+
+    def begun(stage):
+        return lambda: (workdir / "stages" / f"{stage}.json").exists()
+
+    assert end_when(workdir, kept("vanilla", 10), tmp_path)[0] == -signal.SIGKILL
+    code, said = end_when(workdir, kept("vanilla", 15), tmp_path, signal.SIGTERM)
+    found = re.fullmatch(r"stopped by SIGTERM in vanilla after iteration (\d+) of \d+; the same command resumes", said)
+    assert code == 143 and found and kept("vanilla", found[1])(), said
+    assert end_when(workdir, begun("saliency/mmunlearner"), tmp_path)[0] == -signal.SIGKILL
+    assert end_when(workdir, kept("unlearn/mmunlearner", 5), tmp_path)[0] == -signal.SIGKILL
+    code, said = end_when(workdir, begun("evaluate/mmunlearner"), tmp_path, signal.SIGTERM)
+    assert (code, said) == (143, "stopped by SIGTERM in evaluate/mmunlearner; the same command resumes")
     assert run(workdir, *SMALL).returncode == 0
     assert results(workdir) == results(whole[0])
+    assert not list(workdir.rglob("*.partial")) and not list((workdir / "checkpoints").rglob("*.json"))
 
 
 def test_a_workdir_made_with_another_config_is_left_alone(copy):
@@ -171,7 +183,8 @@ def test_a_damaged_checkpoint_is_refused(copy):
     forget_stage(copy, "mmunlearner")
     file = copy / "vanilla" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    ends_in_one_line(run(copy, *SMALL), "complete safetensors file")
+    ends_in_one_line(run(copy, *SMALL), f"expected {file} as stage vanilla made it", "damaged", "stages/vanilla.json")
+    assert not (copy / "unlearned" / "mmunlearner").exists()
 
 
 def test_every_fault_of_a_checkpoint_is_listed(whole, tmp_path):
@@ -307,6 +320,9 @@ def test_a_model_that_is_not_finite_names_its_rate(copy):
         (copy / path).unlink()
     weights = copy / "unlearned" / "ga" / "model.safetensors"
     save_file({name: x * np.float32(1e30) for name, x in load_file(weights).items()}, weights, {"format": "pt"})
+    record = json.loads((copy / "stages" / "unlearn" / "ga.json").read_text())
+    record["made"]["unlearned/ga/model.safetensors"] = files.digest(weights)  # as if the method had made it
+    files.write_json(copy / "stages" / "unlearn" / "ga.json", record)
     ends_in_one_line(run(copy, *SMALL), "unlearned at too high a rate", "stages/unlearn/ga.json", "learning_rate.ga")
 
 
