@@ -16,6 +16,7 @@ from mmu_jax.models.layers import (
     scanned,
 )
 from mmu_jax.rowwise import contract
+from mmu_jax.sharding import constrain
 
 
 class Attention(nn.Module):
@@ -47,6 +48,7 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x, _):
         eps = self.config.layer_norm_eps
+        x = constrain(x, "data")
         x = x + Attention(self.config, self.dtype, name="self_attn")(LayerNorm(eps, self.dtype, name="layer_norm1")(x))
         x = x + MLP(self.config, self.dtype, name="mlp")(LayerNorm(eps, self.dtype, name="layer_norm2")(x))
         return x, None

@@ -120,6 +120,7 @@ class Block(nn.Module):
     def __call__(self, x, everywhere, angle, same_image, same_window):
         c = self.config
         mask = same_image & (same_window | everywhere)
+        x = constrain(x, "data")
         x = x + Attention(c, self.dtype, name="attn")(_norm(c, self.dtype, "norm1")(x), angle, mask)
         return x + MLP(c, self.dtype, name="mlp")(_norm(c, self.dtype, "norm2")(x)), None
 

@@ -1,0 +1,118 @@
+"""Every device does its share of the arithmetic, and no activation travels where rows alone are split: read in what XLA makes."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import hlo
+from mmu_jax import lora, memory, methods, models, programs, sharding, trees
+from mmu_jax.plan import Plan
+from mmu_jax.train_state import abstract
+from mmu_jax.trainable import Limits, Whole
+
+# Widths, heads and images that eight devices can share, and rows by no number that a weight has.
+TEXT = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 8,
+        "num_key_value_heads": 8}  # fmt: skip
+ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+SHAPE = memory.Shape(rows=8, tokens=40, images=2, patches=80)
+FAMILIES = ("llava", "qwen2_vl")
+TRAINED = {"full": Whole(), "lora": lora.LoRA(4, 4.0, r"language_model/layers/.*proj/weight")}
+
+
+def config(family):
+    import transformers
+
+    if family == "llava":
+        vision = transformers.CLIPVisionConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=8,
+            image_size=32,
+            patch_size=8,
+        )
+        return transformers.LlavaConfig(
+            vision_config=vision, text_config=transformers.LlamaConfig(**TEXT), image_token_id=5
+        )
+    vision = {"depth": 3, "num_heads": 8, "patch_size": 4, "embed_dim": 64, "hidden_size": 64, "mlp_ratio": 2}
+    return transformers.Qwen2VLConfig(vision_config=vision, text_config=TEXT | ROPE, image_token_id=5)
+
+
+@pytest.fixture(scope="module")
+def gradient():
+    """``gradient(family, devices, trained)``: the model, and the compiled gradient of a masked step; each made once."""
+    from experiments import compiled
+
+    kept, known = {}, {family: models.Model(config(family)) for family in FAMILIES}
+
+    def made(family, devices, trained="full"):
+        model, mesh = known[family], sharding.make_mesh(*devices)
+        params = compiled.placed(model.abstract(), sharding.shardings(model.abstract(), model.family.rules, mesh))
+        plan = Plan(methods.METHODS["mmunlearner"], 8, learning_rate=1e-4, trainable=TRAINED[trained])
+        (masked,) = (i for i, phase in enumerate(plan.method.phases) if phase.masked)
+        with jax.set_mesh(mesh):
+            like = abstract(plan, model, params, mesh)
+            batches = {name: compiled.batch(model, SHAPE, mesh) for name in plan.method.phases[masked].losses}
+            mask = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.bool_, sharding=p.sharding), params)
+            limits = Limits(mask) if plan.trainable.limits_in_params else Limits()
+            program = programs.make_gradient(plan, model, masked, like)
+            return model, program.lower(like.params, batches, limits, params, None).compile()
+
+    def get(*key):
+        if key not in kept:
+            kept[key] = made(*key)
+        return kept[key]
+
+    return get
+
+
+def largest(model):
+    """Numbers in all weights of a layer, or in the one weight beside the layers that has more."""
+    sizes = {}
+    for name, x in trees.flatten(model.abstract()).items():
+        whole = name.split("/")[0] if trees.stacked(name) else name
+        sizes[whole] = sizes.get(whole, 0) + math.prod(x.shape[trees.stacked(name) :])
+    return max(sizes.values())
+
+
+@pytest.mark.parametrize("devices", [(8, 1), (4, 2)], ids=["8x1", "4x2"])
+@pytest.mark.parametrize("family, trained", [("llava", "full"), ("llava", "lora"), ("qwen2_vl", "full")])
+def test_a_device_of_eight_computes_an_eighth(gradient, family, devices, trained):
+    alone, shared = (hlo.dot_flops(gradient(family, each, trained)[1]) for each in ((1, 1), devices))
+    assert 1 / 8 <= shared / alone < 1.15 / 8
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_where_rows_alone_are_split_only_weights_and_sums_travel(gradient, family):
+    """What is added up over devices is a number or the gradient of a leaf; rows of activations stay where they are."""
+    model, program = gradient(family, (8, 1))
+    leaves = {name: x.shape[trees.stacked(name) :] for name, x in trees.flatten(model.abstract()).items()}
+    of_weights = {tuple(sorted(shape)) for shape in leaves.values()}
+    summed = [shape for one in hlo.collectives(program) if one.kind.startswith("all-reduce") for shape in one.made]
+    assert (
+        len([shape for shape in summed if shape]) == len(leaves) - 1
+    )  # all but the embedding, which is split by width
+    assert [shape for shape in summed if shape and tuple(sorted(shape)) not in of_weights] == []
+
+
+@pytest.mark.parametrize("devices", [(8, 1), (4, 2)], ids=["8x1", "4x2"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_more_than_a_layer_is_gathered_at_once(gradient, family, devices):
+    model, program = gradient(family, devices)
+    gathered = [
+        math.prod(shape)
+        for each in hlo.collectives(program)
+        if each.kind.startswith("all-gather")
+        for shape in each.made
+    ]
+    assert 0 < max(gathered) <= largest(model)
+
+
+def test_the_arithmetic_of_a_program_is_that_of_its_loops():
+    def repeated(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    program = jax.jit(repeated).lower(jnp.ones((3, 4)), jnp.ones((5, 4, 4))).compile()
+    assert hlo.dot_flops(program) == 5 * 2 * 3 * 4 * 4
