@@ -77,9 +77,8 @@ def fit(
     state = _begin(p, model, params, mesh, checkpoints)
     iterate = _iteration(p, model, state, streams, limits, vanilla, mesh, programs)
     look = _look(p, model, watched, limits, vanilla, mesh, programs) if p.stop else None
-    schedule = checkpoint.Schedule(save_every, save_minutes)
+    schedule, seen = checkpoint.Schedule(save_every, save_minutes), looks(state)
     after = _after(p, streams, checkpoints, schedule, stop_asked, report, report_every)
-    seen = looks(state)
 
     with jax.set_mesh(mesh):
         for i in range(int(state.step), p.iterations):
