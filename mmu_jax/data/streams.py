@@ -1,6 +1,7 @@
 """Streams: ``batch(step)`` is a pure function of (seed, step), so a run resumes from one integer."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,13 @@ def longest(rows: text.Rows, pictures: list[vision.Picture]) -> dict[str, int]:
     """The most ``tokens`` and ``patches`` that a row may have, with any of the pictures."""
     tokens = int(rows.lengths(max((p.tokens for p in pictures), default=0)).max())
     return {"tokens": tokens, "patches": max((p.length for p in pictures), default=0)}
+
+
+@functools.lru_cache(16)  # streams are dealt in turn, each from one epoch at a time
+def _dealt(seed: int, epoch: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The order of the rows in an epoch, and what each draws its photo by."""
+    rng = np.random.default_rng((seed, epoch))
+    return rng.permutation(rows), rng.integers(0, 2**31, rows)
 
 
 @dataclasses.dataclass
@@ -59,9 +67,7 @@ class Stream:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a step: the same for the same (seed, step), whatever came before."""
         epoch, index = divmod(step, self.steps)
-        rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.examples))
-        draws = rng.integers(0, 2**31, len(order))
+        order, draws = _dealt(self.seed, epoch, len(self.examples))
         rows = order[index * self.rows : (index + 1) * self.rows]
         return self.gather(rows, draws[rows])
 
