@@ -58,7 +58,8 @@ def objective(phase: Phase, seen: Seen, batches: dict[str, Batch]) -> tuple[jax.
 def _finite(tree: Tree) -> jax.Array:
     """Whether no float of a tree is NaN or infinite; a scalar."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
+    # A sum of zeros, but for NaN: as fast as memory, where a reduction of bools takes four times as long.
+    return jnp.isfinite(jnp.stack([jnp.sum(x * jnp.zeros((), x.dtype), dtype=jnp.float32) for x in floats])).all()
 
 
 def _gradient(model: Model, phase: Phase, part: Tree, whole: Any, batches: dict, beside: dict, vanilla: Any) -> tuple:
