@@ -86,8 +86,10 @@ def recognised(model: models.Model, params: Params, stream: streams.Stream, mesh
     """
     logps = []
     with jax.set_mesh(mesh):
-        for batch in stream.epoch():
-            found = np.asarray(answer_logps(model, params, sharding.put(batch, mesh)))[batch["row"] >= 0]
+        for batch, values in sharding.ahead(
+            (batch, answer_logps(model, params, sharding.put(batch, mesh))) for batch in stream.epoch()
+        ):
+            found = np.asarray(values)[batch["row"] >= 0]
             check_finite(np.isfinite(found), lambda i, b=batch: stream.describe({"row": b["row"][i : i + 1]}))
             logps.append(found)
     lengths = np.array([weights[1:].sum() for weights in stream.texts.weights])
@@ -163,13 +165,13 @@ class Examiner:
         if not questions:
             return []
         texts = self._encode(text.encode_prompts, list(questions), 0 if album is None else 1)
-        found = []
+        how, found = {"new_tokens": self.new_tokens, "stop": self.stop}, []
+        batches = self._batches(texts, photos, album)
         with jax.set_mesh(self.mesh):
-            for n, batch in self._batches(texts, photos, album):
-                new = np.asarray(
-                    generate.generate(self.model, params, batch, new_tokens=self.new_tokens, stop=self.stop)
-                )[:n]
-                start = len(found)
+            for n, said in sharding.ahead(
+                (n, generate.generate(self.model, params, batch, **how)) for n, batch in batches
+            ):
+                new, start = np.asarray(said)[:n], len(found)
                 check_finite((new >= 0).all(axis=1), lambda i: (whose or questions)[start + i])  # noqa: B023
                 found += generate.texts(self.processor, new, self.stop)
                 progress(n)
@@ -197,10 +199,11 @@ class Examiner:
         shown = max((picture.tokens for picture in album.pictures), default=0) if album else 0
         rows, of = branches.join(texts, counts, shown, self.sizes)
         photos = None if photos is None else photos[[asked[each[0]] for each in of]]
-        most, scored, found = fit(max(map(len, of)), (), "options", 4), np.zeros(len(pairs)), []
+        most, scored = fit(max(map(len, of)), (), "options", 4), np.zeros(len(pairs))
+        batches = self._batches(rows, photos, album)
         with jax.set_mesh(self.mesh):
-            for n, batch in self._batches(rows, photos, album):
-                found.append(np.asarray(branch_logps(self.model, params, batch, most))[:n])
+            launched = ((n, branch_logps(self.model, params, batch, most)) for n, batch in batches)
+            found = [np.asarray(values)[:n] for n, values in sharding.ahead(launched)]
         for each, row in zip(of, np.concatenate(found), strict=True):
             scored[each] = row[: len(each)]
         check_finite(np.isfinite(scored), lambda i: _whose(choices[asked[i]], split))

@@ -7,6 +7,7 @@ and FSDP of the params) and ``model`` (tensor parallel).
 
 import logging
 import re
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -92,6 +93,19 @@ def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
         name: jax.device_put(x, NamedSharding(mesh, _fit(PartitionSpec("data"), np.shape(x), mesh)))
         for name, x in batch.items()
     }
+
+
+def ahead(launched: Iterable[tuple]) -> Iterator[tuple]:
+    """Each item once the next is on its way: the host reads what was found while the devices work at what follows.
+
+    >>> [n for n, in ahead(((1,), (2,)))]
+    [1, 2]
+    """
+    last = []
+    for item in launched:
+        yield from last
+        last = [item]
+    yield from last
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
