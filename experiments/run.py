@@ -14,8 +14,8 @@ import pathlib
 
 from absl import app, flags
 
-from experiments import command
-from mmu_jax import InputError
+from experiments import command, processes
+from mmu_jax import InputError, sharding
 from mmu_jax.report import comparison
 from mmu_jax.study import settings, stages
 from mmu_jax.study.study import Study
@@ -27,7 +27,12 @@ SHOW_PEOPLE = flags.DEFINE_bool(
 
 
 def run() -> None:
-    """The study of the command line, or one a seed, and what was found."""
+    """The study of the command line, or one a seed, and what was found; by all processes, where there are several."""
+    with processes.joined():
+        _run()
+
+
+def _run() -> None:
     if not command.SEEDS.present:
         ended(study(command.workdir()))
         return
@@ -37,8 +42,8 @@ def run() -> None:
         for seed, folder in zip(seeds, found, strict=True):
             print(f"seed {seed}", flush=True)
             ended(study(folder, seed))
-    if told():
-        print(*comparison.write(found, workdir), sep="\n")
+    if told() and (written := sharding.first(lambda: comparison.write(found, workdir))):
+        print(*written, sep="\n")
 
 
 def told() -> bool:

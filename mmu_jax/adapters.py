@@ -10,11 +10,10 @@ import pathlib
 import re
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors.numpy import save
 
-from mmu_jax import InputError, hf, models
+from mmu_jax import InputError, hf, models, sharding
 from mmu_jax.directory import ADAPTER, INDEX, SINGLE, Path, Tensor, tensors
 from mmu_jax.directory import write as write_whole
 from mmu_jax.files import read_object, write_json
@@ -134,7 +133,8 @@ def merge(adapter: Path, base: Path, out: Path) -> None:
 def write(change: LowRank, model: models.Model, base: str, out: Path) -> None:
     """Writes a change of the weights of ``base`` as an adapter that PEFT and :func:`merge` read, float32, layer by layer.
 
-    Modules have the names of the model's class in ``transformers``, which PEFT looks for; each is named in full.
+    Modules have the names of the model's class in ``transformers``, which PEFT looks for; each is named in full. Of several
+    processes all call, and the main one writes.
 
     Args:
       base: folder or hub id of the model that the change is of, as the adapter is to name it.
@@ -151,7 +151,7 @@ def write(change: LowRank, model: models.Model, base: str, out: Path) -> None:
         for place, row in hf.places(name, a.shape):
             modules.append(hf.module_name(place, row, model).removesuffix(".weight"))
             for side, factor in (("A", a), ("B", change.b[name])):
-                value = np.asarray(jax.device_get(factor if row is None else factor[row]), np.float32)
+                value = sharding.host(factor if row is None else factor[row]).astype(np.float32)
                 found[f"{PREFIX}{modules[-1]}.lora_{side}.weight"] = np.ascontiguousarray(value)
     rank = next(iter(change.a.values())).shape[-2]
     alpha = change.scale * rank
@@ -163,7 +163,8 @@ def write(change: LowRank, model: models.Model, base: str, out: Path) -> None:
         (folder / WEIGHTS).write_bytes(save(found, metadata={"format": "pt"}))  # save_file keeps it from other users
         (folder / "README.md").write_text(CARD.format(rank=rank, count=len(modules), base=base), encoding="utf-8")
 
-    write_whole(out, fill)
+    if sharding.main():
+        write_whole(out, fill)
 
 
 def _config(path: Path) -> dict[str, Any]:

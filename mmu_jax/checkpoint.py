@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import orbax.checkpoint as ocp
 
-from mmu_jax import InputError, trees
+from mmu_jax import InputError, sharding, trees
 from mmu_jax.files import hashes, read_object, refused, write_json
 from mmu_jax.trees import Tree
 
@@ -65,10 +65,9 @@ class Checkpoints:
         self.path, self._tell = pathlib.Path(path), tell
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(pathlib.Path(path).absolute(), options=options)
-        for step in self._manager.all_steps():
-            if not self._hashes(step).exists():
-                self._tell(f"the checkpoint of step {step} in {self.path} was not yet whole, and is removed")
-                self._manager.delete(step)
+        for step in sharding.first(lambda: [s for s in self._manager.all_steps() if not self._hashes(s).exists()]):
+            self._tell(f"the checkpoint of step {step} in {self.path} was not yet whole, and is removed")
+            self._manager.delete(step)
 
     def _hashes(self, step: int) -> pathlib.Path:
         return self.path / f"{step}.json"
@@ -84,7 +83,7 @@ class Checkpoints:
         Raises:
           InputError: there is no room for it, or no right to write; what was kept before is whole.
         """
-        needed, free = trees.nbytes(state), shutil.disk_usage(self.path).free
+        needed, free = trees.nbytes(state), sharding.agreed(shutil.disk_usage(self.path).free)
         if free < needed:  # before anything is written: orbax ends with an error for every array
             raise self._no_room(f"{free:,} bytes free for {needed:,}")
         try:
@@ -93,6 +92,9 @@ class Checkpoints:
             if not refused(error):
                 raise
             raise self._no_room(" ".join(str(error).split())[:200]) from error
+        sharding.first(lambda: self._hash(step))
+
+    def _hash(self, step: int) -> None:
         write_json(self._hashes(step), hashes(self.path / str(step)))
         for path in {*self.path.glob("*.json")} - {self._hashes(kept) for kept in self._manager.all_steps()}:
             path.unlink()
@@ -132,7 +134,7 @@ class Checkpoints:
         Raises:
           InputError: it is the state of another model or method; ``DamagedError`` where its files are not as they were written.
         """
-        if damage := self._damage(step):
+        if damage := sharding.first(lambda: self._damage(step)):
             raise DamagedError(self.path / str(step), damage)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _named(like))
         stored = self._read(step, abstract)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, saliency, scored, trees
+from mmu_jax import InputError, saliency, scored, sharding, trees
 from mmu_jax.factor import Factor as Factor
 from mmu_jax.factor import Factors as Factors
 from mmu_jax.factor import along_inputs
@@ -212,7 +212,7 @@ def factors(
 def _factor(name: str, gram: jax.Array, share=None, fraction=None, alpha=None) -> Factor:
     where = gram.sharding if isinstance(gram.sharding, jax.sharding.NamedSharding) else None
     values, vectors = jax.jit(_eigen, out_shardings=(None, where))(gram)
-    shares = np.asarray(values, np.float64)
+    shares = sharding.host(values).astype(np.float64)
     if not (shares.sum(axis=-1) > 0).all():
         raise InputError(
             f"expected something to keep in every layer of {name!r}, found a Gram of zeros; leave that leaf out with the "
@@ -279,6 +279,6 @@ def shares(made: Factors) -> dict[str, float]:
     """
     table = {}
     for name, factor in by_name(made).items():
-        strength = np.asarray(factor.strength, np.float64)
+        strength = sharding.host(factor.strength).astype(np.float64)
         table[name] = float(strength.sum() / (strength.size / strength.shape[-1] * factor.basis.shape[-2]))
     return table

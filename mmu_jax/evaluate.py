@@ -57,7 +57,7 @@ def reference_logps(model: models.Model, params: Params, stream: streams.Stream,
             for start in range(0, rows, stream.rows):
                 part = np.arange(start, min(start + stream.rows, rows))
                 batch = sharding.put(stream.gather(part, np.full(len(part), photo)), mesh)
-                values = np.asarray(answer_logps(model, params, batch))
+                values = sharding.host(answer_logps(model, params, batch))
                 check_finite(
                     np.isfinite(values[: len(part)]),
                     lambda i, part=part: f"the reference of {stream.describe({'row': part[i : i + 1]})}",
@@ -89,7 +89,7 @@ def recognised(model: models.Model, params: Params, stream: streams.Stream, mesh
         for batch, values in sharding.ahead(
             (batch, answer_logps(model, params, sharding.put(batch, mesh))) for batch in stream.epoch()
         ):
-            found = np.asarray(values)[batch["row"] >= 0]
+            found = sharding.host(values)[batch["row"] >= 0]
             check_finite(np.isfinite(found), lambda i, b=batch: stream.describe({"row": b["row"][i : i + 1]}))
             logps.append(found)
     lengths = np.array([weights[1:].sum() for weights in stream.texts.weights])
@@ -171,7 +171,7 @@ class Examiner:
             for n, said in sharding.ahead(
                 (n, generate.generate(self.model, params, batch, **how)) for n, batch in batches
             ):
-                new, start = np.asarray(said)[:n], len(found)
+                new, start = sharding.host(said)[:n], len(found)
                 check_finite((new >= 0).all(axis=1), lambda i: (whose or questions)[start + i])  # noqa: B023
                 found += generate.texts(self.processor, new, self.stop)
                 progress(n)
@@ -203,7 +203,7 @@ class Examiner:
         batches = self._batches(rows, photos, album)
         with jax.set_mesh(self.mesh):
             launched = ((n, branch_logps(self.model, params, batch, most)) for n, batch in batches)
-            found = [np.asarray(values)[:n] for n, values in sharding.ahead(launched)]
+            found = [sharding.host(values)[:n] for n, values in sharding.ahead(launched)]
         for each, row in zip(of, np.concatenate(found), strict=True):
             scored[each] = row[: len(each)]
         check_finite(np.isfinite(scored), lambda i: _whose(choices[asked[i]], split))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, trees
+from mmu_jax import InputError, sharding, trees
 from mmu_jax.files import open_as_umask_says
 from mmu_jax.trees import Params, Tree
 
@@ -112,7 +112,8 @@ def _axes(entry: Any) -> tuple[str, ...]:
 def save(path: str | pathlib.Path, made: Factors, params: Params, *, people: Sequence[str] = ()) -> None:
     """Writes factors as one safetensors file, with the print of the model they were made for (``trees.fingerprint``) and hashes.
 
-    ``people``: the ids of those whose faces were measured, where there are any.
+    ``people``: the ids of those whose faces were measured, where there are any. Of several processes all call, and the main one
+    writes.
 
     Raises:
       InputError: factors do not fit ``params``, or there is no place to write the file.
@@ -123,15 +124,17 @@ def save(path: str | pathlib.Path, made: Factors, params: Params, *, people: Seq
     match(made, params)
     arrays = {}
     for name, factor in by_name(made).items():
-        arrays |= {f"{name}/basis": np.asarray(factor.basis), f"{name}/strength": np.asarray(factor.strength)}
+        arrays |= {f"{name}/{part}": sharding.host(getattr(factor, part)) for part in ("basis", "strength")}
+    # One key of metadata: safetensors writes several in no fixed order.
+    told = {
+        "model": trees.fingerprint(params),
+        "people": list(people),
+        "inputs": {name: factor.inputs for name, factor in by_name(made).items()},
+        "arrays": _hash(arrays),
+    }
+    if not sharding.main():
+        return
     try:
-        # One key of metadata: safetensors writes several in no fixed order.
-        told = {
-            "model": trees.fingerprint(params),
-            "people": list(people),
-            "inputs": {name: factor.inputs for name, factor in by_name(made).items()},
-            "arrays": _hash(arrays),
-        }
         save_file(arrays, str(path), metadata={"mmu_jax.factors": json.dumps(_sealed(told))})
         open_as_umask_says(path)
     except (SafetensorError, OSError) as error:
@@ -230,7 +233,7 @@ def load(path: str | pathlib.Path, params: Params) -> Factors:
     def leaf(p, factor):
         if factor is None:
             return None
-        basis = jax.device_put(factor.basis, along_inputs(p, factor.inputs))
+        basis = sharding.place(factor.basis, along_inputs(p, factor.inputs))
         return Factor(basis, jnp.asarray(factor.strength), factor.inputs)
 
     return jax.tree.map(leaf, params, match(read, params))

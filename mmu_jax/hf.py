@@ -219,7 +219,8 @@ def rewrite(
 
     Names, dtypes, order and file boundaries stay, as do tensors we never read; of the other files go along those that
     ``directory.carried`` names. The host holds one tensor at a time. ``out`` appears only when it is complete. A tied head
-    that is in the files is changed as the embedding is.
+    that is in the files is changed as the embedding is. Of several processes all call, each tensor is gathered from their devices,
+    and the main one writes.
 
     Args:
       change: ``(leaf name, row of the stacked leaf or None, tensor in the file) -> its new values``, or None to keep it.
@@ -237,28 +238,34 @@ def rewrite(
             owned.setdefault(tensor.file, []).append((place, row, tensor))
     changed: dict[str, int] = {}
 
+    def values(file):
+        for name, row, tensor in owned.get(file, ()):
+            if (value := change(name, row, tensor.map())) is not None:
+                value = sharding.host(value).astype(tensor.dtype)
+                _check_finite(value, f"what would be written as {tensor.key} of {out}")
+                before = changed.get(name, 0) if row is not None else 0  # a tied head is no second leaf
+                changed[name] = before + int(np.count_nonzero(tensor.map() != value))
+                yield tensor, value
+
     def fill(folder):
         shards = weights(source)
         for file in shards:
             copy = folder / file.relative_to(source)
             copy.parent.mkdir(exist_ok=True, parents=True)
             shutil.copyfile(file, copy)
-            for name, row, tensor in owned.get(file, ()):
-                value = change(name, row, tensor.map())
-                if value is not None:
-                    there = dataclasses.replace(tensor, file=copy).map("r+")
-                    value = np.asarray(jax.device_get(value)).astype(tensor.dtype)
-                    _check_finite(value, f"what would be written as {tensor.key} of {out}")
-                    before = changed.get(name, 0) if row is not None else 0  # a tied head is no second leaf
-                    changed[name] = before + int(np.count_nonzero(there != value))
-                    there[...] = value
-                    there.flush()
+            for tensor, value in values(file):
+                there = dataclasses.replace(tensor, file=copy).map("r+")
+                there[...] = value
+                there.flush()
         index = [] if shards == [source / SINGLE] else [INDEX]
         for name in [*carried(source), *index]:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, folder / name)
 
-    write(out, fill)
+    if sharding.main():
+        write(out, fill)
+    else:  # a part in every gather, in the same order
+        [None for file in weights(source) for _ in values(file)]
     return changed
 
 
@@ -277,7 +284,7 @@ def create(params: Params, model: models.Model, processor: Processor, out: Path,
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, leaf in trees.flatten(params).items():
-        value = np.asarray(jax.device_get(leaf))
+        value = sharding.host(leaf)
         for place, row in places(name, value.shape):
             tensors[hub_name(place, row, model)] = value if row is None else np.ascontiguousarray(value[row])
     for name, shape in model.family.unread(model.config).items():

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from mmu_jax import InputError, curvature, trees
+from mmu_jax import InputError, curvature, sharding, trees
 from mmu_jax.curvature import Factor, Factors
 from mmu_jax.trainable import Change, Counts, Limits, LowRank, View, states
 from mmu_jax.trees import Mask, Params, Tree
@@ -260,7 +260,7 @@ def merge(spec: LoRA, adapters: dict[str, Tree], mask: Mask | None = None, facto
                 low = kept_out(low, factor) if kind == "projected" else low
                 if low is not None:
                     with jax.default_matmul_precision("highest"):  # once, and for good
-                        updates.append(np.asarray(jax.device_get(product(low, spec.scale, keep))))
+                        updates.append(sharding.host(product(low, spec.scale, keep)))
         return sum(updates, np.asarray(tensor, np.float32)) if updates else None
 
     return change

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, selection, trees
+from mmu_jax import InputError, selection, sharding, trees
 from mmu_jax.packing import load as load
 from mmu_jax.packing import save as save
 from mmu_jax.trees import Mask, Params, Scores, Tree
@@ -321,7 +321,7 @@ def by_layer(mask: Mask) -> dict[str, list[float]]:
     for name, leaf in trees.flatten(mask).items():
         if count(leaf):
             axes = tuple(range(1, leaf.ndim)) if trees.stacked(name) else None
-            table[name] = np.atleast_1d(np.asarray(jnp.mean(leaf.astype(jnp.float32), axis=axes))).tolist()
+            table[name] = np.atleast_1d(sharding.host(jnp.mean(leaf.astype(jnp.float32), axis=axes))).tolist()
     return table
 
 

@@ -191,7 +191,7 @@ def checkpoint(needs: Needs) -> int:
 
 def capacity(mesh: Mesh) -> int:
     """Bytes a device of the mesh may hold: what it reports, or for CPU devices an even share of the host's memory."""
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])

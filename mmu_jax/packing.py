@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, trees
+from mmu_jax import InputError, sharding, trees
 from mmu_jax.files import open_as_umask_says
 from mmu_jax.trees import Mask, Params
 
@@ -23,6 +23,8 @@ def save(path: str | pathlib.Path, mask: Mask) -> None:
     >>> load(path, {'w': jnp.zeros(2)})
     {'w': Array([ True, False], dtype=bool)}
 
+    Of several processes all call, and the main one writes.
+
     Raises:
       InputError: it is no mask, or there is no place to write it.
     """
@@ -35,11 +37,13 @@ def save(path: str | pathlib.Path, mask: Mask) -> None:
     total = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
     packed, start = np.zeros(-(-total // 8), np.uint8), 0
     for leaf in leaves.values():  # leaf by leaf, so that the host never holds a byte for every bit of the whole
-        flat = np.asarray(leaf).reshape(-1)
+        flat = sharding.host(leaf).reshape(-1)
         shift = start % 8
         bits = np.packbits(np.concatenate([np.zeros(shift, bool), flat]))
         packed[start // 8 : start // 8 + len(bits)] |= bits
         start += len(flat)
+    if not sharding.main():
+        return
     # One key of metadata: safetensors writes several in no fixed order, and the same mask should be the same bytes.
     told = {"shapes": shapes, "sha256": _hash(shapes, packed)}
     try:
@@ -104,6 +108,6 @@ def load(path: str | pathlib.Path, params: Params) -> Mask:
     def leaf(name, p):
         start, n = int(offsets[name]), int(np.prod(p.shape))
         part = np.unpackbits(bits[start // 8 : -(-(start + n) // 8)])[start % 8 : start % 8 + n]
-        return jax.device_put(part.view(bool).reshape(p.shape), getattr(p, "sharding", None))
+        return sharding.place(part.view(bool).reshape(p.shape), getattr(p, "sharding", None))
 
     return trees.map_named(leaf, params)

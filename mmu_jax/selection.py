@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmu_jax.sharding import host
+
 INFINITY = np.int64(np.float32(np.inf).view(np.int32))
 
 
@@ -40,12 +42,12 @@ def rows(mask: jax.Array) -> np.ndarray:
     >>> rows(jnp.array([[True, True], [False, True]])).tolist()
     [2, 1]
     """
-    return np.asarray(_true_per_row(mask), np.int64)
+    return host(_true_per_row(mask)).astype(np.int64)
 
 
 def _above(leaf: jax.Array, threshold: np.ndarray) -> np.ndarray:
     """Entries of each row of axis 0 whose bits are above the threshold (of that row, if there are several)."""
-    return np.asarray(_above_per_row(leaf, np.asarray(threshold, np.int32)), np.int64)
+    return host(_above_per_row(leaf, np.asarray(threshold, np.int32))).astype(np.int64)
 
 
 def _bisect(enough: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

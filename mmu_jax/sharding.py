@@ -3,11 +3,17 @@
 A model's ``RULES`` is a list of ``(pattern, PartitionSpec)`` applied to leaf names, first match wins. Optimizer state,
 scores, masks and checkpoints end in the same names, so the same table shards them all. Two axes: ``data`` (batch rows,
 and FSDP of the params) and ``model`` (tensor parallel).
+
+Several processes run the same program, each with devices of its own. What they need beside arrays stands here: :func:`host` for what
+is to be read of an array, :func:`main` for who writes files, :func:`first` for what one does while the others wait, :func:`agreed`.
 """
 
+import collections
+import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,11 +29,14 @@ log = logging.getLogger(__name__)
 def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     """A ``(data, model)`` mesh over the first ``data * model`` devices; ``data=-1`` takes all there are.
 
+    Of several processes each has a part in it: it is of all devices, or, for one device, of one of each process, all of which do
+    the same (a third axis, ``copy``, that nothing is sharded along).
+
     >>> dict(make_mesh(1, 1).shape)
     {'data': 1, 'model': 1}
 
     Raises:
-      InputError: more devices asked for than there are.
+      InputError: more devices asked for than there are; or neither one nor all of those of several processes.
     """
     available = jax.device_count()
     if data == -1 and model >= 1:
@@ -37,8 +46,19 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
             f"expected a mesh of at most {available} devices, found data={data} x model={model}; "
             "set both to what the machine has"
         )
-    devices = jax.devices()[: data * model]
-    return jax.make_mesh((data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    axes, shape, devices = ("data", "model"), (data, model), jax.devices()[: data * model]
+    if jax.process_count() > 1 and len(devices) == 1:
+        axes, shape, devices = (*axes, "copy"), (1, 1, jax.process_count()), _one_of_each_process()
+    elif jax.process_count() > 1 and len(devices) < available:
+        raise InputError(
+            f"expected a mesh of one device or of all {available} of {jax.process_count()} processes, found data={data} x "
+            f"model={model}; take all (data=-1)"
+        )
+    return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes), devices=devices)
+
+
+def _one_of_each_process() -> list[jax.Device]:
+    return list({device.process_index: device for device in reversed(jax.devices())}.values())[::-1]
 
 
 def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
@@ -88,10 +108,9 @@ def places(tree: Tree) -> Places:
 
 
 def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host batch -> device, rows over ``data`` (replicated where the rows do not divide)."""
+    """Host batch -> device, rows over ``data`` (replicated where the rows do not divide); of several processes each gives its own."""
     return {
-        name: jax.device_put(x, NamedSharding(mesh, _fit(PartitionSpec("data"), np.shape(x), mesh)))
-        for name, x in batch.items()
+        name: place(x, NamedSharding(mesh, _fit(PartitionSpec("data"), np.shape(x), mesh))) for name, x in batch.items()
     }
 
 
@@ -108,9 +127,99 @@ def ahead(launched: Iterable[tuple]) -> Iterator[tuple]:
     yield from last
 
 
+def place(x: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
+    """A host array, the same on every process, where it is to lie: each process gives what its own devices hold."""
+    if where is None or where.is_fully_addressable:
+        return jax.device_put(x, where)
+    return jax.make_array_from_callback(np.shape(x), where, lambda index: x[index])
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins an activation inside jit to ``PartitionSpec(*axes)``; identity where no mesh is set or nothing divides."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, _fit(PartitionSpec(*axes), x.shape, mesh))
+
+
+# ---- several processes
+
+WEEK = 7 * 24 * 3600  # seconds: the longest that one waits for another
+_told: collections.Counter[str] = collections.Counter()  # how often each word was, by which the next is known
+
+
+def host(x: Any) -> np.ndarray:
+    """The whole of an array on the host of every process, whatever devices hold it; all of them must ask.
+
+    >>> host(jax.numpy.ones(2)).tolist()
+    [1.0, 1.0]
+    """
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(x, tiled=True)
+
+
+def main() -> bool:
+    """Whether this is the process, of several, that writes files and tells how far it is."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str, seconds: int = WEEK) -> None:
+    """Waits until every process is here.
+
+    Raises:
+      JaxRuntimeError: one is not here within so many seconds.
+    """
+    if jax.process_count() > 1:
+        _coordinator().wait_at_barrier(_word(name), timeout_in_ms=1000 * seconds)
+
+
+def agreed(value: Any) -> Any:
+    """What the main process has, on every process, as JSON: for what clocks, signals and disks decide; all must ask.
+
+    It goes by the coordinator and not by a collective: no device waits for it.
+
+    >>> agreed([True, 3])
+    [True, 3]
+    """
+    if jax.process_count() == 1:
+        return value
+    word = _word("agreed")
+    if main():
+        _coordinator().key_value_set(word, json.dumps(value, default=str))
+        return value
+    return json.loads(_coordinator().blocking_key_value_get(word, 1000 * WEEK))
+
+
+def first(make: Callable[[], Any]) -> Any:
+    """What the main process makes while the others wait; they are told of it as by :func:`agreed`.
+
+    >>> first(lambda: "made")
+    'made'
+
+    Raises:
+      InputError: to the others, that it was not made. The main process gets what ``make`` raises.
+    """
+    if jax.process_count() == 1:
+        return make()
+    made = None
+    try:
+        made = [make()] if main() else None
+    finally:
+        told = agreed(made)
+    if told is None:
+        raise InputError("expected the main process to go on, found that it did not; read what it said")
+    return told[0]
+
+
+def _word(name: str) -> str:
+    _told[name] += 1
+    return f"mmu_jax {name} {_told[name]}"
+
+
+def _coordinator() -> Any:
+    from jax._src.distributed import global_state  # what is said between processes has no public name in JAX
+
+    return global_state.client

@@ -107,7 +107,7 @@ def _after(
 
     def decided(done):
         """Whether to keep the state and whether to end: all that clocks and signals say, which no two processes hear alike."""
-        return schedule.due(done), stop_asked()
+        return sharding.agreed([schedule.due(done), stop_asked()])
 
     def after(state, done, ended):
         due, asked = decided(done)
@@ -178,7 +178,7 @@ def _look(
         found = [watch(state.params, sharding.put(batch, mesh), limits, vanilla) for batch in rows]
         value = sum(total for (total, _), _ in found) / sum(n for (_, n), _ in found)
         if p.stop.facts:
-            each = [np.asarray(values)[batch["row"] >= 0] for (_, values), batch in zip(found, rows, strict=True)]
+            each = [sharding.host(values)[batch["row"] >= 0] for (_, values), batch in zip(found, rows, strict=True)]
             value = p.stop.value(float(value), np.concatenate(each))
         if not math.isfinite(value):
             raise NotFiniteError(

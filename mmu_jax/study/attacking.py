@@ -5,7 +5,6 @@ from typing import Any
 from mmu_jax import InputError, attacks
 from mmu_jax.attacks import ATTACKS, Scene
 from mmu_jax.data.streams import Stream, stream
-from mmu_jax.files import write_json
 from mmu_jax.study import records
 from mmu_jax.study.progress import Progress
 from mmu_jax.study.workspace import Workspace
@@ -74,5 +73,5 @@ def attack(work: Workspace, model: str, name: str) -> dict:
         work.tracker.write(f"attack/{model}/{name}", {"returned": points[-1]["mean"]}, step)
     bar.close()
     value = {"model": model, "attack": name, "trains": row.trains, "split": split, "points": points}
-    write_json(work.attacked(model, name), value | {"config": work.told_config, "provenance": records.provenance()})
+    records.write(work.attacked(model, name), value | {"config": work.told_config, "provenance": records.provenance()})
     return {"before": points[0]["mean"], "after": points[-1]["mean"]}

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmu_jax import adapters, checkpoint, hf, train, train_state, trees
+from mmu_jax import adapters, checkpoint, hf, sharding, train, train_state, trees
 from mmu_jax.data.streams import Stream, padding_line
-from mmu_jax.files import write_json
 from mmu_jax.plan import Plan, describe
+from mmu_jax.study import records
 from mmu_jax.study.progress import Progress
 from mmu_jax.study.workspace import Workspace
 from mmu_jax.train_state import TrainState
@@ -52,12 +52,13 @@ def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.shardin
     name = stage.removeprefix("unlearn/")
     source = work.base if name in ("vanilla", "gold") else work.vanilla
     hf.read_config(source)  # it goes into the copy, and is read from nowhere else
-    shutil.rmtree(work.adapted(name), ignore_errors=True)  # of the model that was here before
+    if sharding.main():
+        shutil.rmtree(work.adapted(name), ignore_errors=True)  # of the model that was here before
     changed = hf.rewrite(work.model, source, work.folder(name), plan.trainable.change(state.params, job.limits))
     done = int(state.step)
     curves = {key: curve[:done] for key, curve in jax.device_get(state.history).items()}
     history = {key: [None if np.isnan(x) else float(x) for x in curve] for key, curve in curves.items()}
-    write_json(work.curves(stage), history)
+    records.write(work.curves(stage), history)
     shapes = trees.flatten(work.model.abstract())
     share = sum(changed.values()) / sum(shapes[leaf].size for leaf in changed)
     numbers = {"iterations": done, "spacing": plan.spacing, "changed_in_file": share}

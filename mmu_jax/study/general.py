@@ -10,7 +10,6 @@ from mmu_jax.data import loader, text, vision
 from mmu_jax.data.general.benchmarks import GENERAL
 from mmu_jax.data.general.items import images, stamp
 from mmu_jax.data.sizes import fit
-from mmu_jax.files import write_json
 from mmu_jax.study import records
 from mmu_jax.study.progress import Progress
 from mmu_jax.study.workspace import Workspace
@@ -120,7 +119,7 @@ def ask(work: Workspace, model: str, name: str) -> dict[str, float]:
     value = {"model": model, "benchmark": name, "items": stamp(items), "results": results, "answers": answers}
     value |= {"right": _row(right), "asked": _row(asked), "image": _row(made.images)}
     value |= {"config": c.to_dict(), "provenance": records.provenance()}
-    write_json(work.ability(model, name), value)
+    records.write(work.ability(model, name), value)
     return {title: found["mean"] for title, found in results.items()}
 
 

@@ -3,6 +3,8 @@
 import sys
 import time
 
+from mmu_jax import sharding
+
 
 class Progress:
     """A bar with rate and time left on a terminal, plain lines elsewhere."""
@@ -12,7 +14,7 @@ class Progress:
 
         self.name, self.total, self.done, self.spoke = name, total, 0, 0.0
         self.first: tuple[int, float] | None = None  # where and when the first report came: compilation is behind it
-        self.bar = tqdm(total=total, desc=name, dynamic_ncols=True) if sys.stderr.isatty() else None
+        self.bar = tqdm(total=total, desc=name, dynamic_ncols=True) if sharding.main() and sys.stderr.isatty() else None
 
     def to(self, done: int, values: dict[str, float] | None = None) -> None:
         """``done`` of the total is done; ``values`` are shown beside it."""

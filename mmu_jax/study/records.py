@@ -10,7 +10,8 @@ from typing import Any
 import jax
 
 import mmu_jax
-from mmu_jax.files import read_object
+from mmu_jax import sharding
+from mmu_jax.files import read_object, write_json
 from mmu_jax.report.tables import COST
 
 HASHES = {"*": str}  # by name of a file, or of a stage
@@ -34,6 +35,12 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
         return None
     record = read_object(path, what, RECORD)
     return read_object(path, what, {"inputs": HASHES, "made": HASHES}) if record["status"] == "done" else record
+
+
+def write(path: pathlib.Path, value: Any) -> None:
+    """``files.write_json`` by one process, where there are several."""
+    if sharding.main():
+        write_json(path, value)
 
 
 def provenance() -> dict[str, Any]:

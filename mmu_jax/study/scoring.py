@@ -8,8 +8,8 @@ import jax
 
 from mmu_jax import InputError, curvature, masks, methods, objectives, rules, saliency, scored, sharding
 from mmu_jax.data.streams import Pass, mixed
-from mmu_jax.files import write_json
 from mmu_jax.rules import Evidence, Rule
+from mmu_jax.study import records
 from mmu_jax.study.progress import Progress
 from mmu_jax.study.workspace import Workspace
 from mmu_jax.trees import Tree
@@ -36,9 +36,10 @@ def mask(work: Workspace, name: str) -> dict:
     partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     masks.save(partial, made)
-    os.replace(partial, path)
+    if sharding.main():
+        os.replace(partial, path)
     coverage = masks.coverage(made)
-    write_json(path.with_suffix(".json"), {"groups": coverage, "layers": masks.by_layer(made)})
+    records.write(path.with_suffix(".json"), {"groups": coverage, "layers": masks.by_layer(made)})
     return coverage
 
 
@@ -83,7 +84,8 @@ def factors(work: Workspace) -> dict:
     partial = work.factors.with_suffix(".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     curvature.save(partial, made, params, people=people)
-    os.replace(partial, work.factors)
+    if sharding.main():
+        os.replace(partial, work.factors)
     return curvature.shares(made)
 
 

@@ -19,13 +19,15 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from mmu_jax import InputError, memory
+from mmu_jax import InputError, memory, sharding
 from mmu_jax.files import write_json
 from mmu_jax.study import records
 from mmu_jax.study.outputs import Outputs, known_by, tidy
 from mmu_jax.study.stopping import Stopping
 
 REPORT = "report"  # is told again where it is not as it was: nothing is made of it
+
+LATE = 120  # seconds after which a file that another process wrote is taken for one that is not there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +132,12 @@ class Stages:
         )
 
     def wanted(self, only: list[str]) -> list[str]:
-        """The stages that are not done: all, or those named in full or by the part before the slash.
+        """The stages that are not done: all, or those named in full or by the part before the slash. Of several processes one looks.
 
         Raises:
           InputError: a name that is no stage; or the workdir is no place for these.
         """
-        return [name for name in self._chosen(only) if not self.done(name)]
+        return sharding.first(lambda: [name for name in self._chosen(only) if not self.done(name)])
 
     def _chosen(self, only: list[str]) -> list[str]:
         """The stages that are named, once it is known that the workdir is a place for all."""
@@ -158,8 +160,8 @@ class Stages:
         compiled = keeping_compiled(self.workdir / "compiled")
         with alone(self.workdir), compiled, self._stopping.listening():
             first()
-            self._tidy()
-            for name in self._chosen(only):
+            sharding.first(self._tidy)
+            for name in sharding.first(lambda: self._chosen(only)):
                 self._make(name)
 
     def _tidy(self) -> None:
@@ -173,14 +175,28 @@ class Stages:
         shutil.rmtree(self.workdir / "checkpoints" / name, ignore_errors=True)
 
     def _make(self, name: str) -> None:
+        self._stopping.doing = name
+        head = sharding.first(lambda: self._begin(name))
+        if head is None:
+            return
+        began = time.monotonic()
+        result = self.table[name].make()
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cost = {"seconds": round(time.monotonic() - began, 1), "peak_host_bytes_so_far": host}
+        if (device := memory.peak()) is not None:
+            cost["peak_device_bytes_so_far"] = device
+        sharding.first(lambda: self._end(name, head | {"result": result, "cost": cost}))
+        self._wait_for(name)
+
+    def _begin(self, name: str) -> dict[str, Any] | None:
+        """The head of the record of a stage that is to be made, None where it is done."""
         stage, record = self.table[name], self.record(name)
         if self.done(name):
-            return
+            return None
         missing = [i for i in stage.inputs if not self.done(i)]
         if missing:
             raise InputError(f"expected stage {missing[0]} before {name}, found it not done; add it to --stages")
         print(name, flush=True)
-        self._stopping.doing = name
         if self._ended(name):
             print(f"  again: {self._why_again(name)}", flush=True)
         first = next(iter(self.table))  # the data, which all read
@@ -193,26 +209,35 @@ class Stages:
             self._drop_checkpoints(name)
         head |= {"reads": stage.reads, **records.provenance()}
         write_json(records.place(self.workdir, name), head | {"status": "started"})
-        began = time.monotonic()
-        result = stage.make()
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        cost = {"seconds": round(time.monotonic() - began, 1), "peak_host_bytes_so_far": host}
-        if (device := memory.peak()) is not None:
-            cost["peak_device_bytes_so_far"] = device
-        made = {"made": self._outputs.hashed((*stage.leaves, *stage.models)), "result": result, "cost": cost}
-        write_json(records.place(self.workdir, name), head | {"status": "done"} | made)
+        return head
+
+    def _end(self, name: str, record: dict[str, Any]) -> None:
+        stage = self.table[name]
+        made = {"status": "done", "made": self._outputs.hashed((*stage.leaves, *stage.models))}
+        write_json(records.place(self.workdir, name), record | made)
         self._drop_checkpoints(name)
+
+    def _wait_for(self, name: str) -> None:
+        """Until this process sees what the main one wrote of a stage: a shared file system may be late."""
+        until = time.monotonic() + LATE
+        while not sharding.main() and not self.done(name):
+            if time.monotonic() > until:
+                raise InputError(
+                    f"expected a workdir that all {jax.process_count()} processes share, found nothing of stage {name} in {self.workdir}, "
+                    "which the main process made; give a --workdir on a shared file system"
+                )
+            time.sleep(0.1)
 
 
 @contextlib.contextmanager
 def alone(workdir: pathlib.Path) -> Iterator[None]:
-    """While this process works in a workdir, no other does; a lock ends with its process.
+    """While this run works in a workdir, no other does; a lock ends with the process, of several the main one, that holds it.
 
     Raises:
       InputError: another is at work.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".lock", "w") as file:
+
+    def lock():
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -220,6 +245,10 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
                 f"expected a workdir that no other run works in, found one at work in {workdir}; wait for it, or give "
                 "another --workdir"
             ) from error
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "w") as file:
+        sharding.first(lock)
         yield
 
 

@@ -18,10 +18,11 @@ from mmu_jax import (
     models,
     questions,
     report,
+    sharding,
     trees,
 )
 from mmu_jax.data import builders, loader, tiny
-from mmu_jax.files import stamp, write_json
+from mmu_jax.files import stamp
 from mmu_jax.methods import METHODS, PROSE
 from mmu_jax.plan import Plan
 from mmu_jax.report import results
@@ -45,12 +46,10 @@ def stages(work: Workspace) -> list[Stage]:
     numbers |= {"max_pixels": c["data"]["max_pixels"]}
     source = {"data": data} | ({"vanilla": _known(work, {"path": given}, "path")} if given else {})
     built = () if c["data"]["path"] else (work.workdir / "data",)
-    start = [Stage("data", source, (), functools.partial(prepare_data, work), models=built)]
+    start = [Stage("data", source, (), _by_one(prepare_data, work), models=built)]
     if given and work.adapter:
-        merged = {"models": (work.vanilla,)}
-        start += [
-            Stage("merge", _known(work, {"base": work.adapter}, "base"), ("data",), _fitting(work, merge), **merged)
-        ]
+        based, merged = _known(work, {"base": work.adapter}, "base"), {"models": (work.vanilla,)}
+        start += [Stage("merge", based, ("data",), _by_one(_fitting(work, merge)), **merged)]
     trained = {"vanilla": c["vanilla"], "seed": c["seed"], "numbers": numbers}
     gold = []
     if not given:
@@ -58,7 +57,7 @@ def stages(work: Workspace) -> list[Stage]:
         made = _known(work, made, "path")
         made_base = _fitting(work, make_base) if c["model"]["path"] else functools.partial(make_base, work)
         begun = () if c["model"]["path"] else (work.base,)
-        start += [Stage("base", {"model": made, "seed": c["seed"]}, ("data",), made_base, models=begun)]
+        start += [Stage("base", {"model": made, "seed": c["seed"]}, ("data",), _by_one(made_base), models=begun)]
         start += [_tuned(work, "vanilla", trained)]
         gold = [_tuned(work, "gold", trained)] if c["gold"] else []
     first = start[-1].name
@@ -77,7 +76,7 @@ def stages(work: Workspace) -> list[Stage]:
         "report",
         {"methods": prose, "attacks": attacking.sources(work), "show_people": c["show_people"]},
         (*(f"evaluate/{name}" for name in work.names()), *(stage.name for stage in (*able, *attacked))),
-        functools.partial(tell, work),
+        _by_one(tell, work),
         (work.workdir / "report.html", work.workdir / "report.md"),
     )
     # The vanilla model serves every group of people to forget; what follows is of one.
@@ -97,6 +96,11 @@ def _known(work: Workspace, reads: dict[str, Any], *paths: str) -> dict[str, Any
         folder = name in paths and value and pathlib.Path(value).exists()
         found |= {f"{name}.content": stamp(value, work.workdir)} if folder else {name: value}
     return found
+
+
+def _by_one(make: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    """A stage that computes nothing on the mesh: of several processes the main one makes it."""
+    return functools.partial(sharding.first, functools.partial(make, *args))
 
 
 def _fitting(work: Workspace, make: Callable[..., Any], *args: Any) -> Callable[[], Any]:
@@ -277,13 +281,13 @@ def examine(work: Workspace, name: str) -> None:
         ) from error
     made = (records.read(work.workdir, f"unlearn/{name}") or {}).get("result") or {}
     proof = made.get("mask_proof", {})
-    write_json(work.workdir / "answers" / f"{name}.json", answers)
+    records.write(work.workdir / "answers" / f"{name}.json", answers)
     value: dict[str, Any] = {"model": name, "results": found, "mask_proof": proof}
     stopped = made.get("stopped", {})
     told = {"headline": c.headline, "reached": stopped.get("reached", True)}
     value |= {"flags": results.flags(found, proof, made.get("changed_in_file"), **told), "stopped": stopped}
     value |= {"config": work.told_config, "provenance": records.provenance()}
-    write_json(work.result(name), value)
+    records.write(work.result(name), value)
     work.tracker.results(name, found)
     if name == "vanilla":  # what it said is on disk: a refusal can be looked into
         trained, prompts = not work.config.vanilla.path, questions.Prompts(**c.prompts)

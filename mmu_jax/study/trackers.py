@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mmu_jax import InputError
+from mmu_jax import InputError, sharding
 from mmu_jax.files import flat, read_object, write_json
 from mmu_jax.metrics import METRICS
 
@@ -141,8 +141,8 @@ class Tracker:
         self._writer: Writer | None = None
 
     def open(self) -> None:
-        """Begins or goes on; InputError where the tracker will not."""
-        if self.kind and self._writer is None:
+        """Begins or goes on, of several processes in the main one; InputError where the tracker will not."""
+        if self.kind and self._writer is None and sharding.main():
             told = Told(
                 self._id(), f"seed-{self.config['seed']}-group-{self.config['data']['group']}", shared(self.config)
             )

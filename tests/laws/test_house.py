@@ -11,8 +11,9 @@ PACKAGE = ROOT / "mmu_jax"
 # From the ground up; what stands together may not import one another, but for a package and its own rooms.
 FLOORS = (
     ("mmu_jax",),
-    ("letters", "losses", "files", "hub", "selection", "trees"),
-    ("directory", "factor", "metrics", "packing", "rowwise", "separable", "sharding", "checkpoint"),
+    ("letters", "losses", "files", "hub", "trees"),
+    ("sharding",),
+    ("directory", "factor", "metrics", "packing", "rowwise", "selection", "separable", "checkpoint"),
     ("masks", "scored"),
     ("saliency",),
     ("curvature",),
