@@ -6,17 +6,8 @@ import sys
 from collections.abc import Iterator, Mapping
 
 import jax
-from absl import flags
 
 from mmu_jax import InputError, Stopped, sharding
-
-COORDINATOR = flags.DEFINE_string(
-    "coordinator",
-    None,
-    "Of several processes the address of the first, host:port; on a TPU slice or in a SLURM step of several tasks JAX finds it.",
-)
-PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.")
-PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0, with --coordinator.")
 
 TOGETHER = 10  # seconds within which a fault of all processes is found by each
 PATIENCE = 30  # seconds for which one that ends waits for the others to end too
@@ -37,41 +28,41 @@ def several(env: Mapping[str, str]) -> bool:
     return "TPU_ML_PLATFORM" in env and "TPU_SKIP_MDS_QUERY" not in env
 
 
-def check() -> None:
-    """Raises InputError unless all three flags are there, or none."""
-    given = {flag.name: flag.value for flag in (COORDINATOR, PROCESSES, PROCESS)}
+def _check(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Raises InputError unless all three are there and name a process, or none is."""
+    given = {"coordinator": coordinator, "processes": processes, "process": process}
     lacking = [name for name, value in given.items() if value is None]
     if lacking and len(lacking) < len(given):
         raise InputError(
             f"expected --coordinator, --processes and --process together, found no --{', --'.join(lacking)}; give all three, or none"
         )
-    if not lacking and not 0 <= PROCESS.value < PROCESSES.value:
-        raise InputError(
-            f"expected --process from 0 to {PROCESSES.value - 1}, found {PROCESS.value}; number the processes from 0"
-        )
+    if not lacking and not 0 <= process < processes:
+        raise InputError(f"expected --process from 0 to {processes - 1}, found {process}; number the processes from 0")
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def joined(coordinator: str | None, processes: int | None, process: int | None) -> Iterator[None]:
     """One of all processes from here on, before any device is used; the main one alone is heard, but for faults it did not find.
 
+    Args:
+      coordinator, processes, process: address of the first, how many there are, and which this is; None for what JAX finds.
     Raises:
-      InputError: the flags are not whole, or no process of that address answers.
+      InputError: some are there and not all; or the processes do not reach one another.
     """
-    check()
-    given = COORDINATOR.value is not None
-    if not (PROCESSES.value > 1 if given else several(os.environ)):
+    _check(coordinator, processes, process)
+    if not (several(os.environ) if coordinator is None else processes > 1):
         yield
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for CPUs alone
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is heard by the run itself
-    address = dict(coordinator_address=COORDINATOR.value, num_processes=PROCESSES.value, process_id=PROCESS.value)
+    address = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
     try:
         jax.distributed.initialize(**address, shutdown_timeout_seconds=PATIENCE)
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(
-            f"expected processes that reach one another, found that they do not ({said}); correct --coordinator"
+            f"expected processes that reach one another, found that they do not ({said}); correct --coordinator, or for "
+            "this process alone give --coordinator=localhost:1 --processes=1 --process=0"
         ) from error
     with contextlib.ExitStack() as silent:
         if not sharding.main():

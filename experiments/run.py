@@ -7,7 +7,8 @@ evaluate/<model> -> general/<model>/<benchmark> -> attack/<model>/<attack> -> re
 ``<workdir>/stages`` matches is skipped; one that was made with another config is refused before anything is written. The same
 command resumes where it was killed and ends in the same results, bit for bit.
 
-With ``--seeds`` the whole is done once a seed, in ``<workdir>/seed-<seed>``, and ``<workdir>/compare.html`` compares them.
+On several machines it is started on each (docs/full-size.md): ``--coordinator=HOST:PORT --processes=N --process=I``, or on a TPU slice
+and in a SLURM step nothing. With ``--seeds`` the whole is done once a seed, in ``<workdir>/seed-<seed>``, and ``<workdir>/compare.html`` compares them.
 """
 
 import pathlib
@@ -24,11 +25,18 @@ STAGES = flags.DEFINE_list("stages", [], "Only these stages, by name or by their
 SHOW_PEOPLE = flags.DEFINE_bool(
     "show_people", None, "Faces, names and answers in the report, or none: config.show_people."
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "Of several processes the address of the first, host:port; on a TPU slice or in a SLURM step of several tasks JAX finds it.",
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.")
+PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0, with --coordinator.")
 
 
 def run() -> None:
     """The study of the command line, or one a seed, and what was found; by all processes, where there are several."""
-    with processes.joined():
+    with processes.joined(COORDINATOR.value, PROCESSES.value, PROCESS.value):
         _run()
 
 
