@@ -47,9 +47,9 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
             "set both to what the machine has"
         )
     axes, shape, devices = ("data", "model"), (data, model), jax.devices()[: data * model]
-    if jax.process_count() > 1 and len(devices) == 1:
+    if not alone() and len(devices) == 1:
         axes, shape, devices = (*axes, "copy"), (1, 1, jax.process_count()), _one_of_each_process()
-    elif jax.process_count() > 1 and len(devices) < available:
+    elif not alone() and len(devices) < available:
         raise InputError(
             f"expected a mesh of one device or of all {available} of {jax.process_count()} processes, found data={data} x "
             f"model={model}; take all (data=-1)"
@@ -107,6 +107,30 @@ def places(tree: Tree) -> Places:
     return structure, tuple(x.sharding for x in leaves)
 
 
+class Rows:
+    """A host array ``[B, ...]`` float32 whose rows are made when they are read."""
+
+    def __init__(self, shape: tuple[int, ...], fill: Callable[[np.ndarray, int], None]):
+        self.shape, self._fill = shape, fill
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        wanted = range(self.shape[0])[index[0]]
+        made = np.zeros((len(wanted), *self.shape[1:]), np.float32)
+        for target, row in zip(made, wanted, strict=True):
+            self._fill(target, row)
+        return made[(slice(None), *index[1:])]
+
+
+def rows(shape: tuple[int, ...], fill: Callable[[np.ndarray, int], None]) -> np.ndarray | Rows:
+    """``[B, ...]`` float32 of ``fill(row of zeros, its number)``; of several processes each makes those that it puts on its devices.
+
+    >>> rows((2, 1), lambda target, row: target.fill(row)).tolist()
+    [[0.0], [1.0]]
+    """
+    made = Rows(shape, fill)
+    return made[slice(None),] if alone() else made
+
+
 def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Host batch -> device, rows over ``data`` (replicated where the rows do not divide); of several processes each gives its own."""
     return {
@@ -127,11 +151,18 @@ def ahead(launched: Iterable[tuple]) -> Iterator[tuple]:
     yield from last
 
 
-def place(x: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
+def place(x: np.ndarray | Rows, where: jax.sharding.Sharding | None) -> jax.Array:
     """A host array, the same on every process, where it is to lie: each process gives what its own devices hold."""
     if where is None or where.is_fully_addressable:
         return jax.device_put(x, where)
-    return jax.make_array_from_callback(np.shape(x), where, lambda index: x[index])
+    read: dict[str, np.ndarray] = {}
+
+    def part(index):  # replicas ask again for the same
+        if str(index) not in read:
+            read[str(index)] = x[index]
+        return read[str(index)]
+
+    return jax.make_array_from_callback(np.shape(x), where, part)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -161,6 +192,11 @@ def host(x: Any) -> np.ndarray:
     return multihost_utils.process_allgather(x, tiled=True)
 
 
+def alone() -> bool:
+    """Whether there is no other process."""
+    return jax.process_count() == 1
+
+
 def main() -> bool:
     """Whether this is the process, of several, that writes files and tells how far it is."""
     return jax.process_index() == 0
@@ -172,7 +208,7 @@ def barrier(name: str, seconds: int = WEEK) -> None:
     Raises:
       JaxRuntimeError: one is not here within so many seconds.
     """
-    if jax.process_count() > 1:
+    if not alone():
         _coordinator().wait_at_barrier(_word(name), timeout_in_ms=1000 * seconds)
 
 
@@ -184,7 +220,7 @@ def agreed(value: Any) -> Any:
     >>> agreed([True, 3])
     [True, 3]
     """
-    if jax.process_count() == 1:
+    if alone():
         return value
     word = _word("agreed")
     if main():
@@ -202,7 +238,7 @@ def first(make: Callable[[], Any]) -> Any:
     Raises:
       InputError: to the others, that it was not made. The main process gets what ``make`` raises.
     """
-    if jax.process_count() == 1:
+    if alone():
         return make()
     made = None
     try:

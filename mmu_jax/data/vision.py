@@ -4,13 +4,13 @@ import dataclasses
 import io
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from mmu_jax import InputError
+from mmu_jax import InputError, sharding
 from mmu_jax.data import Processor
 from mmu_jax.data.sizes import fit
 
@@ -114,13 +114,17 @@ class Picture:
         """Patches, 0 for pixels."""
         return len(self.array) if self.grid else 0
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
 
 class Later:
     """A picture whose sizes are known and whose array is made, by ``make``, each time it is read."""
 
     def __init__(self, picture: Picture, make: Callable[[], np.ndarray]):
         self.tokens, self.grid, self.merge, self.length = picture.tokens, picture.grid, picture.merge, picture.length
-        self._make = make
+        self.shape, self._make = picture.shape, make
 
     @property
     def array(self) -> np.ndarray:
@@ -277,25 +281,34 @@ def cells(picture: Picture) -> np.ndarray:
 
 def arrays(rows: list[list[Picture]], sizes: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
     """The pictures of every row -> ``pixels``, or ``patches, grid, segment`` padded to one of ``sizes`` (``mmu_jax.data``)."""
-    made = [[(picture, picture.array) for picture in row] for row in rows]
-    first, array = next(pair for row in made for pair in row)
+    first = next(picture for row in rows for picture in row)
     if first.grid is None:
-        pixels = np.zeros((len(rows), max(map(len, rows)), *array.shape), np.float32)
-        for target, row in zip(pixels, made, strict=True):
-            for i, (_, array) in enumerate(row):
-                target[i] = array
-        return {"pixels": pixels}
+
+        def show(target, row):
+            for i, picture in enumerate(rows[row]):
+                target[i] = picture.array
+
+        return {"pixels": sharding.rows((len(rows), max(map(len, rows)), *first.shape), show)}
     length = fit(max(sum(p.length for p in row) for row in rows), sizes, "patches", 4)
-    patches = np.zeros((len(rows), length, array.shape[1]), np.float32)
     grid = np.zeros((len(rows), length, 2), np.int32)
     segment = np.full((len(rows), length), -1, np.int32)
-    for b, row in enumerate(made):
-        start = 0
-        for i, (picture, array) in enumerate(row):
-            part = slice(start, start + len(array))
-            patches[b, part], grid[b, part], segment[b, part] = array, cells(picture), i
-            start = part.stop
-    return {"patches": patches, "grid": grid, "segment": segment}
+    for b, row in enumerate(rows):
+        for i, (picture, part) in enumerate(_laid(row)):
+            grid[b, part], segment[b, part] = cells(picture), i
+
+    def lay(target, row):
+        for picture, part in _laid(rows[row]):
+            target[part] = picture.array
+
+    return {"patches": sharding.rows((len(rows), length, first.shape[1]), lay), "grid": grid, "segment": segment}
+
+
+def _laid(row: list[Picture]) -> Iterator[tuple[Picture, slice]]:
+    """Every picture of a row and its patches, one after the other."""
+    start = 0
+    for picture in row:
+        yield picture, slice(start, start + picture.length)
+        start += picture.length
 
 
 def positions(valid: np.ndarray, is_image: np.ndarray, rows: list[list[Picture]]) -> np.ndarray:

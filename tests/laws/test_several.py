@@ -65,3 +65,18 @@ def test_one_process_is_the_main_one_and_agrees_with_itself():
     with pytest.raises(InputError, match="this"):
         sharding.first(fails)
     sharding.barrier("alone")
+
+
+def test_of_an_array_made_row_by_row_only_what_is_read_is_made():
+    made = []
+
+    def fill(target, row):
+        made.append(row)
+        target[:] = row
+
+    mesh = sharding.make_mesh(4)
+    placed = jax.make_array_from_callback(
+        (8, 2), NamedSharding(mesh, PartitionSpec("data")), sharding.Rows((8, 2), fill).__getitem__
+    )
+    assert made == [*range(8)] and np.asarray(placed)[:, 1].tolist() == [*range(8)]
+    assert sharding.Rows((8, 2), fill)[2:4, 1:].tolist() == [[2.0], [3.0]] and made[8:] == [2, 3]
