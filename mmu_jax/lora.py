@@ -145,15 +145,17 @@ class Adapted(flax.struct.PyTreeNode):
     scale: float = flax.struct.field(pytree_node=False)
 
     def contract(self, x: jax.Array, dtype: DTypeLike) -> jax.Array:
-        """``x [..., in] -> [..., out]``. The update is never added to the weight, whose dtype may be too coarse for it."""
-        y = jnp.einsum("...i,oi->...o", x, self.weight.astype(dtype))
+        """``x [..., in] -> [..., out]``.
+
+        A product of factors is never added to the weight, whose dtype may be too coarse for it. What acts through a mask is as
+        large as the weight, so the two are added, in float32, and contracted once: a step costs what one of float32 params does.
+        """
+        weight = self.weight if self.masked is None else self.weight + product(self.masked, self.scale, self.mask)
+        y = jnp.einsum("...i,oi->...o", x, weight.astype(dtype))
         for low in (self.free, kept_out(self.projected, self.factor)):
             if low is not None:
                 inner = jnp.einsum("...i,ri->...r", x, low.a.astype(dtype))
                 y = y + self.scale * jnp.einsum("...r,or->...o", inner, low.b.astype(dtype))
-        if self.masked is not None:
-            update = product(self.masked, self.scale, self.mask)
-            y = y + jnp.einsum("...i,oi->...o", x, update.astype(dtype))
         return y
 
 
