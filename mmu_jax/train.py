@@ -69,9 +69,7 @@ def fit(
       Stopped: it was asked to stop.
     """
     limits, programs = Limits(mask, factors), programs or Programs()
-    _check(p, params, limits, watched)
-    for name in p.method.streams:
-        check_batch(streams[name].batch(0), name)
+    _check(p, params, streams, limits, watched)
     teaches, consumes = "teacher" in p.method.needs, p.trainable.consumes
     vanilla = params if not consumes else jax.tree.map(jnp.copy, params) if teaches else None
     state = _begin(p, model, params, mesh, checkpoints)
@@ -191,7 +189,7 @@ def _look(
     return look
 
 
-def _check(p: Plan, params: Params, limits: Limits, watched: Stream | None) -> None:
+def _check(p: Plan, params: Params, streams: dict[str, Stream], limits: Limits, watched: Stream | None) -> None:
     if p.method.mask is not None:
         if limits.mask is None:
             raise InputError("expected a mask for this method, found none; run the saliency stage first")
@@ -209,6 +207,8 @@ def _check(p: Plan, params: Params, limits: Limits, watched: Stream | None) -> N
             "expected float32 params to train, found others, which swallow small steps whole; read them as float32 "
             "(param_dtype), or train a LoRA (lora.rank)"
         )
+    for name in p.method.streams:
+        check_batch(streams[name].batch(0), name)
 
 
 def check_batch(batch: Batch, name: str) -> None:
