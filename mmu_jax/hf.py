@@ -6,12 +6,12 @@ under ``layers``. Loading is strict both ways. Saving rewrites the source direct
 else is copied through, names, dtypes and file boundaries kept.
 """
 
-import dataclasses
 import logging
+import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -239,7 +239,7 @@ def rewrite(
     changed: dict[str, int] = {}
 
     def values(file):
-        for name, row, tensor in owned.get(file, ()):
+        for name, row, tensor in sorted(owned.get(file, ()), key=lambda one: one[-1].offset):
             if (value := change(name, row, tensor.map())) is not None:
                 value = sharding.host(value).astype(tensor.dtype)
                 _check_finite(value, f"what would be written as {tensor.key} of {out}")
@@ -252,11 +252,7 @@ def rewrite(
         for file in shards:
             copy = folder / file.relative_to(source)
             copy.parent.mkdir(exist_ok=True, parents=True)
-            shutil.copyfile(file, copy)
-            for tensor, value in values(file):
-                there = dataclasses.replace(tensor, file=copy).map("r+")
-                there[...] = value
-                there.flush()
+            _write_over(file, copy, values(file))
         index = [] if shards == [source / SINGLE] else [INDEX]
         for name in [*carried(source), *index]:
             (folder / name).parent.mkdir(exist_ok=True)
@@ -267,6 +263,17 @@ def rewrite(
     else:  # a part in every gather, in the same order
         [None for file in weights(source) for _ in values(file)]
     return changed
+
+
+def _write_over(file: pathlib.Path, copy: pathlib.Path, values: Iterable[tuple[Tensor, np.ndarray]]) -> None:
+    """A copy of a file in which tensors, in the order in which they stand there, have new values: every byte is written once."""
+    with file.open("rb") as old, copy.open("wb") as new:
+        for tensor, value in values:
+            while left := tensor.offset - old.tell():
+                new.write(old.read(min(left, 2**20)))
+            new.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+            old.seek(value.nbytes, os.SEEK_CUR)
+        shutil.copyfileobj(old, new, 2**20)
 
 
 def save(params: Params, model: models.Model, source: Path, out: Path) -> dict[str, int]:
