@@ -167,6 +167,7 @@ class Examiner:
         texts = self._encode(text.encode_prompts, list(questions), 0 if album is None else 1)
         how, found = {"new_tokens": self.new_tokens, "stop": self.stop}, []
         batches = self._batches(texts, photos, album)
+        params = generate.for_decoding(self.model, params, self.mesh)
         with jax.set_mesh(self.mesh):
             for n, said in sharding.ahead(
                 (n, generate.generate(self.model, params, batch, **how)) for n, batch in batches

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, models
+from mmu_jax import InputError, memory, models, sharding
 from mmu_jax.data import Processor
 from mmu_jax.models.decoder import causal
 from mmu_jax.sharding import constrain
+from mmu_jax.trees import Params
 
 
 def _sample(logits, key, temperature, top_p):
@@ -94,6 +95,14 @@ def generate(
     inputs = {name: batch[name] for name in ("tokens", "valid", "positions", *model.family.arrays) if name in batch}
     options = {"new_tokens": new_tokens, "stop": tuple(stop), "temperature": temperature, "top_p": top_p}
     return _decode(model, params, inputs, jax.random.key(seed), **options)
+
+
+def for_decoding(model: models.Model, params: Params, mesh: jax.sharding.Mesh) -> Params:
+    """The params as they are best held while words are asked for (``memory.Ledger.decoding``): as they are, or a copy."""
+    if not memory.Ledger(model, mesh, jax.tree.leaves(params)[0].dtype).decoding():
+        return params
+    where = sharding.shardings(params, sharding.whole_along_data(model.family.rules), mesh)
+    return jax.jit(lambda params: jax.tree.map(lambda x: x.astype(model.dtype), params), out_shardings=where)(params)
 
 
 def texts(processor: Processor, tokens: jax.Array, stop: tuple[int, ...]) -> list[str]:

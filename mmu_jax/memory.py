@@ -10,7 +10,7 @@ import os
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.typing import DTypeLike
 
 from mmu_jax import InputError, curvature, factor, methods, models, sharding, trees
@@ -163,6 +163,22 @@ class Ledger:
             "activations (estimate)": self.activations(shape),
         }
 
+    def decoding(self) -> int:
+        """Bytes on a device of the params as they are held for decoding, which reads all of them for every token; 0 where they stay.
+
+        In the dtype that is computed in and in full along ``data``, where that is less to read or to send for a token, and no
+        more than a third of what a device holds.
+        """
+        gain = self.mesh.shape["data"] > 1 or np.dtype(self.model.dtype).itemsize < np.dtype(self.param_dtype).itemsize
+        placed = sharding.shardings(
+            self.model.abstract(), sharding.whole_along_data(self.model.family.rules), self.mesh
+        )
+        held = sum(
+            int(np.prod(s.shard_shape(x.shape))) * np.dtype(self.model.dtype).itemsize
+            for x, s in zip(jax.tree.leaves(self.model.abstract()), jax.tree.leaves(placed), strict=True)
+        )
+        return held if gain and not isinstance(self.mesh, AbstractMesh) and held <= capacity(self.mesh) // 3 else 0
+
     def generation(self, shape: Shape, new_tokens: int) -> Needs:
         """Of asking for words: the key-value cache beside a prompt's forward pass; what -> bytes on a device.
 
@@ -172,7 +188,8 @@ class Ledger:
         cache = jax.eval_shape(lambda: decoder.make_cache(c, rows, shape.tokens + new_tokens, self.model.dtype))
         split = self.mesh.shape["model"] if c.num_key_value_heads % self.mesh.shape["model"] == 0 else 1
         held = trees.nbytes(cache) // split
-        return {
+        again = {"params for decoding": own} if (own := self.decoding()) else {}
+        return again | {
             "params": self.params(),
             "cache": held,
             "cache being written": held,

@@ -82,6 +82,15 @@ def shardings(tree: Tree, rules: Rules, mesh: Mesh) -> Tree:
     return trees.map_named(leaf, tree)
 
 
+def whole_along_data(rules: Rules) -> Rules:
+    """The rules by which what lay in parts along ``data`` lies there in full; ``model`` splits what it did.
+
+    >>> whole_along_data([('w', PartitionSpec('model', 'data'))]) == [('w', PartitionSpec('model', None))]
+    True
+    """
+    return [(pattern, PartitionSpec(*(None if axis == "data" else axis for axis in spec))) for pattern, spec in rules]
+
+
 def unmatched(tree: Tree, rules: Rules) -> list[str]:
     """Names of the leaves that no rule matches.
 

@@ -1,10 +1,11 @@
 """Greedy text equals transformers' own, on either padding side; sampling is seeded and stays in its nucleus."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmu_jax import generate, hf, sharding
+from mmu_jax import generate, hf, memory, models, sharding, trees
 from mmu_jax.data import text, tiny
 from toys import make_batch
 from twins import torch_inputs
@@ -112,3 +113,32 @@ def test_prompts_of_several_lengths_share_a_compilation_per_size(llava):
         batch = rows.batch(index, [[]], sizes)
         generate.generate(model, params, batch, new_tokens=3, stop=NEVER)
     assert generate._decode._cache_size() == before + 2
+
+
+def test_for_decoding_params_are_whole_along_data_where_there_is_room(llava, mesh, monkeypatch):
+    folder, _, model = llava
+    params, batch = hf.load(folder, model, mesh), make_batch(rows=8, side="left")
+    held = generate.for_decoding(model, params, mesh)
+    if mesh.shape["data"] == 1:
+        assert held is params, "nothing is gained"
+        return
+    for name, leaf in trees.flatten(held).items():
+        assert "data" not in jax.tree.leaves(tuple(leaf.sharding.spec)), name
+    planned = memory.Ledger(model, mesh).decoding()
+    assert planned == sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(held))
+    with jax.set_mesh(mesh):
+        same = [
+            generate.generate(model, p, sharding.put(batch, mesh), new_tokens=4, stop=NEVER) for p in (params, held)
+        ]
+    np.testing.assert_array_equal(*map(np.asarray, same))
+    monkeypatch.setattr(memory, "capacity", lambda mesh: 3 * planned - 1)
+    assert generate.for_decoding(model, params, mesh) is params
+
+
+def test_for_decoding_params_are_in_the_dtype_that_is_computed_in(llava):
+    folder, _, model = llava
+    coarse, mesh = models.Model(model.config, jnp.bfloat16), sharding.make_mesh(1)
+    held = generate.for_decoding(coarse, hf.load(folder, model), mesh)
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(held))
+    assert memory.Ledger(coarse, mesh).generation(memory.Shape(1, 8), 8)["params for decoding"] == trees.nbytes(held)
+    assert "params for decoding" not in memory.Ledger(coarse, mesh, jnp.bfloat16).generation(memory.Shape(1, 8), 8)
