@@ -119,8 +119,9 @@ def iteration_ways(work: Workload) -> list[Way]:
     before = arrays(work.params)
 
     def moved(found):
-        # A shift of all keys of the vision tower has no gradient: both sides hold rounding noise there.
-        return {name: x - before[name] for name, x in found.items() if not name.endswith("k_proj/bias")}
+        # Of all in one: a leaf of ones rounds its steps. A shift of all keys of the vision tower has no gradient but rounding.
+        there = [name for name in sorted(found) if not name.endswith("k_proj/bias")]
+        return {"update": np.concatenate([(found[name] - before[name]).ravel() for name in there])}
 
     def theirs(model):
         return moved(peers.ours(work.model, dict(model.named_parameters())))

@@ -1,4 +1,7 @@
-"""Ways of doing the same thing, run in turns and compared: medians, quartiles, ratios to the first, and whether they agree."""
+"""Ways of doing the same thing, run in turns and compared: medians, quartiles, ratios to the first, and whether they agree.
+
+Beside the seconds of the clock stand those of all cores together, which say the same on a machine that does something else too.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -35,11 +38,11 @@ class Contest(NamedTuple):
     ways: list[Way]
 
 
-def seconds(way: Way) -> float:
-    """How long one run takes."""
-    began = time.perf_counter()
+def seconds(way: Way) -> tuple[float, float]:
+    """How long one run takes: by the clock, and of all cores together."""
+    clock, cores = time.perf_counter(), time.process_time()
     jax.block_until_ready(way.work())
-    return time.perf_counter() - began
+    return time.perf_counter() - clock, time.process_time() - cores
 
 
 def difference(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
@@ -80,8 +83,8 @@ def warm(ways: Sequence[Way]) -> dict[str, float]:
 
 
 def interleaved(ways: Sequence[Way], rounds: int) -> dict[str, np.ndarray]:
-    """Label -> seconds of every round, ``[rounds]``: each round runs all ways, every other one in the opposite order."""
-    taken = {way.label: np.zeros(rounds) for way in ways}
+    """Label -> :func:`seconds` of every round, ``[rounds, 2]``: each round runs all ways, every other one in the opposite order."""
+    taken = {way.label: np.zeros((rounds, 2)) for way in ways}
     for turn in range(rounds):
         for way in ways if turn % 2 == 0 else reversed(ways):
             taken[way.label][turn] = seconds(way)
@@ -100,10 +103,10 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 def compared(taken: dict[str, np.ndarray], apart: dict[str, float]) -> list[dict]:
     """A row a way: its seconds, and its ratios to the first, round by round, each as median and quartiles."""
-    base = next(iter(taken.values()))
-    rows = []
+    base, rows = next(iter(taken.values())), []
     for label, values in taken.items():
-        row = {"way": label, "seconds": spread(values), "ratio": spread(values / base), "rounds": values.tolist()}
+        row = {"way": label, "seconds": spread(values[:, 0]), "ratio": spread(values[:, 0] / base[:, 0])}
+        row |= {"core_seconds": spread(values[:, 1]), "rounds": values[:, 0].tolist()}
         rows.append(row | ({"apart": apart[label]} if label in apart else {}))
     return rows
 
@@ -124,9 +127,10 @@ def held(contest: Contest, rounds: int, profile: str | None = None) -> dict:
 
 def table(title: str, rows: Sequence[dict]) -> str:
     """What a person reads: seconds, and the ratio to the first with its quartiles."""
-    lines = [title, f"  {'':44s}{'seconds':>10s}{'ratio':>8s}   quartiles"]
+    lines = [title, f"  {'':44s}{'seconds':>10s}{'ratio':>8s}   {'quartiles':14s}{'core seconds':>12s}"]
     for row in rows:
         ratio = row["ratio"]
+        between = f"{ratio['low']:.2f} to {ratio['high']:.2f}"
         lines.append(f"  {row['way']:44s}{row['seconds']['median']:10.4f}{ratio['median']:8.2f}   "
-                     f"{ratio['low']:.2f} to {ratio['high']:.2f}")  # fmt: skip
+                     f"{between:14s}{row['core_seconds']['median']:12.4f}")  # fmt: skip
     return "\n".join(lines)

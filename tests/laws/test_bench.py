@@ -33,8 +33,11 @@ def test_ways_run_in_turns_and_the_first_is_one():
     ways = [timing.Way(name, lambda name=name: ran.append(name)) for name in "abc"]
     taken = timing.interleaved(ways, 3)
     assert "".join(ran) == "abc" + "cba" + "abc"
-    rows = timing.compared({"a": np.array([1.0, 2.0]), "b": np.array([3.0, 4.0])}, {"b": 1e-6})
+    rows = timing.compared(
+        {"a": np.array([[1.0, 2.0], [2.0, 2.0]]), "b": np.array([[3.0, 5.0], [4.0, 7.0]])}, {"b": 1e-6}
+    )
     assert [row["ratio"]["median"] for row in rows] == [1.0, 2.5] and rows[1]["seconds"]["median"] == 3.5
+    assert rows[1]["core_seconds"]["median"] == 6.0 and rows[1]["rounds"] == [3.0, 4.0]
     assert rows[1]["apart"] == 1e-6 and "apart" not in rows[0]
     assert {name: len(values) for name, values in taken.items()} == dict.fromkeys("abc", 3)
 
