@@ -18,6 +18,7 @@ load        peak resident memory of a process that reads a sharded bfloat16 chec
 plan        what the published models need on a device, worked out from their shapes
 """
 
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -37,7 +38,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from experiments import command, contests, footprint, peers, timing
-from experiments.workload import SIZES, Workload
+from experiments.workload import SIZES, Size, Workload
 from mmu_jax import InputError, masks, trees
 
 NAMES = (*contests.CONTESTS, "memory", "selection", "load", "plan")
@@ -45,6 +46,7 @@ ONLY = flags.DEFINE_list("only", list(NAMES), "Which measurements.")
 SIZE = flags.DEFINE_enum("size", "mid", list(SIZES), "Of the model: the embedded default's, or 47 million parameters.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "How often every way runs after its first time.", lower_bound=1)
 BATCHES = flags.DEFINE_integer("batches", 1, "Batches of saliency.", lower_bound=1)
+ROWS = flags.DEFINE_integer("rows", None, "Rows of a batch of saliency and training, if not the size's.", lower_bound=1)
 GIB = flags.DEFINE_float("gib", 2.0, "Size of the checkpoint that load reads.", lower_bound=0.01, upper_bound=1000)
 OUT = flags.DEFINE_string("out", None, "Where to write all of it as JSON.")
 PROFILE = flags.DEFINE_string("profile", None, "A folder for a trace of ours that xprof shows.")
@@ -97,6 +99,12 @@ def selection() -> timing.Contest:
     return timing.Contest("top 1,000,000 of 4,000,000 scores", ways)
 
 
+def size() -> Size:
+    """What the flags ask for."""
+    found = SIZES[SIZE.value]
+    return dataclasses.replace(found, rows=ROWS.value or found.rows)
+
+
 def measures(work: Callable[[], Workload]) -> dict[str, Callable[[], list[dict]]]:
     """Every measurement by name; those that need the model ask for it."""
 
@@ -105,7 +113,7 @@ def measures(work: Callable[[], Workload]) -> dict[str, Callable[[], list[dict]]
 
     def memory():
         labels = [way.label for way in contests.saliency_ways(work(), 1)]
-        return footprint.of_scoring(work(), labels, SIZE.value)
+        return footprint.of_scoring(work(), labels, [f"--size={SIZE.value}", f"--rows={size().rows}"])
 
     def load():
         with tempfile.TemporaryDirectory() as folder:
@@ -117,8 +125,7 @@ def measures(work: Callable[[], Workload]) -> dict[str, Callable[[], list[dict]]
 
 
 def sized(work: Workload) -> dict:
-    size = work.size
-    shapes = {"rows": size.rows, "tokens": size.tokens, "image_tokens": work.config.image_seq_length}
+    shapes = {"rows": work.size.rows, "tokens": work.size.tokens, "image_tokens": work.config.image_seq_length}
     return {"name": SIZE.value, "parameters": trees.size(work.params)} | shapes
 
 
@@ -132,7 +139,7 @@ def measure() -> dict:
 
         @functools.cache
         def work():
-            made = Workload(SIZES[SIZE.value], pathlib.Path(folder) / "model")
+            made = Workload(size(), pathlib.Path(folder) / "model")
             about["size"] = sized(made)
             print(", ".join(f"{name} {value}" for name, value in about["size"].items()), flush=True)
             return made
@@ -146,7 +153,7 @@ def bench() -> None:
     """What the flags ask for."""
     logging.set_verbosity(logging.WARNING)
     if READ.value and SCORE.value:
-        work = Workload(SIZES[SIZE.value], pathlib.Path(READ.value))
+        work = Workload(size(), pathlib.Path(READ.value))
         machine()  # sets the threads
         footprint.report_scoring(contests.saliency_ways(work, 1), SCORE.value)
         return

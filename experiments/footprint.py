@@ -67,11 +67,11 @@ def temporaries(work: Workload, unit: str) -> int:
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
-def of_scoring(work: Workload, labels: list[str], size: str) -> list[dict]:
-    """A row a way: the peak of a process of its own beyond the params, in bytes and relative to the params."""
+def of_scoring(work: Workload, labels: list[str], size: list[str]) -> list[dict]:
+    """A row a way: the peak of a process of its own beyond the params, in bytes and relative to the params; ``size`` are its flags."""
     rows, whole = [], trees.nbytes(work.params)
     for label in labels:
-        found = child("", [f"--score={label}", f"--read={work.folder}", f"--size={size}"], {})
+        found = child("", [f"--score={label}", f"--read={work.folder}", *size], {})
         held = found["peak"] - found["before"]
         rows.append({"way": label, "bytes": held, "ratio": held / whole})
     for unit in saliency.UNITS:
