@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from experiments import peers
 from experiments.timing import Contest, Way
 from experiments.workload import OPTIONS, Workload
-from mmu_jax import evaluate, generate, hf, losses, programs, saliency, sharding, trees
+from mmu_jax import evaluate, generate, hf, objectives, programs, saliency, scored, sharding, trees
 from mmu_jax.methods import METHODS
 from mmu_jax.plan import Plan
 from mmu_jax.train_state import abstract, init
@@ -34,17 +34,14 @@ def arrays(tree) -> dict[str, np.ndarray]:
 # ---- saliency
 
 
-def loss_of(work: Workload) -> saliency.Loss:
-    def loss(params, batch):
-        return losses.cross_entropy(work.model.forward(params, batch), batch["tokens"], batch["weights"])
-
-    return loss
+# How a loss is given so that scores cost a backward pass a batch, whatever the unit.
+QUICK = {"batch": objectives.of_params, "example": objectives.of_rows}
 
 
-def scoring(work: Workload, batches: list[Batch], **options) -> Callable:
-    """Ours: squares accumulated on device in one donated buffer."""
+def scoring(work: Workload, batches: list[Batch], unit: str, given: Callable) -> Callable:
+    """Ours: squares accumulated on device in one donated buffer, of a loss that ``given`` makes of its name and the model."""
     part, rest = trees.split(work.params, work.model.family.eligible)
-    step = saliency.accumulator(loss_of(work), **options)
+    step = saliency.accumulator(given("descent", work.model), unit=unit)
 
     def run():
         state = saliency.zeros(part)
@@ -58,7 +55,7 @@ def scoring(work: Workload, batches: list[Batch], **options) -> Callable:
 def by_host(work: Workload, batches: list[Batch]) -> Callable:
     """The way of the public code in JAX: every batch's gradient goes to the host and is squared there."""
     part, rest = trees.split(work.params, work.model.family.eligible)
-    gradient = jax.jit(jax.grad(saliency.mean_of(loss_of(work))))
+    gradient = jax.jit(jax.grad(scored.mean_of(objectives.of_params("descent", work.model))))
 
     def run():
         total = None
@@ -78,8 +75,13 @@ def saliency_ways(work: Workload, batches: int) -> list[Way]:
         return peers.ours(work.model, found)
 
     ways = [
-        Way("ours, unit batch", scoring(work, given, unit="batch"), arrays, "batch"),
-        Way("ours, unit example", scoring(work, given, unit="example"), arrays, "example"),
+        *(Way(f"ours, unit {unit}", scoring(work, given, unit, loss), arrays, unit) for unit, loss in QUICK.items()),
+        Way(
+            "ours, unit example, vmap of any loss",
+            scoring(work, given, "example", objectives.of_params),
+            arrays,
+            "example",
+        ),
         Way("gradients copied to the host, unit batch", by_host(work, given), arrays, "batch"),
     ]
     if TORCH:

@@ -62,7 +62,7 @@ def report_scoring(ways: list[Way], label: str) -> None:
 def temporaries(work: Workload, unit: str) -> int:
     """Bytes that XLA allots beside arguments and results for a step of ours."""
     part, rest = trees.split(work.params, work.model.family.eligible)
-    step = saliency.accumulator(contests.loss_of(work), unit=unit)
+    step = saliency.accumulator(contests.QUICK[unit]("descent", work.model), unit=unit)
     lowered = step.lower(saliency.zeros(part), part, rest, work.batch(0), 1.0)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 

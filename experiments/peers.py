@@ -63,8 +63,9 @@ def loss_of(model: Any, batch: Batch) -> Any:
     """The loss of a batch, to go backward from."""
     import torch
 
-    given = tensors(batch)
-    return answer_loss(model(**given).logits, given["input_ids"], torch.from_numpy(batch["weights"]))
+    given, count = tensors(batch), batch["tail"].shape[1]  # nowhere else a logit is needed
+    logits = model(**given, logits_to_keep=count).logits
+    return answer_loss(logits, given["input_ids"][:, -count:], torch.from_numpy(batch["weights"])[:, -count:])
 
 
 def name_of(model: Model, key: str) -> tuple[str, int | None]:
@@ -119,8 +120,11 @@ def squares_of_rows(work: Workload, batches: Sequence[Batch]) -> Callable[[], di
     return squares_of_batches(work, [one_row(batch, row) for batch in batches for row in range(len(batch["tokens"]))])
 
 
-def _placing(model: Any, image: int) -> Any:
-    """The model with its image tokens filled by a gather: the class of transformers looks at their number, which vmap cannot."""
+def _placing(model: Any, image: int, count: int) -> Any:
+    """The model with its image tokens filled by a gather: the class of transformers looks at their number, which vmap cannot.
+
+    Its logits are those of the last ``count`` tokens.
+    """
     import torch
 
     class Placing(torch.nn.Module):
@@ -132,7 +136,7 @@ def _placing(model: Any, image: int) -> Any:
             x, seen = model.get_input_embeddings()(tokens), tokens == image
             features = torch.cat(model.get_image_features(pixels).pooler_output)
             placed = features[(seen.cumsum(1) - 1).clamp(min=0)]
-            return model(inputs_embeds=torch.where(seen[..., None], placed, x)).logits
+            return model(inputs_embeds=torch.where(seen[..., None], placed, x), logits_to_keep=count).logits
 
     return Placing()
 
@@ -143,12 +147,13 @@ def squares_by_vmap(work: Workload, batches: Sequence[Batch], chunk: int) -> Cal
 
     model, leaves = scored(work)
     model.set_attn_implementation("eager")
-    whole = _placing(model, work.config.image_token_id)
+    count = batches[0]["tail"].shape[1]
+    whole = _placing(model, work.config.image_token_id, count)
     leaves = {f"model.{key}": p.detach() for key, p in leaves.items()}
 
     def loss(part, tokens, pixels, weights):
         logits = torch.func.functional_call(whole, part, (tokens[None], pixels))
-        return answer_loss(logits, tokens[None], weights[None])
+        return answer_loss(logits, tokens[None, -count:], weights[None, -count:])
 
     each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0, 0), chunk_size=chunk)
 

@@ -92,6 +92,7 @@ class Workload:
             "tokens": tokens,
             "valid": np.ones((rows, length), bool),
             "weights": weights,
+            "tail": np.tile(np.arange(length - SAID - 1, length, dtype=np.int32), (rows, 1)),
             "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
             "pixels": rng.normal(size=(rows, 1, 3, edge, edge)).astype(np.float32),
             "row": np.arange(rows, dtype=np.int32),
