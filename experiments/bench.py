@@ -16,6 +16,7 @@ selection   the k-th largest score by bisection on float bits against a full sor
 load        peak resident memory of a process that reads a sharded bfloat16 checkpoint of ``--gib`` onto an 8-device CPU
             mesh, relative to the checkpoint; and, as the peer, of one that reads every file whole before placing it
 plan        what the published models need on a device, worked out from their shapes
+compile     asked for alone: the same beside what the compiler of a TPU allots, with no TPU (experiments/compiled.py)
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from experiments import command, contests, footprint, peers, timing
+from experiments import command, compiled, contests, footprint, peers, timing
 from experiments.workload import SIZES, Size, Workload
 from mmu_jax import InputError, masks, trees
 
@@ -160,10 +161,15 @@ def bench() -> None:
     if READ.value:
         footprint.report_reading(READ.value, WHOLE.value)
         return
+    if ONLY.value == ["compile"]:  # makes the devices of its target, and so comes before any other
+        compiled.compiled()
+        return
     if math.isnan(GIB.value):
         raise InputError("expected a number in --gib, found nan; correct it")
     if not ONLY.value or set(ONLY.value) - set(NAMES):
-        raise InputError(f"expected --only among {', '.join(NAMES)}, found {','.join(ONLY.value)!r}; correct it")
+        raise InputError(
+            f"expected --only among {', '.join(NAMES)}, or compile alone, found {','.join(ONLY.value)!r}; correct it"
+        )
     found = measure()
     if OUT.value:
         pathlib.Path(OUT.value).write_text(json.dumps(found, indent=1) + "\n")

@@ -2,7 +2,7 @@
 
 What is kept (params, gradients, scores, masks, moments, cache) is exact up to padding: each leaf by the slice its rule
 gives a device. Activations are an estimate: with rematerialised layers a pass keeps one residual stream a layer, the
-inside of one layer, and the logits.
+inside of one layer, and the logits; and it makes weights of the params, in another dtype or gathered.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from mmu_jax import InputError, curvature, factor, methods, models, sharding, trees
 from mmu_jax.models import decoder
+from mmu_jax.objectives import LOSSES
 from mmu_jax.rules import Rule
 from mmu_jax.trainable import Trainable, Whole
 from mmu_jax.trees import Tree
@@ -29,12 +30,17 @@ GRAMS = 3  # sets of them held at once: of the faces, of the texts, and their su
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The largest batch of a stage: rows, tokens, and what the vision tower sees (images of LLaVA, patches of Qwen2-VL)."""
+    """The largest batch of a stage: rows, tokens, and what the vision tower sees (images of LLaVA, patches of Qwen2-VL).
+
+    Attributes:
+      answers: tokens at the end of a row of which alone logits are made; 0 for all tokens.
+    """
 
     rows: int
     tokens: int
     images: int = 0
     patches: int = 0
+    answers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Ledger:
         return rows // data if rows % data == 0 else rows
 
     def activations(self, shape: Shape, backward: bool = True) -> int:
-        """An estimate for a forward and, unless told otherwise, backward pass."""
+        """An estimate for a forward and, unless told otherwise, backward pass, with the weights as it reads them."""
         c, width = self.model.config.text_config, np.dtype(self.model.dtype).itemsize
         b, t, split = self._rows(shape.rows), shape.tokens, self.mesh.shape["model"]
         heads, head = c.num_attention_heads, decoder.head_size(c)
@@ -70,13 +76,30 @@ class Ledger:
         kept = layers * b * t * c.hidden_size * width
         inside = b * t * (4 * c.hidden_size + (3 * heads * head + 3 * c.intermediate_size) // split) * width
         inside += 2 * b * heads * t * t * 4 // split
-        logits = b * t * c.vocab_size * (width + (8 if backward else 4)) // split  # and in float32 once each way
+        logits = (
+            b * (shape.answers or t) * c.vocab_size * (width + (8 if backward else 4)) // split
+        )  # and in float32 once each way
         if shape.images or shape.patches:
             own, size, depth, heads = self.model.family.tower(self.model.config)
             images, patches = (b * shape.images, own) if own else (b, shape.patches)
             kept += (depth if backward else 2) * images * patches * size * width
             inside = max(inside, images * patches * (12 * size * width + 2 * heads * patches * 4) // split)
-        return kept + inside + logits
+        return kept + inside + logits + self._read()
+
+    def _read(self) -> int:
+        """Bytes of weights that a pass makes of the params.
+
+        All of them in the dtype of the activations, where the params have another: XLA casts them before the loop over the
+        layers, not in it. And a layer's, gathered from the devices that share its rows.
+        """
+        whole, dtype = self.model.abstract(), np.dtype(self.model.dtype)
+        cast = self.bytes(whole, dtype) if np.dtype(self.param_dtype) != dtype else 0
+        layers: dict[str, int] = {}
+        for name, x in trees.flatten(whole).items():
+            if trees.stacked(name):
+                layers[name.split("/")[0]] = layers.get(name.split("/")[0], 0) + x.size // x.shape[0]
+        shared = self.mesh.shape["data"] > 1
+        return cast + shared * max(layers.values()) * dtype.itemsize // self.mesh.shape["model"]
 
     def params(self) -> int:
         return self.bytes(self.model.abstract(), self.param_dtype)
@@ -92,7 +115,8 @@ class Ledger:
         trainable = trainable or Whole(method.scope)
         needs = {"params": self.params()} | trainable.needs(whole, method, self.bytes)
         together = max(len(phase.losses) for phase in method.phases)
-        shape = dataclasses.replace(shape, rows=shape.rows * together)
+        whole_rows = any(LOSSES[name].over != "answers" for phase in method.phases for name in phase.losses.values())
+        shape = dataclasses.replace(shape, rows=shape.rows * together, answers=0 if whole_rows else shape.answers)
         if method.mask:
             needs["mask"] = self.bytes(whole, np.bool_)
         if method.projects:
@@ -182,7 +206,8 @@ class Ledger:
     def generation(self, shape: Shape, new_tokens: int) -> Needs:
         """Of asking for words: the key-value cache beside a prompt's forward pass; what -> bytes on a device.
 
-        A scan over layers reads the cache of the tokens so far and writes that of one more beside it.
+        A scan over layers reads the cache of the tokens so far and writes that of one more beside it. Of a prompt only the last token
+        becomes logits.
         """
         c, rows = self.model.config.text_config, self._rows(shape.rows)
         cache = jax.eval_shape(lambda: decoder.make_cache(c, rows, shape.tokens + new_tokens, self.model.dtype))
@@ -193,7 +218,7 @@ class Ledger:
             "params": self.params(),
             "cache": held,
             "cache being written": held,
-            "activations (estimate)": self.activations(shape, backward=False),
+            "activations (estimate)": self.activations(dataclasses.replace(shape, answers=1), backward=False),
         }
 
     def ranking(self, shape: Shape) -> Needs:

@@ -128,6 +128,7 @@ def memory_plan(work: Workspace) -> None:
         {what: max(s.largest[what] for s in streams.values()) for what in ("tokens", "patches")},
         _asked(work),
         _ranked(work),
+        max(s.texts.longest_answer for s in streams.values()),
     )
     print(memory.table(stages, limit), flush=True)
     # An attack keeps no checkpoint.
@@ -218,15 +219,17 @@ def needs(
     largest: dict[str, int],
     asked: dict[str, int] | None = None,
     ranked: dict[str, int] | None = None,
+    answers: int = 0,
 ) -> tuple[dict[str, memory.Needs], int]:
     """Stage -> bytes on a device, for batches of the ``largest`` lengths, and the bytes a device may hold.
 
-    ``asked`` are the lengths where the model is questioned, ``ranked`` those where it ranks options, ``largest`` if None.
+    ``asked`` are the lengths where the model is questioned, ``ranked`` those where it ranks options, ``largest`` if None;
+    ``answers`` tokens of a row at most are learned from, all if 0.
     """
     c, ledger = work.config, memory.Ledger(work.model, work.mesh, jnp.dtype(work.config.model.param_dtype))
 
-    def shape(rows, lengths=largest):
-        return memory.Shape(rows, images=1, **lengths)
+    def shape(rows, lengths=largest, answers=0):
+        return memory.Shape(rows, images=1, answers=answers, **lengths)
 
     stages, eligible = {}, trees.split(work.model.abstract(), work.model.family.eligible)[0]
     spec = trainable(c, "unlearn", work.model)
@@ -253,9 +256,9 @@ def needs(
         stages["saliency"] = max(scored, key=lambda need: sum(need.values()))
     share = 1.0 if c.factors.alpha else c.factors.fraction or memory.SHARE
     if any(row.projects for row in table.values()) and not c.factors.path:
-        stages["factors"] = ledger.factors(shape(c.factors.rows), c.factors.blocks, share)
+        stages["factors"] = ledger.factors(shape(c.factors.rows, answers=answers), c.factors.blocks, share)
     for name, row in table.items():
-        stages[f"unlearn/{name}"] = ledger.training(row, shape(c.unlearn.rows), spec, share)
+        stages[f"unlearn/{name}"] = ledger.training(row, shape(c.unlearn.rows, answers=answers), spec, share)
     if any(attacks.ATTACKS[name].trains for name in c.attack.names):
         stages["attack"] = ledger.training(attacks.LESSON, shape(c.attack.rows))
     questioned = [ledger.generation(shape(c.evaluate.rows, asked or largest), c.evaluate.new_tokens)]

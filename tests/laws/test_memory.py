@@ -1,7 +1,10 @@
 """The plan counts what is really there, comes before anything is loaded, and refuses what cannot fit."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mmu_jax import InputError, generate, hf, memory, methods, models, saliency, sharding, train_state, trees
@@ -113,6 +116,30 @@ def test_activations_are_estimated_within_a_factor_of_two_of_what_xla_allots():
     ledger = memory.Ledger(model, jax.sharding.AbstractMesh((1, 1), ("data", "model")))
     estimate = ledger.activations(memory.Shape(16, 256, images=1))
     assert 0.5 < estimate / allotted < 2.0, (estimate, allotted)
+
+
+def test_weights_that_a_pass_makes_of_the_params_are_counted(llava):
+    """In another dtype, all of them; on devices that share them, those of one layer."""
+    low, row = models.Model(llava[2].config, jnp.bfloat16), memory.Shape(1, 24, images=1)
+
+    def planned(devices, dtype):
+        ledger = memory.Ledger(low, jax.sharding.AbstractMesh(devices, ("data", "model")), dtype)
+        return ledger.activations(dataclasses.replace(row, rows=devices[0]))
+
+    alone, layers = planned((1, 1), jnp.bfloat16), low.abstract()["language_model"]["layers"]
+    assert planned((1, 1), np.float32) - alone == 2 * trees.size(low.abstract())
+    assert planned((8, 1), jnp.bfloat16) - alone == 2 * trees.size(layers) // low.config.text_config.num_hidden_layers
+
+
+def test_logits_are_counted_where_they_are_made(llava):
+    ledger, method = memory.Ledger(llava[2], sharding.make_mesh(1)), methods.METHODS
+    every, few = (memory.Shape(8, 24, images=1, answers=answers) for answers in (0, 4))
+    spared = 8 * (24 - 4) * llava[2].config.text_config.vocab_size * (4 + 8)
+    assert ledger.activations(every) - ledger.activations(few) == spared
+    for name, less in (("ga", spared), ("mmunlearner_official", 0)):  # which learns from all tokens
+        whole, part = (sum(ledger.training(method[name], shape).values()) for shape in (every, few))
+        assert whole - part == less
+    assert ledger.generation(every, 4) == ledger.generation(few, 4)
 
 
 def test_the_cache_is_counted_to_the_byte(llava):
