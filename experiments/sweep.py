@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from experiments import command
 from mmu_jax import InputError, NotFiniteError, files
-from mmu_jax.study import checks, settings, steps, unlearning
+from mmu_jax.study import checks, settings, stages, steps, unlearning
 from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 
@@ -141,27 +141,30 @@ def _is_rate(value: float) -> bool:
     return 0 < value < 1e6
 
 
-def sweep() -> None:
-    """Measures what is not measured yet, then prints the rates chosen."""
-    command.quiet()
-    workdir, given = pathlib.Path(command.WORKDIR.value or "runs/sweep"), command.given()
-    check_given(given)
-    seeds = command.seeds(["1"])
-    rates, retained = (command.numbers(f.value, f.name, float, _is_rate) for f in (RATES, RETAIN_RATES))
-    if not seeds or not rates:
-        raise InputError("expected a seed and a rate at least, found none in --seeds or --rates; name one")
-    kept, asked = workdir / "sweep.json", []
-    rows = measured(kept)
+def study_of(workdir: pathlib.Path, seed: int, retained: list[float]) -> Study:
+    """The study of a seed, of which nothing is made yet.
+
+    Raises:
+      InputError: its config cannot work, or there is no step that ``retained`` are rates of.
+    """
+    config = command.CONFIG.value.copy_and_resolve_references()
+    with config.unlocked():
+        config.seed, config.gold = seed, False
+        config.unlearn.methods = tuple(NAMES.value) or config.unlearn.methods
+    study = Study(config, workdir / f"seed{seed}", command.given())
+    if retained and not any(has_own_rate(config, name) for name in config.unlearn.methods):
+        raise InputError(
+            "expected no --retain_rates where no step of these methods only descends, found some; remove them"
+        )
+    return study
+
+
+def walk(kept: pathlib.Path, seeds: list[int], rates: list[float], retained: list[float]) -> list[dict]:
+    """The rows that were asked for; those that ``kept`` does not hold yet are measured."""
+    asked, rows = [], measured(kept)
     for seed in seeds:
-        config = command.CONFIG.value.copy_and_resolve_references()
-        with config.unlocked():
-            config.seed, config.gold = seed, False
-            config.unlearn.methods = tuple(NAMES.value) or config.unlearn.methods
-        study = Study(config, workdir / f"seed{seed}", given)
-        if retained and not any(has_own_rate(config, name) for name in config.unlearn.methods):
-            raise InputError(
-                "expected no --retain_rates where no step of these methods only descends, found some; remove them"
-            )
+        study = study_of(kept.parent, seed, retained)
+        config = study.work.config
         study.run(
             [name for name in study.stages.table if name in FIRST or name.startswith("saliency/") or name == "factors"]
         )
@@ -182,6 +185,22 @@ def sweep() -> None:
             asked.append(row)
             shown = "  ".join(f"{axis} {100 * v:.0f}" for axis, v in row["axes"].items()) or "diverged"
             print(f"{name} at {rate:g}, retain rate {retain_rate:g}, seed {seed}: {shown}", flush=True)
+    return asked
+
+
+def sweep() -> None:
+    """Measures what is not measured yet, then prints the rates chosen."""
+    command.quiet()
+    workdir = pathlib.Path(command.WORKDIR.value or "runs/sweep")
+    check_given(command.given())
+    seeds = command.seeds(["1"])
+    rates, retained = (command.numbers(f.value, f.name, float, _is_rate) for f in (RATES, RETAIN_RATES))
+    if not seeds or not rates:
+        raise InputError("expected a seed and a rate at least, found none in --seeds or --rates; name one")
+    measured(workdir / "sweep.json")
+    config = [study_of(workdir, seed, retained).work.config for seed in seeds][-1]  # refused before anything is written
+    with stages.alone(workdir):
+        asked = walk(workdir / "sweep.json", seeds, rates, retained)
     best = choose(asked)
     for name in dict.fromkeys(row["method"] for row in asked):
         if name not in best:

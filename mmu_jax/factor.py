@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError, sharding, trees
-from mmu_jax.files import open_as_umask_says
+from mmu_jax.files import open_as_umask_says, sealed
 from mmu_jax.trees import Params, Tree
 
 Factors = Tree  # Factor where a weight is protected, None elsewhere
@@ -135,7 +135,7 @@ def save(path: str | pathlib.Path, made: Factors, params: Params, *, people: Seq
     if not sharding.main():
         return
     try:
-        save_file(arrays, str(path), metadata={"mmu_jax.factors": json.dumps(_sealed(told))})
+        save_file(arrays, str(path), metadata={"mmu_jax.factors": json.dumps(sealed(told))})
         open_as_umask_says(path)
     except (SafetensorError, OSError) as error:
         raise InputError(
@@ -150,12 +150,6 @@ def _hash(arrays: dict[str, np.ndarray]) -> str:
         found.update(f"{name} {array.dtype.name} {array.shape} ".encode())
         found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
-
-
-def _sealed(told: dict[str, Any]) -> dict[str, Any]:
-    """What a file says of itself with ``sha256``, of all else of it."""
-    rest = {key: value for key, value in told.items() if key != "sha256"}
-    return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def head(path: str | pathlib.Path) -> dict[str, Any]:
@@ -180,7 +174,7 @@ def head(path: str | pathlib.Path) -> dict[str, Any]:
         ) from error
     if not sound:
         raise InputError(f"expected the head of a file of factors in {path}, found another; make the factors again")
-    if told != _sealed(told):
+    if told != sealed(told):
         raise InputError(
             f"expected the head of {path} as it was written, found it damaged or altered (its SHA-256 is another); make the factors again"
         )

@@ -83,6 +83,16 @@ def hashes(folder: str | pathlib.Path) -> dict[str, str]:
         return dict(zip((name.as_posix() for name in shown), pool.map(digest, shown.values()), strict=True))
 
 
+def sealed(told: dict[str, Any]) -> dict[str, Any]:
+    """What a file says of itself with ``sha256``, of all else in it: it is as it was written where it equals this.
+
+    >>> sealed(sealed({"people": ["0007"]}) | {"people": []})["sha256"] == sealed({"people": ["0007"]})["sha256"]
+    False
+    """
+    rest = {key: value for key, value in told.items() if key != "sha256"}
+    return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
 def digest(path: str | pathlib.Path) -> str:
     """SHA-256 of a file.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmu_jax import InputError
 from mmu_jax.data.people import Folder, Found
-from mmu_jax.files import hashes, read_object, write_json
+from mmu_jax.files import hashes, read_object, sealed, write_json
 from mmu_jax.methods import METHODS
 from mmu_jax.report.deletion import Check, Thresholds
 from mmu_jax.report.results import placeless
@@ -53,12 +53,6 @@ def source(said: str, given: pathlib.Path, start: pathlib.Path) -> dict[str, Any
     return {"name": f"model-{content[:12]}" if pathlib.Path(said).exists() else said, "files": files}
 
 
-def seal(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with ``sha256``, of all else in it."""
-    body = {key: value for key, value in record.items() if key != "sha256"}
-    return body | {"sha256": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
-
-
 def read(folder: pathlib.Path) -> dict[str, Any] | None:
     """The record beside a model, None where there is none.
 
@@ -70,7 +64,7 @@ def read(folder: pathlib.Path) -> dict[str, Any] | None:
         return None
     record = read_object(path, "the record of a deletion", SHAPE)
     whole = [*record["earlier"], record]
-    if any(seal(one | {"earlier": whole[:i]})["sha256"] != one.get("sha256") for i, one in enumerate(whole)):
+    if any(sealed(one | {"earlier": whole[:i]})["sha256"] != one.get("sha256") for i, one in enumerate(whole)):
         raise InputError(f"expected the record {path} as it was written, found it altered; undo the edit")
     weights = {name: found for name, found in record["output"]["files"].items() if name.endswith(".safetensors")}
     there = {name: found for name, found in hashes(folder).items() if name in weights}
@@ -140,7 +134,7 @@ def make(
       not_tested: ids of those forgotten before who could not be asked again.
     """
     row = METHODS[method]
-    return seal(
+    return sealed(
         {
             "format": 1,
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,6 +1,7 @@
 """The record of a stage on disk, and where its result comes from."""
 
 import importlib.metadata
+import json
 import pathlib
 import platform
 import shutil
@@ -10,8 +11,8 @@ from typing import Any
 import jax
 
 import mmu_jax
-from mmu_jax import sharding
-from mmu_jax.files import read_object, write_json
+from mmu_jax import InputError, sharding
+from mmu_jax.files import read_object, sealed, write_json
 from mmu_jax.report.tables import COST
 
 HASHES = {"*": str}  # by name of a file, or of a stage
@@ -28,13 +29,22 @@ def read(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
     """What is known of a stage, None if it was never begun.
 
     Raises:
-      InputError: the file is damaged, or says nothing of what the stage made.
+      InputError: the file is damaged or altered, or says nothing of what the stage made.
     """
     path, what = place(workdir, name), "the record of a stage (delete it, and the stage is made again)"
     if not path.exists():
         return None
     record = read_object(path, what, RECORD)
-    return read_object(path, what, {"inputs": HASHES, "made": HASHES}) if record["status"] == "done" else record
+    if record["status"] == "done":
+        record = read_object(path, what, {"inputs": HASHES, "made": HASHES})
+    if record != sealed(record):
+        raise InputError(f"expected {what} as it was written, found {path} altered or damaged; delete it")
+    return record
+
+
+def keep(workdir: pathlib.Path, name: str, record: dict[str, Any]) -> None:
+    """Puts down what is known of a stage, with a hash of it."""
+    write_json(place(workdir, name), sealed(json.loads(json.dumps(record))))
 
 
 def write(path: pathlib.Path, value: Any) -> None:

@@ -20,7 +20,6 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from mmu_jax import InputError, memory, sharding
-from mmu_jax.files import write_json
 from mmu_jax.study import records
 from mmu_jax.study.outputs import Outputs, known_by, tidy
 from mmu_jax.study.stopping import Stopping
@@ -208,13 +207,13 @@ class Stages:
         }:  # begun with another config, or from another model
             self._drop_checkpoints(name)
         head |= {"reads": stage.reads, **records.provenance()}
-        write_json(records.place(self.workdir, name), head | {"status": "started"})
+        records.keep(self.workdir, name, head | {"status": "started"})
         return head
 
     def _end(self, name: str, record: dict[str, Any]) -> None:
         stage = self.table[name]
         made = {"status": "done", "made": self._outputs.hashed((*stage.leaves, *stage.models))}
-        write_json(records.place(self.workdir, name), record | made)
+        records.keep(self.workdir, name, record | made)
         self._drop_checkpoints(name)
 
     def _wait_for(self, name: str) -> None:

@@ -7,7 +7,6 @@ import pytest
 
 from folders import refused
 from mmu_jax.data import builders, groups, slices
-from mmu_jax.files import write_json
 from mmu_jax.study import records, steps
 from mmu_jax.study.study import Study
 from runs import small_config
@@ -110,7 +109,7 @@ def test_a_second_group_in_a_workdir_is_refused_by_its_key(tmp_path):
     name = "evaluate/vanilla"
     record = {"status": "done", "fingerprint": stages.fingerprint(name), "reads": stages.table[name].reads}
     record |= {"inputs": {}, "made": {}}
-    write_json(records.place(tmp_path, name), record)
+    records.keep(tmp_path, name, record)
     Study(of_group(0), tmp_path).stages.check()
     said = "made stage evaluate/vanilla .*made with data.group = 0, now 3.; give another --workdir"
     refused(said, Study(of_group(3), tmp_path).run)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import random
 import shutil
 
 import pytest
@@ -157,8 +158,24 @@ def test_a_file_is_hashed_once_as_long_as_it_stays(world, monkeypatch):
 def test_a_record_that_says_nothing_of_its_files_is_refused(world):
     record = json.loads(world.record("mask").read_text())
     del record["made"]
-    world.record("mask").write_text(json.dumps(record))
+    records.keep(world.workdir, "mask", record)
     refused(world, "mask.json", "without made", "delete it, and the stage is made again")
+
+
+@pytest.mark.parametrize("name", ["mask", "model"])
+def test_no_flipped_bit_of_a_record_is_read(name, world):
+    content, draw, refusals = world.record(name).read_bytes(), random.Random(0), 0
+    right = records.read(world.workdir, name)
+    for _ in range(60):
+        damaged, bit = bytearray(content), draw.randrange(8 * len(content))
+        damaged[bit // 8] ^= 1 << bit % 8
+        world.record(name).write_bytes(damaged)
+        try:
+            assert records.read(world.workdir, name) == right
+        except InputError as error:
+            refusals += 1
+            assert "delete it" in str(error) and str(world.record(name)) in str(error)
+    assert refusals > 45  # the rest lies between the words
 
 
 def test_leftovers_of_killed_runs_go_and_what_is_not_ours_stays(world):

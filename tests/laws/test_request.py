@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import errors
 
 from folders import refused
-from mmu_jax import Faults, hub
+from mmu_jax import Faults, files, hub
 from mmu_jax.report import card, forgotten
 from mmu_jax.study import deletion as record
 from mmu_jax.study import purging, request
@@ -88,7 +88,7 @@ def test_a_chain_holds_every_record_and_none_can_be_altered(tmp_path):
     assert record.read(tmp_path / "m") is not None
     third = copy.deepcopy(third)
     third["earlier"][0]["people"][0]["id"] = "p-2"
-    record.write(tmp_path / "m", record.seal(third))  # sealed anew, but the first one is not what it was
+    record.write(tmp_path / "m", files.sealed(third))  # sealed anew, but the first one is not what it was
     refused("found it altered", record.read, tmp_path / "m")
 
 
@@ -174,5 +174,5 @@ def test_the_card_says_what_was_not_measured_and_what_not_judged(tmp_path):
 def test_a_record_without_what_was_asked_is_refused(tmp_path):
     kept = made(tmp_path / "m")
     del kept["results"][0]["asked"]
-    record.write(tmp_path / "m", record.seal(kept))
+    record.write(tmp_path / "m", files.sealed(kept))
     refused("results.*asked", record.read, tmp_path / "m")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mmu_jax import InputError, files
-from mmu_jax.study import unlearning
+from mmu_jax.study import records, unlearning
 from runs import ROOT, SMALL, command, ends_in_one_line, results, run, small_config
 from xla import QUICK
 
@@ -322,7 +322,7 @@ def test_a_model_that_is_not_finite_names_its_rate(copy):
     save_file({name: x * np.float32(1e30) for name, x in load_file(weights).items()}, weights, {"format": "pt"})
     record = json.loads((copy / "stages" / "unlearn" / "ga.json").read_text())
     record["made"]["unlearned/ga/model.safetensors"] = files.digest(weights)  # as if the method had made it
-    files.write_json(copy / "stages" / "unlearn" / "ga.json", record)
+    records.keep(copy, "unlearn/ga", record)
     ends_in_one_line(run(copy, *SMALL), "unlearned at too high a rate", "stages/unlearn/ga.json", "learning_rate.ga")
 
 
