@@ -198,7 +198,8 @@ def test_an_evaluation_and_an_attack_report_to_the_tracker(study, monkeypatch):
 def test_a_tracker_is_opened_for_a_run_and_closed_whatever_happens(study, monkeypatch):
     made, sent = study
 
-    def fail(only):
+    def fail(only, first):
+        first()  # once no other run works there
         assert made.work.tracker._writer is not None
         raise InputError("stopped")
 
@@ -207,7 +208,7 @@ def test_a_tracker_is_opened_for_a_run_and_closed_whatever_happens(study, monkey
     with pytest.raises(InputError, match="stopped"):
         made.run()
     assert sent == ["closed"]
-    monkeypatch.setattr(made.stages, "run", lambda only: None)
+    monkeypatch.setattr(made.stages, "run", lambda only, first: None)
     monkeypatch.setattr(made.stages, "wanted", lambda only: [])
     made.run()
     assert sent == ["closed"]  # where nothing is to be made, nothing is begun
