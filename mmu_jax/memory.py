@@ -206,8 +206,7 @@ class Ledger:
     def generation(self, shape: Shape, new_tokens: int) -> Needs:
         """Of asking for words: the key-value cache beside a prompt's forward pass; what -> bytes on a device.
 
-        A scan over layers reads the cache of the tokens so far and writes that of one more beside it. Of a prompt only the last token
-        becomes logits.
+        A token is written into its place in the cache. Of a prompt only the last token becomes logits.
         """
         c, rows = self.model.config.text_config, self._rows(shape.rows)
         cache = jax.eval_shape(lambda: decoder.make_cache(c, rows, shape.tokens + new_tokens, self.model.dtype))
@@ -217,7 +216,6 @@ class Ledger:
         return again | {
             "params": self.params(),
             "cache": held,
-            "cache being written": held,
             "activations (estimate)": self.activations(dataclasses.replace(shape, answers=1), backward=False),
         }
 

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Hashable
-from functools import partial
 from typing import Any
 
 import jax
@@ -109,14 +108,19 @@ def _update_program(
             extra["mask"] = trees.part(limits.mask, view.part)
         if phase.projected and not in_params:
             extra["factors"] = trees.part(limits.factors, view.part)
-        updates, after = tx.update(grads, before, view.part, **extra)
-        new = optax.apply_updates(view.part, updates)
-        new, after = jax.tree.map(partial(jnp.where, good), (new, after), (view.part, before))
-        sound = good & _finite((new, after))  # of what is kept, so that nothing is held twice to be judged
+
+        def taken(part, before, moved):
+            updates, after = tx.update(grads, before, part, **extra)
+            new = optax.apply_updates(part, updates)
+            if phase.masked:
+                seen = (part, new, limits.mask, moved)
+                moved = jax.lax.cond(proving, count, lambda *seen: seen[-1], *seen)
+            return new, after, moved
+
+        # A branch writes in place, where a choice between two states would hold both.
+        new, after, moved = jax.lax.cond(good, taken, lambda *kept: kept, view.part, before, moved)
+        sound = good & _finite((new, after))
         failed = jnp.where((failed < 0) & ~sound, iteration, failed)
-        if phase.masked:
-            seen = (view.part, new, limits.mask, moved)
-            moved = jax.lax.cond(proving, count, lambda *seen: seen[-1], *seen)
         return view.kept(new), after, failed, moved
 
     return jax.jit(update, donate_argnums=0, out_shardings=jax.tree.unflatten(*where))

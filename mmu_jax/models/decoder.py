@@ -88,7 +88,7 @@ class Attention(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x, cache, angle, mask, offset):
+    def __call__(self, x, cache, layer, angle, mask, offset):
         c, (b, t, d), h = self.config, x.shape, head_size(self.config)
         qkv_bias, out_bias = biases(c)
 
@@ -99,11 +99,9 @@ class Attention(nn.Module):
         k = rotary(project("k_proj", c.num_key_value_heads), angle)
         v = project("v_proj", c.num_key_value_heads)
         if cache is not None:
-            cache = {
-                "k": jax.lax.dynamic_update_slice(cache["k"], k.astype(cache["k"].dtype), (0, offset, 0, 0)),
-                "v": jax.lax.dynamic_update_slice(cache["v"], v.astype(cache["v"].dtype), (0, offset, 0, 0)),
-            }
-            k, v = cache["k"], cache["v"]
+            new, place = {"k": k, "v": v}, (layer, 0, offset, 0, 0)
+            cache = {n: jax.lax.dynamic_update_slice(x, new[n].astype(x.dtype)[None], place) for n, x in cache.items()}
+            k, v = (jax.lax.dynamic_index_in_dim(cache[n], layer, keepdims=False) for n in "kv")
         out = attention(q, k, v, mask).reshape(b, t, c.num_attention_heads * h)
         return Linear(d, out_bias, self.dtype, name="o_proj")(out), cache
 
@@ -126,14 +124,14 @@ class Layer(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x, cache, angle, mask, offset):
-        eps = self.config.rms_norm_eps
+    def __call__(self, carry, layer, angle, mask, offset):
+        (x, cache), eps = carry, self.config.rms_norm_eps
         x = constrain(x, "data")
         normed = RMSNorm(eps, self.dtype, name="input_layernorm")(x)
-        out, cache = Attention(self.config, self.dtype, name="self_attn")(normed, cache, angle, mask, offset)
+        out, cache = Attention(self.config, self.dtype, name="self_attn")(normed, cache, layer, angle, mask, offset)
         x = x + out
         normed = RMSNorm(eps, self.dtype, name="post_attention_layernorm")(x)
-        return x + MLP(self.config, self.dtype, name="mlp")(normed), cache
+        return (x + MLP(self.config, self.dtype, name="mlp")(normed), cache), None
 
 
 class Decoder(nn.Module):
@@ -148,8 +146,10 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x, positions, mask, cache=None, offset=0):
-        layers = scanned(Layer, self.config.num_hidden_layers, broadcast=3)(self.config, self.dtype, name="layers")
-        x, cache = layers(x, cache, angles(self.config, positions), mask, offset)
+        number = self.config.num_hidden_layers
+        layers = scanned(Layer, number, broadcast=3)(self.config, self.dtype, name="layers")
+        # The cache of all layers is carried, so that a token is written into its place and no layer's is copied into another.
+        (x, cache), _ = layers((x, cache), jnp.arange(number), angles(self.config, positions), mask, offset)
         return RMSNorm(self.config.rms_norm_eps, self.dtype, name="norm")(x), cache
 
 

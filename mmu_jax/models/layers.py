@@ -139,8 +139,8 @@ def rotary(x, angle):
 def scanned(block: type[nn.Module], length: int, *, broadcast: int) -> type[nn.Module]:
     """``block`` repeated ``length`` times with params stacked on axis 0, rematerialised in the backward pass.
 
-    The block maps ``(x, per layer, *broadcast inputs) -> (x, per layer)``: what belongs to a layer, such as its cache, has
-    the layer on axis 0; None stays None.
+    The block maps ``(x, per layer, *broadcast inputs) -> (x, per layer)``: what belongs to a layer has the
+    layer on axis 0; ``x`` may be a tree, and None stays None.
     """
     return nn.scan(
         nn.remat(block, prevent_cse=False),
