@@ -1,6 +1,7 @@
 """Several processes, each with devices of its own, that are one run: found, joined, and heard as one."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -66,6 +67,7 @@ def joined(coordinator: str | None, processes: int | None, process: int | None) 
         ) from error
     with contextlib.ExitStack() as silent:
         if not sharding.main():
+            logging.disable(logging.WARNING)
             silent.enter_context(contextlib.redirect_stdout(silent.enter_context(open(os.devnull, "w"))))
         try:
             yield
