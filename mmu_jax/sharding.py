@@ -239,7 +239,7 @@ def agreed(value: Any) -> Any:
 
 
 def first(make: Callable[[], Any]) -> Any:
-    """What the main process makes while the others wait; they are told of it as by :func:`agreed`.
+    """What the main process makes while the others wait; they are told of it as by :func:`agreed`. ``make`` may ask nothing of them.
 
     >>> first(lambda: "made")
     'made'
