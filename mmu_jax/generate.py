@@ -99,7 +99,8 @@ def generate(
 
 def for_decoding(model: models.Model, params: Params, mesh: jax.sharding.Mesh) -> Params:
     """The params as they are best held while words are asked for (``memory.Ledger.decoding``): as they are, or a copy."""
-    if not memory.Ledger(model, mesh, jax.tree.leaves(params)[0].dtype).decoding():
+    fits = memory.Ledger(model, mesh, jax.tree.leaves(params)[0].dtype).decoding() > 0
+    if not sharding.agreed(fits):
         return params
     where = sharding.shardings(params, sharding.whole_along_data(model.family.rules), mesh)
     return jax.jit(lambda params: jax.tree.map(lambda x: x.astype(model.dtype), params), out_shardings=where)(params)

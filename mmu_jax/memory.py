@@ -206,7 +206,8 @@ class Ledger:
     def generation(self, shape: Shape, new_tokens: int) -> Needs:
         """Of asking for words: the key-value cache beside a prompt's forward pass; what -> bytes on a device.
 
-        A token is written into its place in the cache. Of a prompt only the last token becomes logits.
+        A token is written into its place in the cache, of which one layer is read at a time: taken out, and turned as attention
+        wants it. Of a prompt only the last token becomes logits.
         """
         c, rows = self.model.config.text_config, self._rows(shape.rows)
         cache = jax.eval_shape(lambda: decoder.make_cache(c, rows, shape.tokens + new_tokens, self.model.dtype))
@@ -216,6 +217,7 @@ class Ledger:
         return again | {
             "params": self.params(),
             "cache": held,
+            "a layer of it": 2 * held // c.num_hidden_layers,
             "activations (estimate)": self.activations(dataclasses.replace(shape, answers=1), backward=False),
         }
 
