@@ -6,7 +6,7 @@
 No weight is made and nothing runs. Of every program: what the memory plan says a device needs, and what the compiler gives
 it (arguments, what else is there meanwhile, and temporary buffers; of a step the larger of its two programs), in GiB. Params that
 train are float32, those beside a LoRA of rank 16 bfloat16; activations bfloat16; factors of a quarter of the inputs, Grams in
-eight blocks of layers, rows and lengths of the model's config, answers of 64 tokens.
+eight blocks of layers, rows and lengths of the model's config, answers of ``--answers`` tokens.
 """
 
 import itertools
@@ -43,7 +43,7 @@ from mmu_jax.train_state import abstract
 from mmu_jax.trainable import Limits, Trainable, Whole
 from mmu_jax.trees import Batch, Params, Tree
 
-FRACTION, BLOCKS, RANK, ANSWERS = 0.25, 8, 16, 64
+FRACTION, BLOCKS, RANK = 0.25, 8, 16
 STEPS = ("ga", "mmunlearner", "projected")
 PROGRAMS = (*STEPS, "factors", "generation")
 # Name -> the topology of its chips as ``jax.experimental.topologies`` names it, None for devices of this machine. Google counts
@@ -53,6 +53,9 @@ TARGET = flags.DEFINE_enum("target", "tpu-v5e-8", list(TARGETS), "Of compile: wh
 MESH = flags.DEFINE_list("mesh", ["8x1"], "Of compile: meshes, data x model, of the target's devices.")
 MODELS = flags.DEFINE_list("models", list(PUBLISHED), f"Of compile: of {', '.join(PUBLISHED)}.")
 TRAINED = flags.DEFINE_list("trained", ["full", "lora"], "Of compile: full, lora or both.")
+ANSWERS = flags.DEFINE_integer(
+    "answers", 64, "Of compile: tokens of a row that are learned from; 0: all.", lower_bound=0
+)
 CHOSEN = flags.DEFINE_list("programs", list(STEPS), f"Of compile: of {', '.join(PROGRAMS)}.")
 
 
@@ -193,7 +196,7 @@ def measured(name: str, trained: str, program: str, mesh: Mesh) -> tuple[int, in
     model, spec = models.Model(PUBLISHED[name][0](), jnp.bfloat16), lora.LoRA(RANK, 16.0, c.unlearn.lora.targets)
     how, dtype = (spec, jnp.bfloat16) if trained == "lora" else (Whole(), jnp.float32)
     rows = c.evaluate.rows if program == "generation" else max(c.unlearn.rows, mesh.shape["data"])
-    shape = memory.Shape(rows, max(c.data.tokens), 1, max(c.data.patches or (0,)), ANSWERS)
+    shape = memory.Shape(rows, max(c.data.tokens), 1, max(c.data.patches or (0,)), ANSWERS.value)
     params = placed(model.abstract(), sharding.shardings(model.abstract(), model.family.rules, mesh), dtype)
     with jax.set_mesh(mesh):
         if program == "factors":
