@@ -196,7 +196,8 @@ def measured(name: str, trained: str, program: str, mesh: Mesh) -> tuple[int, in
     model, spec = models.Model(PUBLISHED[name][0](), jnp.bfloat16), lora.LoRA(RANK, 16.0, c.unlearn.lora.targets)
     how, dtype = (spec, jnp.bfloat16) if trained == "lora" else (Whole(), jnp.float32)
     rows = c.evaluate.rows if program == "generation" else max(c.unlearn.rows, mesh.shape["data"])
-    shape = memory.Shape(rows, max(c.data.tokens), 1, max(c.data.patches or (0,)), ANSWERS.value)
+    answers = 1 if program == "generation" else ANSWERS.value  # of a prompt the last token alone says what is next
+    shape = memory.Shape(rows, max(c.data.tokens), 1, max(c.data.patches or (0,)), answers)
     params = placed(model.abstract(), sharding.shardings(model.abstract(), model.family.rules, mesh), dtype)
     with jax.set_mesh(mesh):
         if program == "factors":

@@ -207,7 +207,7 @@ class Ledger:
         """Of asking for words: the key-value cache beside a prompt's forward pass; what -> bytes on a device.
 
         A token is written into its place in the cache, of which one layer is read at a time: taken out, and turned as attention
-        wants it. Of a prompt only the last token becomes logits.
+        wants it.
         """
         c, rows = self.model.config.text_config, self._rows(shape.rows)
         cache = jax.eval_shape(lambda: decoder.make_cache(c, rows, shape.tokens + new_tokens, self.model.dtype))
@@ -218,7 +218,7 @@ class Ledger:
             "params": self.params(),
             "cache": held,
             "a layer of it": 2 * held // c.num_hidden_layers,
-            "activations (estimate)": self.activations(dataclasses.replace(shape, answers=1), backward=False),
+            "activations (estimate)": self.activations(shape, backward=False),
         }
 
     def ranking(self, shape: Shape) -> Needs:
