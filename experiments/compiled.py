@@ -27,7 +27,6 @@ from mmu_jax import (
     InputError,
     curvature,
     factor,
-    generate,
     lora,
     memory,
     methods,
@@ -45,7 +44,7 @@ from mmu_jax.trees import Batch, Params, Tree
 
 FRACTION, BLOCKS, RANK = 0.25, 8, 16
 STEPS = ("ga", "mmunlearner", "projected")
-PROGRAMS = (*STEPS, "factors", "generation")
+PROGRAMS = (*STEPS, "factors")
 # Name -> the topology of its chips as ``jax.experimental.topologies`` names it, None for devices of this machine. Google counts
 # the cores of a v5p, two a chip, and the chips of a v5e.
 TARGETS = {"tpu-v5e-8": "v5e:2x4", "tpu-v5p-8": "v5p:2x2x1", "tpu-v5p-16": "v5p:2x2x2", "cpu-8": None}
@@ -139,15 +138,6 @@ def stepping(
     ]
 
 
-def asking(model: models.Model, params: Params, shape: memory.Shape, mesh: Mesh, new_tokens: int) -> Program:
-    """Words asked of the largest batch."""
-    made = batch(model, shape, mesh)
-    inputs = {name: made[name] for name in ("tokens", "valid", "positions", *model.family.arrays)}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    options = {"new_tokens": new_tokens, "stop": (2,), "temperature": 0.0, "top_p": 1.0}
-    return Program(generate._decode.lower(model, params, inputs, key, **options), (params, inputs, key))
-
-
 def held(tree: Tree) -> int:
     """Bytes that a device holds of shapes: of its own part where one is placed, else of the whole."""
     leaves = jax.tree.leaves(tree)
@@ -164,10 +154,8 @@ def measuring(model: models.Model, params: Params, shape: memory.Shape, mesh: Me
     return Program(adding.lower(*given), given)
 
 
-def planned(ledger: memory.Ledger, name: str, trained: Trainable, shape: memory.Shape, new_tokens: int) -> int:
+def planned(ledger: memory.Ledger, name: str, trained: Trainable, shape: memory.Shape) -> int:
     """Bytes that the memory plan counts for what a program is given and holds: a run's other buffers left out."""
-    if name == "generation":
-        return sum(ledger.generation(shape, new_tokens).values())
     if name == "factors":
         needs = ledger.factors(shape, BLOCKS, FRACTION)
         needs |= {"factors": 0, "Grams": needs["Grams"] // memory.GRAMS}  # one set, of which nothing is made yet
@@ -195,18 +183,15 @@ def measured(name: str, trained: str, program: str, mesh: Mesh) -> tuple[int, in
     c = (llava_config if name.startswith("llava") else qwen_config).get_config()
     model, spec = models.Model(PUBLISHED[name][0](), jnp.bfloat16), lora.LoRA(RANK, 16.0, c.unlearn.lora.targets)
     how, dtype = (spec, jnp.bfloat16) if trained == "lora" else (Whole(), jnp.float32)
-    rows = c.evaluate.rows if program == "generation" else max(c.unlearn.rows, mesh.shape["data"])
-    answers = 1 if program == "generation" else ANSWERS.value  # of a prompt the last token alone says what is next
-    shape = memory.Shape(rows, max(c.data.tokens), 1, max(c.data.patches or (0,)), answers)
+    rows = max(c.unlearn.rows, mesh.shape["data"])
+    shape = memory.Shape(rows, max(c.data.tokens), 1, max(c.data.patches or (0,)), ANSWERS.value)
     params = placed(model.abstract(), sharding.shardings(model.abstract(), model.family.rules, mesh), dtype)
     with jax.set_mesh(mesh):
         if program == "factors":
             made = [measuring(model, params, shape, mesh)]
-        elif program == "generation":
-            made = [asking(model, params, shape, mesh, c.evaluate.new_tokens)]
         else:
             made = stepping(model, params, program, how, shape, mesh)
-    needed = planned(memory.Ledger(model, mesh, dtype), program, how, shape, c.evaluate.new_tokens)
+    needed = planned(memory.Ledger(model, mesh, dtype), program, how, shape)
     return needed, *max((each.sizes() for each in made), key=sum)
 
 
