@@ -90,16 +90,16 @@ class Ledger:
         """Bytes of weights that a pass makes of the params.
 
         All of them in the dtype of the activations, where the params have another: XLA casts them before the loop over the
-        layers, not in it. And a layer's, gathered from the devices that share its rows.
+        layers, not in it. And a layer's, or the head's where that is larger, gathered from the devices along ``data``.
         """
         whole, dtype = self.model.abstract(), np.dtype(self.model.dtype)
         cast = self.bytes(whole, dtype) if np.dtype(self.param_dtype) != dtype else 0
-        layers: dict[str, int] = {}
+        at_once: dict[str, int] = {}
         for name, x in trees.flatten(whole).items():
-            if trees.stacked(name):
-                layers[name.split("/")[0]] = layers.get(name.split("/")[0], 0) + x.size // x.shape[0]
+            of = name.split("/")[0] if trees.stacked(name) else name
+            at_once[of] = at_once.get(of, 0) + (x.size // x.shape[0] if trees.stacked(name) else x.size)
         shared = self.mesh.shape["data"] > 1
-        return cast + shared * max(layers.values()) * dtype.itemsize // self.mesh.shape["model"]
+        return cast + shared * max(at_once.values()) * dtype.itemsize // self.mesh.shape["model"]
 
     def params(self) -> int:
         return self.bytes(self.model.abstract(), self.param_dtype)

@@ -90,6 +90,7 @@ def test_where_rows_alone_are_split_only_weights_and_sums_travel(gradient, famil
     model, program = gradient(family, (8, 1))
     leaves = {name: x.shape[trees.stacked(name) :] for name, x in trees.flatten(model.abstract()).items()}
     of_weights = {tuple(sorted(shape)) for shape in leaves.values()}
+    of_weights |= {(shape[0], math.prod(shape[1:])) for shape in leaves.values()}  # kernels, as matrices
     summed = [shape for one in hlo.collectives(program) if one.kind.startswith("all-reduce") for shape in one.made]
     assert (
         len([shape for shape in summed if shape]) == len(leaves) - 1
