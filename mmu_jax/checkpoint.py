@@ -65,7 +65,14 @@ class Checkpoints:
         self.path, self._tell = pathlib.Path(path), tell
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(pathlib.Path(path).absolute(), options=options)
-        for step in sharding.first(lambda: [s for s in self._manager.all_steps() if not self._hashes(s).exists()]):
+        steps = sorted(self._manager.all_steps())
+        without = sharding.first(lambda: [s for s in steps if not self._hashes(s).exists()])
+        if without and (without != steps[-1:]):
+            raise InputError(
+                f"expected the hashes of every checkpoint beside it ({self._hashes(without[0]).name}), found none for "
+                f"{len(without)} of {len(steps)} in {self.path}; they are no checkpoints of this version: move them away"
+            )
+        for step in without:
             self._tell(f"the checkpoint of step {step} in {self.path} was not yet whole, and is removed")
             self._manager.delete(step)
 
@@ -96,7 +103,8 @@ class Checkpoints:
 
     def _hash(self, step: int) -> None:
         write_json(self._hashes(step), hashes(self.path / str(step)))
-        for path in {*self.path.glob("*.json")} - {self._hashes(kept) for kept in self._manager.all_steps()}:
+        own = {path for path in self.path.glob("*.json") if path.stem.isdigit()}
+        for path in own - {self._hashes(kept) for kept in self._manager.all_steps()}:
             path.unlink()
 
     def _no_room(self, found: str) -> InputError:
@@ -126,6 +134,8 @@ class Checkpoints:
                 self._manager.delete(newer)
                 self._hashes(newer).unlink(missing_ok=True)
             return state
+        if not damaged:
+            raise InputError(f"expected a checkpoint in {self.path}, found none; look at latest before")
         raise next(iter(damaged.values()))
 
     def restore(self, step: int, like: Tree) -> Tree:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, saliency, scored, sharding, trees
+from mmu_jax import InputError, rowwise, saliency, scored, sharding, trees
 from mmu_jax.factor import Factor as Factor
 from mmu_jax.factor import Factors as Factors
 from mmu_jax.factor import along_inputs
@@ -30,7 +30,6 @@ from mmu_jax.factor import keep_out as keep_out
 from mmu_jax.factor import load as load
 from mmu_jax.factor import match as match
 from mmu_jax.factor import save as save
-from mmu_jax.scored import Loss
 from mmu_jax.trees import Batch, Params, Tree
 
 Grams = Tree  # float32 [..., in, in] where a weight was measured, None elsewhere
@@ -40,7 +39,7 @@ Grams = Tree  # float32 [..., in, in] where a weight was measured, None elsewher
 
 
 def grams(
-    loss: Loss,
+    loss: scored.Scored,
     params: Params,
     batches: Iterable[Batch],
     *,
@@ -56,7 +55,8 @@ def grams(
 
     Args:
       loss: ``loss(params, batch)`` -> scalar or ``(sum, count)``; ``losses.sketch`` of the logits gives the true Fisher's,
-        a cross-entropy the empirical one's.
+        a cross-entropy the empirical one's. Of ``rowwise.Losses`` every row's own Gram is added, in one backward pass, all layers
+        at once whatever the block.
       params: tree of arrays; those that ``leaves`` matches are ``[..., out, in]``, leading axes are layers.
       inputs: which axis of the weights is their input: -1, or -2 for kernels ``[..., in, out]`` (Flax's own).
       block: ``(i, n)``: the i-th of n blocks of layers of leaves that stack them (``trees.stacked``), with others in the first:
@@ -76,9 +76,9 @@ def grams(
             f"expected weights of linear layers to measure, found {', '.join(flat[:4])} which are no matrices; narrow the "
             "pattern `leaves`"
         )
-    if inputs not in (-1, -2):
+    if inputs not in (-1, -2) or inputs == -2 and isinstance(loss, rowwise.Losses):
         raise InputError(
-            f"expected inputs=-1 or -2, the axis of a weight that is its input, found {inputs!r}; correct it"
+            f"expected inputs=-1 or -2, the axis of a weight that is its input (-1 for rowwise.Losses), found {inputs!r}; correct it"
         )
     like, seen = accumulators(part, inputs, block), False
     total = {name: jnp.zeros(x.shape, x.dtype, device=x.sharding) for name, x in like.items()}
@@ -122,11 +122,24 @@ def accumulators(part: Tree, inputs: int = -1, block: tuple[int, int] = (0, 1)) 
     return found
 
 
-def accumulator(loss: Loss, inputs: int, block: tuple[int, int], like: dict[str, jax.ShapeDtypeStruct]):
+def accumulator(loss: scored.Scored, inputs: int, block: tuple[int, int], like: dict[str, jax.ShapeDtypeStruct]):
     """Jitted ``total, part, rest, batch -> total``: the Gram of a batch added to :func:`accumulators`, which are donated."""
-    mean, product = scored.mean_of(loss), "...oi,...oj->...ij" if inputs == -1 else "...io,...jo->...ij"
+    product = "...oi,...oj->...ij" if inputs == -1 else "...io,...jo->...ij"
+
+    def of_rows(total, part, rest, batch):
+        scored.check(loss, part, rest, batch)
+
+        def gram(p):
+            return jax.ShapeDtypeStruct((*p.shape[:-2], p.shape[-1], p.shape[-1]), jnp.float32)
+
+        like, counts = jax.tree.map(gram, part), saliency.counted(batch)
+        found = trees.flatten(rowwise.sums(loss, trees.merge(part, rest), like, batch, "gram", counts))
+        return {name: t + found[name][layers_of(name, len(found[name]), block)] for name, t in total.items()}
 
     def step(total, part, rest, batch):
+        if isinstance(loss, rowwise.Losses):
+            return of_rows(total, part, rest, batch)
+        mean = scored.mean_of(loss)
         scored.check(loss, part, rest, batch)
         grads = trees.flatten(jax.grad(mean)(part, rest, batch))
 

@@ -1,5 +1,6 @@
 """Decoding: batched, with a key-value cache, jitted once per bucket of prompt length."""
 
+import functools
 from functools import partial
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, memory, models, sharding
+from mmu_jax import InputError, memory, models, sharding, trees
 from mmu_jax.data import Processor
 from mmu_jax.models.decoder import causal
 from mmu_jax.sharding import constrain
@@ -103,7 +104,17 @@ def for_decoding(model: models.Model, params: Params, mesh: jax.sharding.Mesh) -
     if not sharding.agreed(fits):
         return params
     where = sharding.shardings(params, sharding.whole_along_data(model.family.rules), mesh)
-    return jax.jit(lambda params: jax.tree.map(lambda x: x.astype(model.dtype), params), out_shardings=where)(params)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, where)
+    return _gather_program(model.dtype, sharding.places(like))(params)
+
+
+@functools.lru_cache(4)
+def _gather_program(dtype, where):
+    def leaf(name, x):
+        small = x.ndim - trees.stacked(name) < 2  # norms and biases, which act as they are
+        return x if small else x.astype(dtype)
+
+    return jax.jit(lambda params: trees.map_named(leaf, params), out_shardings=jax.tree.unflatten(*where))
 
 
 def texts(processor: Processor, tokens: jax.Array, stop: tuple[int, ...]) -> list[str]:

@@ -171,7 +171,7 @@ def _place(tensors: list[Tensor], stacked: bool, dtype: Dtype, where: NamedShard
             for there, tensor in zip(read, tensors[index[0]], strict=True) if stacked else [(read, tensors[0])]:
                 there[...] = tensor.map()[index[1:] if stacked else index]
                 _check_finite(there, f"{tensor.key} of {tensor.file}")
-        held.append(jax.device_put(read, device))
+        held.append(jax.block_until_ready(jax.device_put(read, device)))  # before the next is read
     return jax.make_array_from_single_device_arrays(shape, where, held)
 
 
@@ -242,6 +242,10 @@ def rewrite(
         for name, row, tensor in sorted(owned.get(file, ()), key=lambda one: one[-1].offset):
             if (value := change(name, row, tensor.map())) is not None:
                 value = sharding.host(value).astype(tensor.dtype)
+                if value.shape != tensor.shape:
+                    raise InputError(
+                        f"expected new values of shape {list(tensor.shape)} for {tensor.key}, found {list(value.shape)}; correct the change"
+                    )
                 _check_finite(value, f"what would be written as {tensor.key} of {out}")
                 before = changed.get(name, 0) if row is not None else 0  # a tied head is no second leaf
                 changed[name] = before + int(np.count_nonzero(tensor.map() != value))

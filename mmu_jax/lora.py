@@ -147,11 +147,15 @@ class Adapted(flax.struct.PyTreeNode):
     def contract(self, x: jax.Array, dtype: DTypeLike) -> jax.Array:
         """``x [..., in] -> [..., out]``.
 
-        A product of factors is never added to the weight, whose dtype may be too coarse for it. What acts through a mask is as
-        large as the weight, so the two are added, in float32, and contracted once: a step costs what one of float32 params does.
+        No update is added to a weight in a dtype that would swallow it. What acts through a mask is as large as the weight: where
+        all is computed in float32 the two are added and contracted once, so that a step costs what one of whole params does; in a
+        coarser dtype each is contracted by itself.
         """
-        weight = self.weight if self.masked is None else self.weight + product(self.masked, self.scale, self.mask)
-        y = jnp.einsum("...i,oi->...o", x, weight.astype(dtype))
+        masked = None if self.masked is None else product(self.masked, self.scale, self.mask)
+        together = masked is not None and dtype == jnp.float32
+        y = jnp.einsum("...i,oi->...o", x, (self.weight + masked if together else self.weight).astype(dtype))
+        if masked is not None and not together:
+            y = y + jnp.einsum("...i,oi->...o", x, masked.astype(dtype))
         for low in (self.free, kept_out(self.projected, self.factor)):
             if low is not None:
                 inner = jnp.einsum("...i,ri->...r", x, low.a.astype(dtype))

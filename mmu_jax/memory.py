@@ -143,7 +143,7 @@ class Ledger:
         scoring = {
             "params": self.params(),
             "scores": sum(kept),
-            "gradients": at_once * self.bytes(part, self.param_dtype),
+            "gradients": max(at_once * self.bytes(part, self.param_dtype), self.bytes(part, np.float32)),
             "activations (estimate)": self.activations(dataclasses.replace(shape, rows=rows)),
         }
         if all(rule.by in ("ratio", "all") for rule in wanted):
@@ -190,17 +190,19 @@ class Ledger:
     def decoding(self) -> int:
         """Bytes on a device of the params as they are held for decoding, which reads all of them for every token; 0 where they stay.
 
-        In the dtype that is computed in and in full along ``data``, where that is less to read or to send for a token, and no
-        more than a third of what a device holds.
+        Weights in the dtype that is computed in, norms and biases in their own, all in full along ``data``; where that is less to
+        read or to send for a token, and no more than a third of what a device holds.
         """
         gain = self.mesh.shape["data"] > 1 or np.dtype(self.model.dtype).itemsize < np.dtype(self.param_dtype).itemsize
         placed = sharding.shardings(
             self.model.abstract(), sharding.whole_along_data(self.model.family.rules), self.mesh
         )
-        held = sum(
-            int(np.prod(s.shard_shape(x.shape))) * np.dtype(self.model.dtype).itemsize
-            for x, s in zip(jax.tree.leaves(self.model.abstract()), jax.tree.leaves(placed), strict=True)
-        )
+
+        def own(name, x, where):
+            kind = self.param_dtype if x.ndim - trees.stacked(name) < 2 else self.model.dtype
+            return int(np.prod(where.shard_shape(x.shape))) * np.dtype(kind).itemsize
+
+        held = sum(jax.tree.leaves(trees.map_named(own, self.model.abstract(), placed)))
         return held if gain and not isinstance(self.mesh, AbstractMesh) and held <= capacity(self.mesh) // 3 else 0
 
     def generation(self, shape: Shape, new_tokens: int) -> Needs:

@@ -138,7 +138,7 @@ KINDS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
-def sums(losses: Losses, params: Params, like: Tree, batch: Batch, kind: str) -> Tree:
+def sums(losses: Losses, params: Params, like: Tree, batch: Batch, kind: str, counts: jax.Array | None = None) -> Tree:
     """``sum over rows`` of what a kind makes of each row's gradient, in one backward pass.
 
     >>> losses = Losses(lambda p, batch: contract(p['w'], batch['x'], jnp.float32)[:, 0])
@@ -154,18 +154,26 @@ def sums(losses: Losses, params: Params, like: Tree, batch: Batch, kind: str) ->
         nothing is measured.
       batch: arrays with rows on axis 0.
       kind: one of :data:`KINDS`.
+      counts: ``[B]``, above 0 for rows that count; in place of the others a row of zeros is shown, of which the gradient must be
+        finite. None: all count.
     Returns:
-      tree like ``like``; each sum is taken in float32, and rounded once to the dtype that is asked for.
+      tree like ``like``, in its dtypes; each sum is taken in float32.
     Raises:
       InputError: a weight contracts something in which the rows are not on axis 0.
     """
     rows = len(jax.tree.leaves(batch)[0])
+    counts = jnp.ones(rows) if counts is None else counts
+
+    def there(x):
+        return jnp.where(counts.reshape(-1, *(1,) * (x.ndim - 1)) > 0, x, jnp.zeros_like(x))
+
+    shown = jax.tree.map(there, batch)
 
     def total(zeros):
         def leaf(weight, zero):
             return weight if zero is None else Measured(jax.lax.stop_gradient(weight), zero, rows, kind)
 
-        return losses.of(jax.tree.map(leaf, params, zeros), batch).sum()
+        return jnp.where(counts > 0, losses.of(jax.tree.map(leaf, params, zeros), shown), 0.0).sum()
 
     return jax.grad(total)(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like))
 

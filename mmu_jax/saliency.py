@@ -29,12 +29,16 @@ UNITS = ("example", "batch")
 KINDS = {"squared": jnp.square, "absolute": jnp.abs, "signed": lambda g: g}
 
 
-def _weights(batch: Batch, rows: int) -> jax.Array:
-    """1.0 for every row that counts: all of them, or those with any loss weight in a dict's ``weights`` (padding has none)."""
+def counted(batch: Batch) -> jax.Array:
+    """1.0 for every row that counts, ``[B]``: all of them, or those with any loss weight in a dict's ``weights`` (padding has none).
+
+    >>> counted({'weights': jnp.array([[0., 1.], [0., 0.]])}).tolist()
+    [1.0, 0.0]
+    """
     if isinstance(batch, dict) and "weights" in batch:
         weights = batch["weights"]
         return (weights > 0).any(axis=tuple(range(1, weights.ndim))).astype(jnp.float32)
-    return jnp.ones((rows,), jnp.float32)
+    return jnp.ones((_rows(batch),), jnp.float32)
 
 
 def _rows(batch: Batch) -> int:
@@ -60,7 +64,7 @@ def units(batches: Iterable[Batch], unit: str = "example") -> float:
     """
     if hasattr(batches, "units"):
         return float(batches.units(unit))
-    return float(sum(1.0 if unit == "batch" else _weights(batch, _rows(batch)).sum() for batch in batches))
+    return float(sum(1.0 if unit == "batch" else counted(batch).sum() for batch in batches))
 
 
 def check_batches(batches: Any, what: str = "batches", again: bool = False) -> None:
@@ -110,7 +114,7 @@ def accumulator(
         if unit == "example":
             rows = _rows(batch)
             width = max(d for d in range(1, min(chunk, rows) + 1) if rows % d == 0)
-            weights = _weights(batch, rows)
+            weights = counted(batch)
             pieces = _chunks(batch, part, width, inner), _chunks(weights, part, width)
 
             def body(total, piece):
@@ -143,11 +147,8 @@ def _together(losses: rowwise.Losses, kind: str) -> tuple[Callable[..., Tree], t
     """The same in one backward pass of them all."""
 
     def summed(part, rest, rows, weights):
-        def there(x):  # rows that weigh nothing may hold anything
-            return jnp.where(weights.reshape(-1, *(1,) * (x.ndim - 1)) > 0, x, jnp.zeros_like(x))
-
-        weighed = rowwise.Losses(lambda params, batch: jnp.where(weights > 0, losses.of(params, batch), 0.0))
-        return rowwise.sums(weighed, trees.merge(part, rest), part, jax.tree.map(there, rows), kind)
+        like = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), part)
+        return rowwise.sums(losses, trees.merge(part, rest), like, rows, kind, weights)
 
     return summed, ()
 
@@ -306,7 +307,8 @@ def difference(
         return -tau / sum(map(counts.get, against[name])) if key in against[name] else 0.0
 
     step, state = accumulator(loss, unit=unit, kind=kind, chunk=chunk), zeros(part)
-    passes = [(forget, 1.0 / units(forget, unit), "forget")]
+    each = 1.0 / units(forget, unit)
+    passes = [(forget, jax.tree.map(lambda _: each, part), "forget")]  # a tree as below: one program for all
     passes += [
         (batches, trees.map_named(lambda name, _, key=key: weight(name, key), part), "preserve")
         for key, batches in sets.items()
@@ -326,7 +328,7 @@ def _pooled(sides: Mapping[str, Sequence[Iterable[Batch]]], name: str) -> list[i
     """The sets, by identity, that a leaf is weighed against."""
     for pattern, sets in sides.items():
         if re.fullmatch(pattern, name):
-            return [id(batches) for batches in sets]
+            return list(dict.fromkeys(id(batches) for batches in sets))
     raise InputError(
         f"expected a pattern of preserve for every leaf, found none for {name!r}; add one, or narrow leaves"
     )

@@ -233,7 +233,7 @@ def agreed(value: Any) -> Any:
         return value
     word = _word("agreed")
     if main():
-        _coordinator().key_value_set(word, json.dumps(value, default=str))
+        _coordinator().key_value_set(word, json.dumps(value))
         return value
     return json.loads(_coordinator().blocking_key_value_get(word, 1000 * WEEK))
 

@@ -6,6 +6,7 @@ A stage's *fingerprint* is a hash of the part of the config it reads and of the 
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -228,6 +229,9 @@ class Stages:
             time.sleep(0.1)
 
 
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EOPNOTSUPP}
+
+
 @contextlib.contextmanager
 def alone(workdir: pathlib.Path) -> Iterator[None]:
     """While this run works in a workdir, no other does; a lock ends with the process, of several the main one, that holds it.
@@ -244,8 +248,21 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
                 f"expected a workdir that no other run works in, found one at work in {workdir}; wait for it, or give "
                 "another --workdir"
             ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            print(
+                f"  the file system of {workdir} has no locks ({error.strerror}): see to it that no other run works in it",
+                flush=True,
+            )
 
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / ".lock").touch()
+    except OSError as error:
+        raise InputError(
+            f"expected room and permission to write {workdir}, found {error}; free or change it"
+        ) from error
     with open(workdir / ".lock", "w") as file:
         sharding.first(lock)
         yield

@@ -29,6 +29,7 @@ class Stopping:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        self.asked = False  # of an earlier run in this process
         before = signal.signal(signal.SIGTERM, self._hear)
         try:
             yield

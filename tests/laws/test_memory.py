@@ -61,7 +61,9 @@ def test_what_saliency_keeps_is_counted_to_the_byte(llava, mesh, shape):
     assert ledger.saliency(wanted[:1], shape, 4, keep_scores=False)["scores"] == one
     assert ledger.saliency(wanted[:1], shape, 4, keep_scores=True)["scores"] == 3 * one
     assert ledger.saliency(wanted, shape, 4, keep_scores=True)["scores"] == 4 * one
-    assert ledger.saliency(wanted, shape, 4, keep_scores=True)["gradients"] == one  # of all rows in one backward pass
+    assert (
+        ledger.saliency(wanted, shape, 4, keep_scores=True)["gradients"] == one
+    )  # float32, of all rows in one backward pass
     biased = [Rule(leaves=r".*_proj/(weight|bias)")]  # a bias does not tell its rows apart
     assert ledger.saliency(biased, shape, 4, keep_scores=True)["gradients"] == 4 * one
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmu_jax import InputError, hf, objectives, rowwise, saliency, sharding, trees
+from mmu_jax import InputError, curvature, hf, objectives, rowwise, saliency, sharding, trees
 from toys import make_batch
 from twins import QWEN_ROWS, qwen_batch
 
@@ -82,15 +82,45 @@ def test_rows_at_once_do_not_change_the_scores(llava, chunk):
     agree(got, jax.tree.map(np.asarray, saliency.scores(loss, params, sets, leaves=leaves)))
 
 
-def test_sums_of_bfloat16_params_are_rounded_once_a_pass(llava):
+def test_params_in_bfloat16_are_scored_in_float32(llava):
     folder, _, model = llava
     coarse = jax.tree.map(lambda x: x.astype(jnp.bfloat16), hf.load(folder, model))
     fine = jax.tree.map(lambda x: x.astype(jnp.float32), coarse)
     loss, leaves = objectives.of_rows("descent", model), model.family.eligible
     got, expected = (saliency.scores(loss, params, two_sets(), leaves=leaves) for params in (coarse, fine))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(got))
-    for found, right in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(np.asarray(found), right, rtol=2**-8)
+    agree(got, jax.tree.map(np.asarray, expected))
+
+
+def test_small_gradients_of_float16_params_do_not_vanish():
+    losses = rowwise.Losses(lambda p, b: rowwise.contract(p["w"], b["x"], jnp.float32)[:, 0])
+    params, batch = {"w": jnp.zeros((1, 2), jnp.float16)}, {"x": jnp.array([[1e-5, 1e-4], [2e-5, 0.0]])}
+    got = saliency.scores(losses, params, [batch])["w"]
+    np.testing.assert_allclose(got, [[2.5e-10, 5e-9]], rtol=1e-5)
+
+
+def test_grams_of_every_row_in_one_backward(llava):
+    folder, _, model = llava
+    params, (batch, _) = hf.load(folder, model), two_sets()
+    leaves = curvature.matrices(params, model.family.eligible)
+    got = curvature.grams(objectives.of_rows("descent", model), params, [batch], leaves=leaves)
+    rows = [{key: x[i : i + 1] for key, x in batch.items()} for i in range(8) if i != 5]
+    expected = curvature.grams(objectives.of_params("descent", model), params, rows, leaves=leaves)
+    agree(got, jax.tree.map(np.asarray, expected))
+    blocks = [
+        curvature.grams(objectives.of_rows("descent", model), params, [batch], leaves=leaves, block=(i, 2))
+        for i in (0, 1)
+    ]
+    name = next(name for name, x in trees.flatten(got).items() if trees.stacked(name) and len(x) == 2)
+    joined = np.concatenate([np.asarray(trees.flatten(block)[name]) for block in blocks])
+    np.testing.assert_array_equal(joined, trees.flatten(got)[name])
+
+
+def test_a_set_given_twice_is_weighed_once():
+    losses = rowwise.Losses(lambda p, b: rowwise.contract(p["w"], b["x"], jnp.float32)[:, 0])
+    forget, keep = [{"x": jnp.array([[3.0, 0.0]])}], [{"x": jnp.array([[1.0, 2.0]])}]
+    got = saliency.difference(losses, {"w": jnp.zeros((1, 2))}, forget, {".*": [keep, keep]})["w"]
+    np.testing.assert_allclose(got, [[8.0, -4.0]])
 
 
 def test_grams_of_rows_that_are_shorter_and_longer_than_the_output():
