@@ -83,6 +83,8 @@ def test_people_are_shown_where_a_config_or_the_command_line_says_so(tmp_path, m
     monkeypatch.setattr(command, "workdir", lambda: tmp_path)
     monkeypatch.setattr(command, "given", dict)
     monkeypatch.setattr(run, "STAGES", type("Flag", (), {"value": ["data"]}))
+    for name in ("COORDINATOR", "PROCESSES", "PROCESS"):
+        monkeypatch.setattr(run, name, type("Flag", (), {"value": None}))
     for value, expected in ((None, False), (True, True), (False, False)):
         monkeypatch.setattr(run, "SHOW_PEOPLE", type("Flag", (), {"value": value}))
         monkeypatch.setattr(command, "CONFIG", type("Flag", (), {"value": base()}))
