@@ -1,6 +1,6 @@
 """Speed and memory against peers in the same run, as ratios; nothing here is asserted.
 
-    python -m experiments.bench [--only=saliency,iteration] [--size=mid] [--rounds=7] [--out=bench.json] [--profile=DIR]
+    python -m experiments.bench [--only=saliency,iteration] [--size=mid] [--rounds=7] [--json=bench.json] [--profile=DIR]
 
 Ours against torch and transformers, where they are installed, on one checkpoint of random weights and the same batches, in
 float32 and with a thread a core on both sides. Every way runs once, which compiles it and shows whether all find the same; then
@@ -49,7 +49,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 7, "How often every way runs after its f
 BATCHES = flags.DEFINE_integer("batches", 1, "Batches of saliency.", lower_bound=1)
 ROWS = flags.DEFINE_integer("rows", None, "Rows of a batch of saliency and training, if not the size's.", lower_bound=1)
 GIB = flags.DEFINE_float("gib", 2.0, "Size of the checkpoint that load reads.", lower_bound=0.01, upper_bound=1000)
-OUT = flags.DEFINE_string("out", None, "Where to write all of it as JSON.")
+JSON = flags.DEFINE_string("json", None, "Where to write all of it as JSON.")
 PROFILE = flags.DEFINE_string("profile", None, "A folder for a trace of ours that xprof shows.")
 READ = flags.DEFINE_string("read", None, "Internal: read this checkpoint and print the memory it took.")
 WHOLE = flags.DEFINE_bool("whole", False, "Internal: read it the peer's way.")
@@ -171,8 +171,8 @@ def bench() -> None:
             f"expected --only among {', '.join(NAMES)}, or compile alone, found {','.join(ONLY.value)!r}; correct it"
         )
     found = measure()
-    if OUT.value:
-        pathlib.Path(OUT.value).write_text(json.dumps(found, indent=1) + "\n")
+    if JSON.value:
+        pathlib.Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main(argv):

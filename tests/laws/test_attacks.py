@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmu_jax import InputError, NotFiniteError, attacks, evaluate, hf, sharding, trees
 from mmu_jax.data import IMAGE, Benchmark, Example, Person, loader, streams, tiny
+from mmu_jax.files import sealed
 from mmu_jax.study import attacking, checks
 from mmu_jax.study.study import Study
 from runs import small_config
@@ -328,7 +329,7 @@ def test_what_is_gone_or_was_only_begun_is_made_again_and_ends_in_the_same_numbe
     assert study.stages.wanted(wanted) == []
     files["int4"].unlink()
     record = tmp_path / "w" / "stages" / "attack" / "vanilla" / "relearn_own.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"status": "started"}))
+    record.write_text(json.dumps(sealed(json.loads(record.read_text()) | {"status": "started"})))
     assert study.stages.wanted(wanted) == wanted[1:]
     study.run(wanted)
     for name, path in files.items():

@@ -48,7 +48,7 @@ def test_a_table_is_written_with_its_machine(typed, tmp_path, capsys):
         "--size=tiny",
         "--only=generation,checkpoint",
         "--rounds=2",
-        f"--out={out}",
+        f"--json={out}",
         f"--profile={tmp_path / 'trace'}",
     ]
     typed(*words, how=command.parse_without_config)

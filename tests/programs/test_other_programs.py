@@ -65,7 +65,7 @@ FLAGS = {
     "run": {"stages", "seeds"},
     "compare": {"out", "against"},
     "sweep": {"seeds", "rates", "retain_rates", "methods"},
-    "bench": {"only", "size", "rounds", "batches", "rows", "gib", "out", "profile"},
+    "bench": {"only", "size", "rounds", "batches", "rows", "gib", "json", "profile"},
 }
 
 
