@@ -121,7 +121,7 @@ def synthetic(out: pathlib.Path, gib: float) -> int:
 
 
 def report_reading(path: str, whole: bool) -> None:
-    """Prints what reading a checkpoint takes: layer by layer, or ``whole``, the peer's way."""
+    """Prints what reading a checkpoint takes: leaf by leaf, or ``whole``, the peer's way."""
     model, mesh = models.Model(hf.read_config(path)), sharding.make_mesh(8)
     before = peak()
     if whole:
@@ -147,7 +147,7 @@ def of_reading(folder: pathlib.Path, gib: float) -> list[dict]:
     )
     # torch, which transformers imports where it finds it, is no part of reading.
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    for label, options in (("ours, layer by layer", []), ("every file whole", ["--whole"])):
+    for label, options in (("ours, leaf by leaf", []), ("every file whole", ["--whole"])):
         found = child("import sys; sys.modules['torch'] = None; ", [f"--read={folder}", *options], env)
         rows.append({"way": label, "bytes": found["peak"], "ratio": found["peak"] / size, "before": found["before"]})
         print(
