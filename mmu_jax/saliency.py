@@ -222,7 +222,8 @@ def scores(
     [5.0, 2.0]
 
     Args:
-      loss: ``loss(params, batch)`` -> scalar or ``(sum, count)``, never ``(loss, aux)``.
+      loss: ``loss(params, batch)`` -> scalar or ``(sum, count)``, never ``(loss, aux)``; or ``rowwise.Losses``, of which all rows
+        are scored in one backward pass.
       params: tree of arrays; those that ``leaves`` matches are real floating point.
       batches: trees whose arrays have rows on axis 0; equal shapes compile once. Of a dict with an array ``weights``
         (loss weights, rows on axis 0), rows whose weights are all 0 are no examples.

@@ -169,6 +169,23 @@ class Rows:
         return f"{self.name} rows {batch['row'].tolist()}"
 
 
+class Killed(Exception):
+    """Stands for kill -9: nothing after it runs."""
+
+
+def dying(stream, at):
+    """The stream, which kills whoever asks for the batch ``at``."""
+    deal = stream.batch
+
+    def batch(step):
+        if step == at:
+            raise Killed
+        return deal(step)
+
+    stream.batch = batch
+    return stream
+
+
 def table():
     return {"table": {"weight": jax.random.normal(jax.random.key(0), (5, 5))}}
 

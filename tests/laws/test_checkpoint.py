@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmu_jax import InputError, Stopped, checkpoint, methods
-from toys import Rows, fit_table, same
+from toys import Killed, Rows, dying, fit_table, same
 
 GA = methods.METHODS["ga"]
 STEPS = 6
@@ -125,23 +125,6 @@ def straight():
     return fit_table(GA, rows())[1]
 
 
-class Killed(Exception):
-    """Stands for kill -9: nothing after it runs."""
-
-
-def killed_at(step):
-    stream = Rows("forget", STEPS)
-    deal = stream.batch
-
-    def batch(at):
-        if at == step:
-            raise Killed
-        return deal(at)
-
-    stream.batch = batch
-    return {"forget": stream}
-
-
 def test_minutes_and_iterations_both_decide(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: 60 * now[0])
@@ -158,7 +141,7 @@ def test_minutes_and_iterations_both_decide(monkeypatch):
 def test_whenever_it_was_kept_a_killed_run_ends_in_the_same_bits(kept_at, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.Schedule, "due", lambda self, done: done in kept_at)
     with pytest.raises(Killed):
-        fit_table(GA, killed_at(4), tmp_path / "c")
+        fit_table(GA, {"forget": dying(Rows("forget", STEPS), 4)}, tmp_path / "c")
     found = checkpoint.Checkpoints(tmp_path / "c")
     assert found.latest == max(kept_at, default=None)
     found.close()
@@ -167,7 +150,7 @@ def test_whenever_it_was_kept_a_killed_run_ends_in_the_same_bits(kept_at, tmp_pa
 
 def test_a_run_that_resumes_from_the_one_before_ends_in_the_same_bits(tmp_path, caplog):
     with pytest.raises(Killed):
-        fit_table(GA, killed_at(4), tmp_path / "c")
+        fit_table(GA, {"forget": dying(Rows("forget", STEPS), 4)}, tmp_path / "c")
     (data,) = (path for path in (tmp_path / "c" / "4" / "default" / "d").iterdir())
     flip(data, 8 * (data.stat().st_size // 2))
     same(fit_table(GA, rows(), tmp_path / "c")[1], straight())

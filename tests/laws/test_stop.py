@@ -25,7 +25,7 @@ from mmu_jax import (
 from mmu_jax.curvature import Factor
 from mmu_jax.plan import Plan, Stop, describe
 from mmu_jax.train_state import WATCHED, latest
-from toys import SPEC, Batches, Rows, Table, basis, fit_table, random_factors, run, same, streams, table
+from toys import SPEC, Batches, Killed, Rows, Table, basis, dying, fit_table, random_factors, run, same, streams, table
 
 STEPS = 24
 GA = methods.METHODS["ga"]
@@ -183,22 +183,6 @@ def test_a_level_that_is_never_reached_changes_nothing(curve):
     same(watched.params, plain.params)
     same(watched.opt_state, plain.opt_state)
     same({n: c for n, c in watched.history.items() if n != WATCHED}, plain.history)
-
-
-class Killed(Exception):
-    """Stands for kill -9: nothing after it runs."""
-
-
-def dying(stream, at):
-    deal = stream.batch
-
-    def batch(step):
-        if step == at:
-            raise Killed
-        return deal(step)
-
-    stream.batch = batch
-    return stream
 
 
 @pytest.mark.parametrize("at", [5, 8, 11, 12])

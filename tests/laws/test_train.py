@@ -23,7 +23,7 @@ from mmu_jax import (
 )
 from mmu_jax.plan import Plan
 from mmu_jax.rules import Rule
-from toys import Batches, make_batch, random_factors, random_mask, run, same, streams
+from toys import Batches, Killed, dying, make_batch, random_factors, random_mask, run, same, streams
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -134,24 +134,13 @@ def test_masked_methods_refuse_no_mask_and_another_model_s(llava):
         run(model, params, "mmunlearner", mask={"w": jnp.ones(3, bool)})
 
 
-class Killed(Exception):
-    """Stands for kill -9: nothing after it runs."""
-
-
 def test_a_killed_run_ends_in_the_same_bits(llava, tmp_path):
     folder, _, model = llava
     params = hf.load(folder, model)
     mask = random_mask(model, params)
     straight = run(model, params, "mmunlearner", mask=mask, iterations=10)
     data = streams()
-    deal = data["retain"].batch
-
-    def dies(step):
-        if step == 7:
-            raise Killed
-        return deal(step)
-
-    data["retain"].batch = dies
+    dying(data["retain"], 7)
     with pytest.raises(Killed):
         run(model, params, "mmunlearner", mask=mask, iterations=10, where=tmp_path / "c", data=data)
     resumed = run(model, params, "mmunlearner", mask=mask, iterations=10, where=tmp_path / "c")
