@@ -124,17 +124,17 @@ def stepping(
     frozen, reads, others = (None, none, limits) if trained.consumes else (params, limits, none)
     batches = {stream: batch(model, shape, mesh) for stream in phase.losses}
     part = trained.view(like.params, frozen, none, phase).part
-    number, yes = (like.step.update(dtype=dtype) for dtype in (jnp.float32, jnp.bool_))
+    number = like.step.update(dtype=jnp.float32)
     moved = like.moved if phase.masked else {}
     restricts = Limits(limits.mask if phase.masked else None, limits.factors if phase.projected else None)
     rest = Limits(None if phase.masked else limits.mask, None if phase.projected else limits.factors)
     first = (like.params, batches, reads, frozen, None)
-    second = ((like.params, like.opt_state[own], like.failed, moved), part, number, like.step, restricts, number, yes)
+    second = ((like.params, like.opt_state[own], like.failed, moved), part, number, like.step, restricts, number)
     waiting = {key: moments for key, moments in like.opt_state.items() if key != own}
     gradient, update = programs.make_gradient(plan, model, 0, like), programs.make_update(plan, 0, like)
     return [
         Program(gradient.lower(*first), first, (like.opt_state, part, others)),
-        Program(update.lower(*second), second, (frozen, batches, waiting, rest)),
+        Program(update.lower(*second, phase.masked), second, (frozen, batches, waiting, rest)),
     ]
 
 

@@ -79,7 +79,7 @@ class Method:
       mask: what the masked phases may move; None for unmasked methods.
       scope: pattern of the leaves that train at all.
       moments: one optimizer state for all phases (``'shared'``) or one each (``'separate'``).
-      adam: keyword arguments of ``transforms.adam`` that belong to the method.
+      adam: keyword arguments of ``optimizers.adam`` that belong to the method.
       one_rate: the phases that only descend have the learning rate of the others, whatever the plan's ``retain_rate``.
       family: of :data:`FAMILIES`; how tables, figures and verdicts group it.
       source: paper.

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from mmu_jax import InputError, curvature, masks, transforms, trees
+from mmu_jax import InputError, curvature, masks, optimizers, transforms, trees
 from mmu_jax.curvature import Factors
 from mmu_jax.data.slices import STREAMS
 from mmu_jax.data.streams import Stream
@@ -92,10 +92,10 @@ class Optimizer:
 
     Attributes:
       clip: global norm that a gradient may have.
-      adam: keyword arguments of ``transforms.adam``, ``(name, value)`` each.
+      adam: keyword arguments of ``optimizers.adam``, ``(name, value)`` each.
       limit: what holds the update back: of :data:`LIMITS`, or nothing.
       gradients_only: of ``transforms.masked``.
-      schedule, warmup, steps: of ``transforms.learning_rate``; no steps where the rate is constant.
+      schedule, warmup, steps: of ``optimizers.learning_rate``; no steps where the rate is constant.
     Raises:
       InputError: a limit that is none.
     """
@@ -120,18 +120,17 @@ class Optimizer:
         Raises:
           InputError: an unknown schedule or arithmetic.
         """
-        rates = transforms.learning_rate(rate, self.steps, schedule=self.schedule, warmup=self.warmup)
-        clip = optax.clip_by_global_norm(self.clip) if self.clip < math.inf else optax.identity()
-        adam = transforms.adam(rates, **dict(self.adam))
+        rates = optimizers.learning_rate(rate, self.steps, schedule=self.schedule, warmup=self.warmup)
+        adam = partial(optimizers.adam, rates, **dict(self.adam))
         masked = partial(transforms.masked, gradients_only=self.gradients_only)
         match self.limit:
             case "projected":
-                return transforms.projected(optax.chain(clip, adam))
+                return transforms.projected(adam(clip=self.clip))
             case "clip after mask":
-                return masked(optax.chain(clip, adam))
+                return masked(adam(clip=self.clip))
             case "clip before mask":
-                return optax.chain(clip, masked(adam))
-        return optax.with_extra_args_support(optax.chain(clip, adam))
+                return optimizers.clipped(masked(adam()), self.clip)
+        return adam(clip=self.clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,10 +148,10 @@ class Plan:
       spacing: iterations between two steps of a spread phase.
       lap: iterations of one pass over the stream that leads, in each of which the spread phases start anew.
       turns: the most steps of a spread phase in a lap: the batches of its stream.
-      learning_rate, schedule, warmup, clip: of ``transforms``; ``clip`` is a global norm.
+      learning_rate, schedule, warmup, clip: of ``optimizers``; ``clip`` is a global norm.
       retain_rate: learning rate of the phases that only descend, None for the same; with Adam this ratio is what a
         weight on the forget loss would be without it.
-      adam: keyword arguments of ``transforms.adam``; those of the method win.
+      adam: keyword arguments of ``optimizers.adam``; those of the method win.
       trainable: what trains, None for the params in the method's scope.
       seed: of what is drawn at random.
       stop: when to end before the last iteration, None for never.

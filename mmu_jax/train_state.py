@@ -28,7 +28,7 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: one optimizer state per key of moments.
       history: ``stream/loss`` -> ``[iterations]`` float32, NaN where the phase did not run; :data:`WATCHED` where the plan has
         a stop, NaN where nobody looked.
-      failed: the first iteration whose loss, gradient, params or moments are not finite, -1 if none.
+      failed: the first iteration whose loss, gradient or params are not finite, -1 if none.
       moved: leaf name -> ``[outside, inside]``: entries that masked steps moved outside the mask (summed over the steps that
         count, ``train.PROVING``) and inside (the most in one step), float32.
     """

@@ -17,14 +17,13 @@ keeps a statistic of many entries in one number would carry one step's mask into
 test is made on the data flow of its ``update``, not on names; what it comes to for optax stands in :func:`masked`.
 """
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mmu_jax import InputError, curvature, separable, trees
+from mmu_jax import InputError, curvature, optimizers, separable, trees
 from mmu_jax.curvature import Factors
 from mmu_jax.trees import Mask, Params, Tree, Updates
 
@@ -104,6 +103,8 @@ def _restricted(
             raise InputError("expected a mask, found none; pass it to masked(inner, mask) or to update(..., mask=mask)")
         trees.check_like(mask, updates, "the mask", dtype=jnp.bool_)
         mask = trees.like(mask, updates)
+        if isinstance(inner, optimizers.Maskable) and not gradients_only:
+            return inner.update(updates, state, params, mask=mask, **extra)
         zeroed = jax.tree.map(_keep, mask, updates)
         if gradients_only:
             return inner.update(zeroed, state, params, **extra)
@@ -205,81 +206,3 @@ def projected(
         return jax.tree.map(leaf, wanted, free), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-class ScaleByOfficialAdamState(NamedTuple):
-    count: jax.Array
-    mu: Tree
-    nu: Tree
-
-
-def scale_by_official_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) -> optax.GradientTransformation:
-    """Adam as the public MMUnlearner code runs it: eps is added to ``sqrt(v)`` *before* the bias correction.
-
-    ``u = sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)``, the arithmetic of ``transformers.AdamW`` (4.x).
-
-    >>> tx = scale_by_official_adam()
-    >>> updates, _ = tx.update({'w': jnp.array([2.0])}, tx.init({'w': jnp.zeros(1)}))
-    >>> round(float(updates['w'][0]), 4)
-    1.0
-    """
-
-    def init(params):
-        zeros = optax.tree.zeros_like(params)
-        return ScaleByOfficialAdamState(jnp.zeros([], jnp.int32), zeros, zeros)
-
-    def update(updates: Updates, state: ScaleByOfficialAdamState, params: Params | None = None):
-        del params
-        count = state.count + 1
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
-        t = count.astype(jnp.float32)
-        # 1 - b^t by expm1: in float32 the difference alone would carry an error of 6e-5 at t = 1.
-        scale = jnp.sqrt(-jnp.expm1(t * math.log(b2))) / -jnp.expm1(t * math.log(b1))
-        return jax.tree.map(lambda m, v: scale * m / (jnp.sqrt(v) + eps), mu, nu), ScaleByOfficialAdamState(
-            count, mu, nu
-        )
-
-    return optax.GradientTransformation(init, update)
-
-
-def learning_rate(peak: float, steps: int, *, schedule: str = "constant", warmup: float = 0.0) -> optax.Schedule:
-    """``'constant'``, ``'linear'`` or ``'cosine'`` decay to zero over ``steps`` after ``warmup * steps`` rising steps.
-
-    >>> rate = learning_rate(1.0, 10, schedule='linear', warmup=0.2)
-    >>> [round(float(rate(step)), 3) for step in (0, 1, 2, 6, 10)]
-    [0.0, 0.5, 1.0, 0.5, 0.0]
-    """
-    rise = int(warmup * steps)
-    if schedule == "constant":
-        after = optax.constant_schedule(peak)
-    elif schedule == "linear":
-        after = optax.linear_schedule(peak, 0.0, max(steps - rise, 1))
-    elif schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, max(steps - rise, 1))
-    else:
-        raise InputError(f"expected schedule 'constant', 'linear' or 'cosine', found {schedule!r}; choose one of them")
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(rise, 1)), after], [rise]) if rise else after
-
-
-def adam(
-    rate: optax.Schedule | float,
-    *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    arithmetic: str = "optax",
-) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay (none unless asked for), ``arithmetic`` ``'optax'`` or ``'official'``.
-
-    >>> tx = adam(0.1)
-    >>> updates, _ = tx.update({'w': jnp.array([2.0])}, tx.init({'w': jnp.zeros(1)}))
-    >>> round(float(updates['w'][0]), 3)
-    -0.1
-    """
-    if arithmetic not in ("optax", "official"):
-        raise InputError(f"expected arithmetic 'optax' or 'official', found {arithmetic!r}; choose one of the two")
-    core = optax.scale_by_adam(b1, b2, eps) if arithmetic == "optax" else scale_by_official_adam(b1, b2, eps)
-    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
-    return optax.chain(core, *decay, optax.scale_by_learning_rate(rate))

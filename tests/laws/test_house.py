@@ -13,7 +13,7 @@ FLOORS = (
     ("mmu_jax",),
     ("letters", "losses", "files", "hub", "trees"),
     ("sharding",),
-    ("directory", "factor", "metrics", "packing", "rowwise", "selection", "separable", "checkpoint"),
+    ("directory", "factor", "metrics", "optimizers", "packing", "rowwise", "selection", "separable", "checkpoint"),
     ("masks", "scored"),
     ("saliency",),
     ("curvature",),

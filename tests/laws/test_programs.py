@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmu_jax import InputError, lora, methods, objectives, programs, sharding, train, train_state, transforms
+from mmu_jax import (
+    InputError,
+    lora,
+    methods,
+    objectives,
+    optimizers,
+    programs,
+    sharding,
+    train,
+    train_state,
+)
 from mmu_jax.plan import Optimizer, Plan
 from mmu_jax.programs import Programs
 from mmu_jax.trainable import Limits, View, Whole
@@ -237,7 +247,7 @@ def test_a_rate_that_a_program_is_given_follows_the_schedule(schedule, warmup):
     optimizer, params, rate = plan.optimizer(0), {"w": jnp.ones(1)}, np.float32(plan.rate(0))
     state, wanted = (
         optimizer.transform().init(params),
-        transforms.learning_rate(0.3, 8, schedule=schedule, warmup=warmup),
+        optimizers.learning_rate(0.3, 8, schedule=schedule, warmup=warmup),
     )
     taken = jax.jit(lambda state, rate: optimizer.transform(rate).update({"w": jnp.ones(1)}, state, params))
     for i in range(8):

@@ -9,7 +9,7 @@ from flax import nnx
 from flax.core import FrozenDict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmu_jax import InputError, curvature, hf, lora, models, sharding, transforms, trees
+from mmu_jax import InputError, curvature, hf, lora, models, optimizers, sharding, transforms, trees
 from mmu_jax.curvature import Factor
 from toys import SPEC, basis, make_batch, random_factors, run, same, streams
 from twins import QWEN_ROWS, qwen_batch
@@ -30,7 +30,7 @@ INNER = {
         optax.add_decayed_weights(0.3), optax.sgd(0.1, momentum=0.9, nesterov=True)
     ),
     "adam with clip": lambda: optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.1)),
-    "official adam": lambda: transforms.adam(0.1, arithmetic="official", eps=1e-6, weight_decay=0.3),
+    "official adam": lambda: optimizers.adam(0.1, arithmetic="official", eps=1e-6, weight_decay=0.3),
 }
 
 

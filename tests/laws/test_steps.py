@@ -1,5 +1,6 @@
 """How often, how far and with what a step is taken, and what becomes of one that is not finite."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -10,8 +11,8 @@ from mmu_jax import (
     checkpoint,
     methods,
     objectives,
+    optimizers,
     programs,
-    transforms,
 )
 from mmu_jax.plan import Plan
 from toys import Rows, Table, fit_table, table
@@ -72,8 +73,8 @@ def counts(state):
     ],
 )
 def test_a_schedule_ends_with_the_steps_that_are_taken(name, expected, monkeypatch):
-    lengths, real = [], transforms.learning_rate
-    monkeypatch.setattr(transforms, "learning_rate", lambda peak, n, **kw: lengths.append(n) or real(peak, n, **kw))
+    lengths, real = [], optimizers.learning_rate
+    monkeypatch.setattr(optimizers, "learning_rate", lambda peak, n, **kw: lengths.append(n) or real(peak, n, **kw))
     data = {"retain": Rows("retain", 8), "forget": Rows("forget", 3)}
     mask = {"table": {"weight": jnp.eye(5, dtype=bool)}}
     _, state = fit_table(methods.METHODS[name], data, mask=mask, schedule="linear")
@@ -139,3 +140,15 @@ def test_npo_with_a_retain_term_is_the_sum_of_both_in_one_step():
         plan.method.phases[0], objectives.Seen(Table(), table()), dict.fromkeys(data, batch)
     )
     np.testing.assert_allclose(total, values["forget/npo"] + values["retain/descent"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_a_compiled_check_sees_one_entry_that_is_not_finite(odd, dtype):
+    """Whatever a compiler makes of comparisons with NaN, wherever it stands, in leaves of any size."""
+    check = jax.jit(programs._finite)
+    for shape in ((), (3,), (513, 257)):
+        sound = {"w": jnp.full(shape, -2.0, dtype), "count": jnp.ones((), jnp.int32), "none": jnp.zeros((0,), dtype)}
+        assert check(sound)
+        for place in {0, sound["w"].size // 2, sound["w"].size - 1}:
+            assert not check(sound | {"w": sound["w"].ravel().at[place].set(odd).reshape(shape)}), (shape, place)

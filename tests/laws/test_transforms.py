@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mmu_jax import InputError, transforms, trees
+from mmu_jax import InputError, optimizers, transforms, trees
 
 RNG = np.random.default_rng(0)
 PARAMS = {"a": jnp.asarray(RNG.normal(size=(6, 7)), jnp.float32), "b": jnp.asarray(RNG.normal(size=9), jnp.float32)}
@@ -18,8 +18,8 @@ INNER = {
         optax.clip_by_global_norm(0.5), optax.adamw(0.1, weight_decay=0.2)
     ),
     "sgd with momentum": lambda: optax.sgd(0.1, momentum=0.9),
-    "our adam": lambda: transforms.adam(0.1, weight_decay=0.1),
-    "official adam": lambda: transforms.adam(0.1, arithmetic="official", eps=1e-6),
+    "our adam": lambda: optimizers.adam(0.1, weight_decay=0.1),
+    "official adam": lambda: optimizers.adam(0.1, arithmetic="official", eps=1e-6),
 }
 
 
@@ -121,36 +121,40 @@ def test_frozen_leaves_of_none_pass_through():
     assert updates["b"] is None and trees.size(state[0].mu) == 42
 
 
-def test_official_adam_is_the_arithmetic_of_the_old_transformers_adamw():
-    rate, b1, b2, eps = 0.1, 0.9, 0.999, 1e-6
-    after, _ = steps(transforms.adam(rate, arithmetic="official", eps=eps), 5)
+@pytest.mark.parametrize("arithmetic", ["optax", "official"])
+def test_adam_is_its_equation(arithmetic):
+    """That of the paper, or that of the old ``transformers.AdamW``."""
+    rate, b1, b2, eps = 0.1, 0.9, 0.999, 1e-2
+    after, _ = steps(optimizers.adam(rate, arithmetic=arithmetic, eps=eps), 5)
     for name, p in PARAMS.items():
         x, m, v = np.asarray(p, np.float64), 0.0, 0.0
         for t in range(1, 6):
             g = np.asarray(grads(t - 1)[name], np.float64)
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
-            x = x - rate * np.sqrt(1 - b2**t) / (1 - b1**t) * m / (np.sqrt(v) + eps)
-        np.testing.assert_allclose(np.asarray(after[name]), x, rtol=1e-4, atol=1e-6)  # five float32 steps
+            first, second = 1 - b1**t, 1 - b2**t
+            late = m / first / (np.sqrt(v / second) + eps)
+            x = x - rate * (late if arithmetic == "optax" else np.sqrt(second) / first * m / (np.sqrt(v) + eps))
+        np.testing.assert_allclose(np.asarray(after[name]), x, atol=1e-6)  # five float32 steps of 0.1
 
 
 def test_adam_decays_nothing_unless_asked():
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     for decay, moves in ((0.0, False), (0.1, True)):
-        tx = transforms.adam(0.1, weight_decay=decay)
+        tx = optimizers.adam(0.1, weight_decay=decay)
         updates, _ = tx.update(zero, tx.init(PARAMS), PARAMS)
         assert bool(jnp.abs(updates["a"]).max() > 0) == moves
     with pytest.raises(InputError, match="arithmetic"):
-        transforms.adam(0.1, arithmetic="torch")
+        optimizers.adam(0.1, arithmetic="torch")
 
 
 def test_schedules():
-    assert [float(transforms.learning_rate(2.0, 10)(s)) for s in (0, 9)] == [2.0, 2.0]
-    linear = transforms.learning_rate(2.0, 10, schedule="linear", warmup=0.2)
+    assert [float(optimizers.learning_rate(2.0, 10)(s)) for s in (0, 9)] == [2.0, 2.0]
+    linear = optimizers.learning_rate(2.0, 10, schedule="linear", warmup=0.2)
     assert [round(float(linear(s)), 3) for s in (0, 1, 2, 6, 10)] == [0.0, 1.0, 2.0, 1.0, 0.0]
-    cosine = transforms.learning_rate(2.0, 10, schedule="cosine")
+    cosine = optimizers.learning_rate(2.0, 10, schedule="cosine")
     assert [round(float(cosine(s)), 3) for s in (0, 5, 10)] == [2.0, 1.0, 0.0]
     with pytest.raises(InputError, match="schedule"):
-        transforms.learning_rate(1.0, 1, schedule="step")
+        optimizers.learning_rate(1.0, 1, schedule="step")
 
 
 @pytest.mark.parametrize(
@@ -229,3 +233,36 @@ def test_an_optimizer_of_params_of_its_own_is_refused_for_plain_ones():
     tx = transforms.masked(optax.lookahead(optax.adam(0.1), 5, 0.5), {"w": jnp.array([True])})
     with pytest.raises(InputError, match="steps from gradients and params.*fast"):
         tx.init({"w": jnp.ones(1)})
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.3}, {"arithmetic": "official", "eps": 1e-6}, {"clip": 0.5}])
+def test_a_mask_in_adam_is_what_masked_makes_of_any_optimizer(options):
+    """Not to be told apart from the general way, which sees of the optimizer no more than that it is one."""
+    ours = optimizers.adam(optimizers.learning_rate(0.1, 4, schedule="linear"), **options)
+    hidden = optax.GradientTransformationExtraArgs(ours.init, ours.update)
+    (a, state), (b, other) = (steps(transforms.masked(tx, MASK), 4) for tx in (ours, hidden))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), (a, state), (b, other))
+    jax.tree.map(lambda c, m: np.testing.assert_array_equal(c, np.asarray(m)), changed(PARAMS, a), MASK)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("clip", [0.5, 100.0])
+def test_our_adam_is_a_chain_of_optax(decay, clip):
+    ours, _ = steps(optimizers.adam(0.1, clip=clip, weight_decay=decay), 5)
+    theirs, _ = steps(optax.chain(optax.clip_by_global_norm(clip), optax.adamw(0.1, weight_decay=decay)), 5)
+    # Steps of 0.1, of which optax's carry the error of its bias correction.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), ours, theirs)
+
+
+def test_adam_under_a_mask_holds_no_copy_of_moments_or_params():
+    """What the compiler may put beside arguments and results: the masked gradient whose norm is taken, and no more."""
+    params = {str(i): jnp.zeros((256, 256)) for i in range(4)}
+    mask, tx = jax.tree.map(lambda p: p == 0, params), transforms.masked(optimizers.adam(0.1, clip=1.0))
+
+    def step(params, state, grads, mask):
+        updates, state = tx.update(grads, state, params, mask=mask)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params, mask).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * sum(p.nbytes for p in params.values())
