@@ -37,6 +37,7 @@ def get_config(argument: str | None = None):
         raise ValueError(f"expected benchmark faces or folder, found {args.benchmark!r}; correct it")
     config = common.base()
     config.gold = True
+    config.save_every = 250  # a few seconds of work: a checkpoint with its hashes costs a quarter of one
     config.show_people = True  # the names are invented, and the faces are from a public data set
     config.model.vision = dict(
         hidden_size=96,
@@ -66,6 +67,7 @@ def get_config(argument: str | None = None):
     config.unlearn.methods = common.SHOWN
     config.unlearn.epochs = 16.0  # at most: a run ends just below the level of people never seen
     config.unlearn.rows = 8
+    config.unlearn.stop.rows = 64  # a look at the ten is one forward pass
     config.unlearn.retain_rate = {name: 1e-3 if METHODS[name].projects else 2e-4 for name in METHODS}
     config.unlearn.learning_rate = {name: RATES.get(name, MASKED) for name in METHODS}
     # The model was never taught the letter format, so letters are not asked for; a blank is asked for as it was taught.

@@ -7,6 +7,7 @@ there is to be had without a trace.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -163,13 +164,16 @@ def quantised(params: Params, leaves: str, *, bits: int, group: int = 0) -> Para
     Raises:
       InputError: no leaf matches.
     """
+    return _quantised_program(leaves, bits, group, sharding.places(params))(params)
 
+
+@functools.lru_cache(4)
+def _quantised_program(leaves: str, bits: int, group: int, where: sharding.Places) -> Callable[[Params], Params]:
     def trip(params):
         part, rest = trees.split(params, leaves)
         return trees.merge(jax.tree.map(partial(round_trip, bits=bits, group=group), part), rest)
 
-    where = jax.tree.map(lambda leaf: leaf.sharding, params)
-    return jax.jit(trip, donate_argnums=0, out_shardings=where)(params)
+    return jax.jit(trip, donate_argnums=0, out_shardings=jax.tree.unflatten(*where))
 
 
 def quantise(params: Params, scene: Scene, *, bits: int, group: int = 0) -> Iterator[tuple[int, Params]]:

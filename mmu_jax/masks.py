@@ -201,7 +201,12 @@ def random(key: jax.Array, mask: Mask) -> Mask:
 def _uniform(key: jax.Array, like: jax.Array) -> jax.Array:
     """Float32 in [0, 1) of the shape of ``like``, made where it lies."""
     where = like.sharding if isinstance(like, jax.Array) else None
-    return jax.jit(lambda key: jax.random.uniform(key, like.shape), out_shardings=where)(key)
+    return _uniform_program(like.shape, where)(key)
+
+
+@functools.lru_cache(64)  # leaves of one shape share it
+def _uniform_program(shape: tuple[int, ...], where: jax.sharding.Sharding | None) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda key: jax.random.uniform(key, shape), out_shardings=where)
 
 
 def salun(magnitude: Scores, fraction: float = 0.5) -> Mask:

@@ -20,7 +20,7 @@ from mmu_jax.data.streams import Stream
 from mmu_jax.methods import Phase
 from mmu_jax.models import Model
 from mmu_jax.plan import Plan
-from mmu_jax.programs import Programs, counted, make_step, make_watch
+from mmu_jax.programs import Programs, counted, make_step, make_watch, note_program
 from mmu_jax.train_state import WATCHED, TrainState, abstract, init, latest, looks
 from mmu_jax.trainable import Limits
 from mmu_jax.trees import Batch, Mask, Params
@@ -170,7 +170,6 @@ def _look(
     """``state, iteration -> state, value``: what :class:`plan.Stop` looks at, noted in the history."""
     watch = make_watch(p, model, programs)
     rows = list(watched.epoch())  # on the host, and on the devices a batch at a time
-    note = jax.jit(lambda curve, i, value: curve.at[i].set(value))
 
     def look(state, i):
         found = [watch(state.params, sharding.put(batch, mesh), limits, vanilla) for batch in rows]
@@ -183,8 +182,9 @@ def _look(
                 f"expected a finite probability of the right answers about the people to forget, found {float(value)} after "
                 f"{i + 1} iterations; lower the learning rate"
             )
-        curve = jax.device_put(note(state.history[WATCHED], i, value), state.history[WATCHED].sharding)
-        return state.replace(history=state.history | {WATCHED: curve}), float(value)
+        note = note_program(state.failed.sharding)
+        curves = note({WATCHED: state.history[WATCHED]}, i, {WATCHED: np.float32(value)})
+        return state.replace(history=state.history | curves), float(value)
 
     return look
 

@@ -117,6 +117,7 @@ def _unlearn() -> dict:
         replay=1.0,  # share of the questions about the people to keep that steps are taken on; 0: none of theirs
         stop=dict(
             every=8,  # iterations between two looks at what is still known of the people to forget, at most; 0: none, no stop
+            rows=0,  # of a batch of a look, which is a forward pass; 0: as many as of a step's
             level=0.0,  # where to stop, a probability; 0 for that of people whom the vanilla model never saw, less
             margin=1.0,  # so many standard errors of it, over those people
             facts=False,  # every fact at a level of its own too, that of people never seen who were asked for it

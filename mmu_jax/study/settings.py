@@ -225,7 +225,7 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
         (r"factors\..*", not any(row.projects for row in rows), "no method is projected"),
         (r"factors\.(?!path).*", c.factors.path, "config.factors.path is the file"),
         (r"factors\.share", c.factors.fraction or c.factors.alpha, "config.factors.fraction or .alpha says how many"),
-        (r"unlearn\.stop\.(level|margin|facts)", not c.unlearn.stop.every, "config.unlearn.stop.every is 0"),
+        (r"unlearn\.stop\.(rows|level|margin|facts)", not c.unlearn.stop.every, "config.unlearn.stop.every is 0"),
         (r"unlearn\.stop\.margin", c.unlearn.stop.level, "config.unlearn.stop.level says where to stop"),
         (r"evaluate\.prompts\.letter", not c.evaluate.letters, "letters are not asked for"),
         (r"attack\.(?!names).*", not any(attacks.ATTACKS[n].trains for n in c.attack.names), "no attack trains"),

@@ -38,7 +38,7 @@ def prepare(work: Workspace, name: str, **rates: float) -> Job:
         streams["forget"].columns["floor"] = _floors(work, stop, streams["forget"].examples)
     plan = Plan.of(method, streams, c.epochs, stop=stop, **numbers)
     limits = limits._replace(mask=_reached(plan, limits.mask, name))
-    return Job(plan, streams, limits, work.watched("forget", c.rows) if stop else None)
+    return Job(plan, streams, limits, work.watched("forget", c.stop.rows or c.rows) if stop else None)
 
 
 def find_stop(work: Workspace) -> Stop | None:
@@ -66,7 +66,7 @@ def find_stop(work: Workspace) -> Stop | None:
     if work.strangers is None:
         vanilla = work.load(work.vanilla)
         work.strangers = evaluate.recognised(
-            work.model, vanilla, work.watched("unseen", work.config.unlearn.rows), work.mesh
+            work.model, vanilla, work.watched("unseen", c.rows or work.config.unlearn.rows), work.mesh
         )
     (mean, below), found = _mean_and_margin(work.strangers, c.margin), ()
     if c.facts:
