@@ -87,7 +87,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r".*\.schedule", _one_of(SCHEDULES)),
     (r"vanilla\.warmup|evaluate\.memorised", SHARE),
     (r".*lora\.targets", PATTERN),
-    (r".*\.rows|saliency\.chunk|evaluate\.new_tokens|save_every|attack\.steps", COUNT),
+    (r"(?!unlearn\.stop).*\.rows|saliency\.chunk|evaluate\.new_tokens|save_every|attack\.steps", COUNT),
     (r"evaluate\.samples", SAMPLES),
     (r"factors\.batches|factors\.blocks", COUNT),
     (r"factors\.(text|unseen)|unlearn\.replay|unlearn\.stop\.level", SHARE),
@@ -95,7 +95,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"factors\.everyone", SWITCH),
     (r"factors\.alpha", NOT_NEGATIVE),
     (r"factors\.loss", _one_of(tuple(n for n, loss in LOSSES.items() if not loss.needs))),
-    (r"unlearn\.stop\.every|data\.group|general\.drawn", COUNT_OR_NONE),
+    (r"unlearn\.stop\.(every|rows)|data\.group|general\.drawn", COUNT_OR_NONE),
     (r"evaluate\.headline", HEADLINE),
     (r"evaluate\.prompts\..*", TEXT),
 )
