@@ -182,7 +182,8 @@ def measured(name: str, trained: str, program: str, mesh: Mesh) -> tuple[int, in
     """Bytes of a device: planned, held, and temporary, of the program of a model that takes most."""
     c = (llava_config if name.startswith("llava") else qwen_config).get_config()
     model, spec = models.Model(PUBLISHED[name][0](), jnp.bfloat16), lora.LoRA(RANK, 16.0, c.unlearn.lora.targets)
-    how, dtype = (spec, jnp.bfloat16) if trained == "lora" else (Whole(), jnp.float32)
+    whole = Whole() if program == "factors" else Whole.of(methods.METHODS[program], model.family.sides)
+    how, dtype = (spec, jnp.bfloat16) if trained == "lora" else (whole, jnp.float32)
     rows = max(c.unlearn.rows, mesh.shape["data"])
     shape = memory.Shape(rows, max(c.data.tokens), 1, max(c.data.patches or (0,)), ANSWERS.value)
     params = placed(model.abstract(), sharding.shardings(model.abstract(), model.family.rules, mesh), dtype)

@@ -5,6 +5,7 @@ a row to ``CONTESTS``.
 """
 
 import importlib.util
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file
 from experiments import peers
 from experiments.timing import Contest, Way
 from experiments.workload import OPTIONS, Workload
-from mmu_jax import evaluate, generate, hf, objectives, programs, saliency, scored, sharding, trees
+from mmu_jax import evaluate, generate, hf, objectives, programs, saliency, scored, sharding, train, trees
 from mmu_jax.methods import METHODS
 from mmu_jax.plan import Plan
 from mmu_jax.train_state import abstract, init
@@ -102,13 +103,14 @@ def iterating(work: Workload, forget: Batch, retain: Batch) -> Callable:
     params, limits = jax.tree.map(lambda x: x.copy(), work.params), Limits(work.mask())
     like, kept = abstract(plan, work.model, params, work.mesh), programs.Programs()
     steps = [programs.make_step(plan, work.model, index, like, kept) for index in range(2)]
-    state = init(plan, work.model, params, work.mesh)
+    state, turns = init(plan, work.model, params, work.mesh), itertools.count()
 
     def run():
         nonlocal state
+        proving = train.proves(next(turns))
         with jax.set_mesh(work.mesh):
             for step, (stream, batch) in zip(steps, (("forget", forget), ("retain", retain)), strict=True):
-                state = step(state, {stream: sharding.put(batch, work.mesh)}, limits, None)
+                state = step(state, {stream: sharding.put(batch, work.mesh)}, limits, None, None, proving)
             state = programs.counted(state)
         return state
 

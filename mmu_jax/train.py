@@ -138,11 +138,19 @@ def _iteration(
         for phase, step in zip(p.method.phases, steps, strict=True):
             if (at := p.turn(phase, i)) is not None:
                 beside = _beside(phase, streams, at, mesh)
-                proving = at < 2 or at % PROVING == 0
-                state = step(state, _batches(phase, streams, at, mesh), limits, vanilla, beside, proving)
+                state = step(state, _batches(phase, streams, at, mesh), limits, vanilla, beside, proves(at))
         return counted(state)
 
     return iterate
+
+
+def proves(at: int) -> bool:
+    """Whether the step of a masked phase in turn ``at`` counts what it moves.
+
+    >>> [at for at in range(20) if proves(at)]
+    [0, 1, 8, 16]
+    """
+    return at < 2 or at % PROVING == 0
 
 
 def _batches(phase: Phase, streams: dict[str, Stream], at: int, mesh: jax.sharding.Mesh) -> dict[str, Batch]:

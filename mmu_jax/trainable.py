@@ -1,7 +1,7 @@
 """What trains: the params themselves, or something from which they follow. The loop in ``train`` asks nothing else."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
@@ -115,20 +115,40 @@ def states(method: "Method") -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """The params themselves, or those leaves of them that match ``scope``.
+    """The params themselves, or those leaves of them that match ``scope``; in masked phases, that match ``masked`` too.
 
     >>> view = Whole('w').view({'w': 1, 'b': 2}, None, Limits(), None)
     >>> view.part, view.whole({'w': 3, 'b': None})
     ({'b': None, 'w': 1}, {'b': 2, 'w': 3})
+
+    Attributes:
+      scope: pattern of the leaves that train.
+      masked: pattern of those that a mask may select. Of the others a masked phase has no gradient and no moments.
     """
 
     scope: str = ".*"
+    masked: str = ".*"
     consumes = True
     limits_in_params = False
+
+    @classmethod
+    def of(cls, method: "Method", sides: Mapping[str, str]) -> "Whole":
+        """What of the params a method trains, where the leaves of a side match ``sides[its name]`` (``models.Family.sides``).
+
+        A mask of one side says beforehand which leaves its steps leave alone, but where what they would have there acts on the
+        others: in the norm by which a gradient is clipped before it is masked, or in moments that are shared.
+        """
+        rule = method.mask
+        apart = rule and rule.side != "both" and rule.unlisted != "pass" and rule.clip == "after"
+        return cls(method.scope, sides[rule.side] if apart and method.moments == "separate" else ".*")
 
     @property
     def reach(self) -> str:
         return self.scope
+
+    def _moves(self, phase: "Phase") -> str:
+        both = phase is not None and phase.masked and self.masked != ".*"
+        return f"(?=(?:{self.scope})$)(?:{self.masked})" if both else self.scope
 
     def check(self, method: "Method") -> None:
         del method  # every row of the table is written for it
@@ -138,13 +158,12 @@ class Whole:
         return params
 
     def view(self, trained: Tree, frozen: Params | None, limits: Limits, phase: "Phase") -> View:
-        del frozen, limits, phase
-        part, rest = trees.split(trained, self.scope)
+        del frozen, limits
+        part, rest = trees.split(trained, self._moves(phase))
         return View(part, lambda part: trees.merge(part, rest), lambda part: trees.merge(part, rest))
 
     def sees(self, phase: "Phase") -> Hashable:
-        del phase
-        return None
+        return self._moves(phase)
 
     def moved(self, before: Tree, after: Tree, mask: Mask) -> Counts:
         before, after, mask, counts = trees.flatten(before), trees.flatten(after), trees.flatten(mask), {}
@@ -164,8 +183,8 @@ class Whole:
         return None
 
     def needs(self, params: Params, method: "Method", count: Callable[..., int]) -> dict[str, int]:
-        part = count(trees.split(params, self.scope)[0], np.float32)
-        needs = {"gradients": part, "moments": 2 * states(method) * part}
+        parts = [count(trees.split(params, self._moves(phase))[0], np.float32) for phase in method.phases]
+        needs = {"gradients": max(parts), "moments": 2 * (sum(parts) if states(method) > 1 else parts[0])}
         return needs | ({"teacher": count(params, np.float32)} if "teacher" in method.needs else {})
 
     def describe(self, params: Params, phases: Iterable["Phase"]) -> list[str]:

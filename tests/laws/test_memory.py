@@ -10,6 +10,7 @@ import pytest
 from mmu_jax import InputError, generate, hf, memory, methods, models, saliency, sharding, train_state, trees
 from mmu_jax.plan import Plan
 from mmu_jax.rules import Rule
+from mmu_jax.trainable import Whole
 from toys import SPEC, make_batch, random_mask, streams
 from twins import mean_loss
 
@@ -26,12 +27,13 @@ def shape():
     return memory.Shape(len(batch["tokens"]), batch["tokens"].shape[1], images=1)
 
 
-@pytest.mark.parametrize("name", ["grad_diff", "mmunlearner", "mmunlearner_official"])
+@pytest.mark.parametrize("name", ["grad_diff", "mmunlearner", "mmunlearner_vision", "mmunlearner_official"])
 def test_what_training_keeps_is_counted_to_the_byte(llava, mesh, shape, name):
     folder, _, model = llava
     params = hf.load(folder, model, mesh)
     needs = memory.Ledger(model, mesh).training(methods.METHODS[name], shape)
-    state = train_state.init(Plan.of(methods.METHODS[name], streams(), 1.0), model, params, mesh)
+    trained = Whole.of(methods.METHODS[name], model.family.sides)
+    state = train_state.init(Plan.of(methods.METHODS[name], streams(), 1.0, trainable=trained), model, params, mesh)
     assert needs["params"] == needs["gradients"] == on_a_device(params)
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]  # beside them only counters
     assert needs["moments"] == on_a_device(moments)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from mmu_jax import (
 )
 from mmu_jax.plan import Plan
 from mmu_jax.rules import Rule
+from mmu_jax.trainable import Whole
 from toys import Batches, Killed, dying, make_batch, random_factors, random_mask, run, same, streams
 
 
@@ -92,6 +94,29 @@ def test_outside_the_mask_nothing_moves_and_inside_something_does(llava, monkeyp
         assert changed[chosen].all() or not chosen.any(), name
         outside, inside = np.asarray(state.moved[name])
         assert outside == 0 and inside == chosen.sum()
+
+
+@pytest.mark.parametrize("side", ["vision", "language"])
+def test_a_mask_of_one_side_needs_no_gradient_and_no_moments_of_the_other(llava, side):
+    folder, _, model = llava
+    params, name = hf.load(folder, model), f"mmunlearner_{side}"
+    mask = masks.restrict(random_mask(model, params), model.family.sides[side])
+    part = Whole.of(methods.METHODS[name], model.family.sides)
+    adam = {"eps": 1e-3}  # that keeps the rounding of gradients that are zero from becoming steps
+    restricted = run(model, params, name, mask=mask, trainable=part, adam=adam)
+    kept = trees.flatten(restricted.opt_state["phase0"].mu)
+    assert kept and all(re.fullmatch(model.family.sides[side], leaf) for leaf in kept)
+    assert len(trees.flatten(restricted.opt_state["phase1"].mu)) == len(trees.flatten(params))
+    everything = run(model, params, name, mask=mask, adam=adam)
+    for leaf, expected in trees.flatten(everything.params).items():
+        np.testing.assert_allclose(trees.flatten(restricted.params)[leaf], expected, atol=1e-5, err_msg=leaf)
+    assert sum(float(outside) for outside, _ in everything.moved.values()) == 0
+
+
+@pytest.mark.parametrize("name", ["mmunlearner", "mmunlearner_official", "ga", "linear_only"])
+def test_what_acts_on_the_other_side_is_kept_there(llava, name):
+    model = llava[2]
+    assert Whole.of(methods.METHODS[name], model.family.sides) == Whole(methods.METHODS[name].scope)
 
 
 def test_the_proof_sees_what_momentum_moves_outside_the_mask(llava):
