@@ -12,6 +12,8 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -52,6 +54,7 @@ __all__ = [
 
 STACK = re.compile(r"\.(layers|blocks)\.(\d+)\.")
 BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|position_ids)$")  # in old files; constants, copied through
+READERS = min(os.cpu_count() or 1, 8)  # layers read at once: copying and looking at numbers leave Python to others
 HEAD, EMBED = "lm_head/weight", "language_model/embed_tokens/weight"
 log = logging.getLogger(__name__)
 
@@ -162,15 +165,21 @@ def survey(path: Path, model: models.Model) -> dict[tuple[str, int | None], Tens
     return table
 
 
-def _place(tensors: list[Tensor], stacked: bool, dtype: Dtype, where: NamedSharding) -> jax.Array:
-    """A leaf on its devices, of which each is given its own slice, read from the files when it is its turn."""
+def _place(tensors: list[Tensor], stacked: bool, dtype: Dtype, where: NamedSharding, pool: Executor) -> jax.Array:
+    """A leaf on its devices, of which each is given its own slice, read from the files when it is its turn, layers side by side."""
     shape, held, last = (len(tensors), *tensors[0].shape) if stacked else tensors[0].shape, [], None
+
+    def fill(there, tensor, part):
+        there[...] = tensor.map()[part]
+        _check_finite(there, f"{tensor.key} of {tensor.file}")
+
     for device, index in where.addressable_devices_indices_map(shape).items():
         if index != last:  # neighbours that hold the same share what was read
-            last, read = index, np.empty(where.shard_shape(shape), dtype)
-            for there, tensor in zip(read, tensors[index[0]], strict=True) if stacked else [(read, tensors[0])]:
-                there[...] = tensor.map()[index[1:] if stacked else index]
-                _check_finite(there, f"{tensor.key} of {tensor.file}")
+            last, read = index, sharding.room(where.shard_shape(shape), dtype)
+            if stacked:
+                list(pool.map(partial(fill, part=index[1:]), read, tensors[index[0]]))
+            else:
+                fill(read, tensors[0], index)
         held.append(jax.block_until_ready(jax.device_put(read, device)))  # before the next is read
     return jax.make_array_from_single_device_arrays(shape, where, held)
 
@@ -202,10 +211,11 @@ def load(path: Path, model: models.Model, mesh: Mesh | None = None, dtype: Dtype
     def leaf(name, shape, where):
         sources = [table[place] for place in places(name, shape.shape)]
         kind = jnp.result_type(*(tensor.dtype for tensor in sources)) if dtype is None else np.dtype(dtype)
-        return jax.block_until_ready(_place(sources, trees.stacked(name), kind, where))
+        return jax.block_until_ready(_place(sources, trees.stacked(name), kind, where, pool))
 
     placed = sharding.shardings(abstract, model.family.rules, mesh)
-    return trees.map_named(leaf, abstract, placed)
+    with ThreadPoolExecutor(READERS) as pool:
+        return trees.map_named(leaf, abstract, placed)
 
 
 def rewrite(

@@ -12,6 +12,7 @@ import collections
 import functools
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -19,11 +20,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from mmu_jax import InputError, trees
 from mmu_jax.trees import Tree
 
 Rules = list[tuple[str, PartitionSpec]]
+ALIGNED = 64  # bytes, of which the beginning of an array on CPU is a multiple
 log = logging.getLogger(__name__)
 
 
@@ -175,6 +178,18 @@ def place(x: np.ndarray | Rows, where: jax.sharding.Sharding | None) -> jax.Arra
         return read[str(index)]
 
     return jax.make_array_from_callback(np.shape(x), where, part)
+
+
+def room(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Host memory for an array, not filled, that a device of the host takes over as it is: XLA wants its own to begin there.
+
+    >>> room((2, 3), np.float32).ctypes.data % ALIGNED
+    0
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNED, np.uint8)
+    start = -memory.ctypes.data % ALIGNED
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
