@@ -37,6 +37,7 @@ from mmu_jax import (
     trees,
 )
 from mmu_jax.models.published import PUBLISHED
+from mmu_jax.optimizers import Pace
 from mmu_jax.plan import Plan
 from mmu_jax.train_state import abstract
 from mmu_jax.trainable import Limits, Trainable, Whole
@@ -125,11 +126,12 @@ def stepping(
     batches = {stream: batch(model, shape, mesh) for stream in phase.losses}
     part = trained.view(like.params, frozen, none, phase).part
     number = like.step.update(dtype=jnp.float32)
+    pace = Pace(number, like.step, like.step)
     moved = like.moved if phase.masked else {}
     restricts = Limits(limits.mask if phase.masked else None, limits.factors if phase.projected else None)
     rest = Limits(None if phase.masked else limits.mask, None if phase.projected else limits.factors)
     first = (like.params, batches, reads, frozen, None)
-    second = ((like.params, like.opt_state[own], like.failed, moved), part, number, like.step, restricts, number)
+    second = ((like.params, like.opt_state[own], like.failed, moved), part, number, like.step, restricts, pace)
     waiting = {key: moments for key, moments in like.opt_state.items() if key != own}
     gradient, update = programs.make_gradient(plan, model, 0, like), programs.make_update(plan, 0, like)
     return [

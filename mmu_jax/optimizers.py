@@ -149,20 +149,41 @@ def _direction(count: jax.Array, b1: float, b2: float, eps: float, arithmetic: s
     return lambda m, v: scale.astype(m.dtype) * m / (jnp.sqrt(v) + eps)
 
 
-def learning_rate(peak: float, steps: int, *, schedule: str = "constant", warmup: float = 0.0) -> optax.Schedule:
-    """``'constant'``, ``'linear'`` or ``'cosine'`` decay to zero over ``steps`` after ``warmup * steps`` rising steps.
+class Pace(NamedTuple):
+    """How long the steps of a run are, in numbers that a compiled program may be given.
 
-    >>> rate = learning_rate(1.0, 10, schedule='linear', warmup=0.2)
+    Attributes:
+      peak: the highest learning rate.
+      rise: steps until it is reached, from zero.
+      steps: in all, after the last of which a schedule that falls is at zero.
+    """
+
+    peak: float | jax.Array = 1.0
+    rise: int | jax.Array = 0
+    steps: int | jax.Array = 0
+
+
+def learning_rate(pace: Pace, schedule: str = "constant") -> optax.Schedule:
+    """``'constant'``, or ``'linear'`` or ``'cosine'`` decay to zero, after the rising steps.
+
+    >>> rate = learning_rate(Pace(1.0, rise=2, steps=10), 'linear')
     >>> [round(float(rate(step)), 3) for step in (0, 1, 2, 6, 10)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
+
+    Raises:
+      InputError: an unknown schedule.
     """
-    rise = int(warmup * steps)
-    if schedule == "constant":
-        after = optax.constant_schedule(peak)
-    elif schedule == "linear":
-        after = optax.linear_schedule(peak, 0.0, max(steps - rise, 1))
-    elif schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, max(steps - rise, 1))
-    else:
+    shapes = {
+        "constant": jnp.ones_like,
+        "linear": lambda x: 1.0 - x,
+        "cosine": lambda x: (1.0 + jnp.cos(jnp.pi * x)) / 2,
+    }
+    if schedule not in shapes:
         raise InputError(f"expected schedule 'constant', 'linear' or 'cosine', found {schedule!r}; choose one of them")
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(rise, 1)), after], [rise]) if rise else after
+
+    def rate(count):
+        fallen = jnp.clip((count - pace.rise) / jnp.maximum(pace.steps - pace.rise, 1), 0.0, 1.0)
+        risen = count / jnp.maximum(pace.rise, 1)
+        return pace.peak * jnp.where(count < pace.rise, risen, shapes[schedule](fallen))
+
+    return rate

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 
@@ -80,11 +79,12 @@ class Stop:
 
 
 LIMITS = ("projected", "clip after mask", "clip before mask")
+START = optimizers.Pace()
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How a gradient becomes an update, but for the learning rate, which a compiled program is given.
+    """How a gradient becomes an update, but for the pace, which a compiled program is given.
 
     >>> Optimizer(1.0, limit='mask')
     Traceback (most recent call last):
@@ -95,7 +95,7 @@ class Optimizer:
       adam: keyword arguments of ``optimizers.adam``, ``(name, value)`` each.
       limit: what holds the update back: of :data:`LIMITS`, or nothing.
       gradients_only: of ``transforms.masked``.
-      schedule, warmup, steps: of ``optimizers.learning_rate``; no steps where the rate is constant.
+      schedule: of ``optimizers.learning_rate``.
     Raises:
       InputError: a limit that is none.
     """
@@ -105,22 +105,20 @@ class Optimizer:
     limit: str = ""
     gradients_only: bool = False
     schedule: str = "constant"
-    warmup: float = 0.0
-    steps: int = 0
 
     def __post_init__(self):
         if self.limit and self.limit not in LIMITS:
             raise InputError(f"expected a limit among {', '.join(LIMITS)} or none, found {self.limit!r}; correct it")
 
-    def transform(self, rate: float | jax.Array = 1.0) -> optax.GradientTransformationExtraArgs:
-        """Clip, Adam, decay, and a learning rate that peaks at ``rate``; masked where the method puts the mask, or projected last.
+    def transform(self, pace: optimizers.Pace = START) -> optax.GradientTransformationExtraArgs:
+        """Clip, Adam, decay, and the learning rate of ``pace``; masked where the method puts the mask, or projected last.
 
-        Its state does not depend on ``rate``, which may be traced.
+        Its state does not depend on ``pace``, which may be traced.
 
         Raises:
           InputError: an unknown schedule or arithmetic.
         """
-        rates = optimizers.learning_rate(rate, self.steps, schedule=self.schedule, warmup=self.warmup)
+        rates = optimizers.learning_rate(pace, self.schedule)
         adam = partial(optimizers.adam, rates, **dict(self.adam))
         masked = partial(transforms.masked, gradients_only=self.gradients_only)
         match self.limit:
@@ -233,13 +231,17 @@ class Plan:
         own = self.retain_rate is not None and self.method.phases[index].descends and not self.method.one_rate
         return self.retain_rate if own else self.learning_rate
 
+    def pace(self, index: int) -> optimizers.Pace:
+        """How long the steps of phase ``index`` are."""
+        steps = self.steps(self.moments(index))
+        return optimizers.Pace(self.rate(index), int(self.warmup * steps), steps)
+
     def optimizer(self, index: int) -> Optimizer:
-        """What phase ``index`` makes of its gradient; ``.transform(rate)`` is the optax transformation."""
+        """What phase ``index`` makes of its gradient; ``.transform(pace)`` is the optax transformation."""
         phase, rule = self.method.phases[index], self.method.mask
         limit = ""
         if not self.trainable.limits_in_params:  # else nothing is left for a transform
             limit = "projected" if phase.projected else f"clip {rule.clip} mask" if phase.masked else ""
-        shape = {"schedule": self.schedule, "warmup": float(self.warmup), "steps": self.steps(self.moments(index))}
         return Optimizer(
             clip=float(self.clip) if phase.clip else math.inf,
             adam=tuple(
@@ -247,7 +249,7 @@ class Plan:
             ),
             limit=limit,
             gradients_only=phase.masked and rule.gradients_only,
-            **({} if self.schedule == "constant" and not self.warmup else shape),
+            schedule=self.schedule,
         )
 
 

@@ -1,7 +1,7 @@
 """The compiled programs of a phase: its gradient, the update that follows from it, and a look at what is forgotten.
 
 Most methods share a loss with another, and nearly all an optimizer but for its learning rate. So a step is two programs, and an
-update is given its rate: runs that are given the same :class:`Programs` compile each gradient and each update once.
+update is given its pace: runs that are given the same :class:`Programs` compile each gradient and each update once.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from mmu_jax import losses, objectives, sharding, trees
 from mmu_jax.methods import Phase
 from mmu_jax.models import Model
 from mmu_jax.objectives import Seen
+from mmu_jax.optimizers import Pace
 from mmu_jax.plan import Optimizer, Plan
 from mmu_jax.train_state import TrainState
 from mmu_jax.trainable import Limits, Trainable
@@ -100,9 +101,9 @@ def _update_program(
         return {name: jnp.stack([moved[name][0] + out, jnp.maximum(moved[name][1], into)])
                 for name, (out, into) in counts.items()}  # fmt: skip
 
-    def update(carried, grads, value, iteration, limits, rate, proving):
+    def update(carried, grads, value, iteration, limits, pace, proving):
         trained, before, failed, moved = carried
-        view, extra, tx = trainable.view(trained, None, Limits(), phase), {}, optimizer.transform(rate)
+        view, extra, tx = trainable.view(trained, None, Limits(), phase), {}, optimizer.transform(pace)
         good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads)) & (failed < 0)
         if phase.masked and not in_params:
             extra["mask"] = trees.part(limits.mask, view.part)
@@ -190,7 +191,7 @@ def make_gradient(
 
 
 def make_update(p: Plan, index: int, like: TrainState, programs: Programs | None = None) -> Callable[..., tuple]:
-    """Jitted ``carried, gradient, value, iteration, limits, rate, proving -> carried`` of phase ``index``, placed as ``like``.
+    """Jitted ``carried, gradient, value, iteration, limits, pace, proving -> carried`` of phase ``index``, placed as ``like``.
 
     ``carried``, which is donated, is ``trained, moments, failed, moved``, of which ``moved`` is empty but in masked phases, and is
     added to where ``proving``.
@@ -215,7 +216,7 @@ def make_step(
     """
     phase, key = p.method.phases[index], p.moments(index)
     with np.errstate(over="ignore"):  # a rate beyond float32 is an infinite one, and ends in ``failed``
-        rate = np.float32(p.rate(index))
+        pace = Pace(*(kind(x) for kind, x in zip((np.float32, np.int32, np.int32), p.pace(index), strict=True)))
     gradient = make_gradient(p, model, index, like, programs)
     update, note = make_update(p, index, like, programs), note_program(like.failed.sharding)
 
@@ -223,7 +224,7 @@ def make_step(
         value, values, grads = gradient(state.params, batches, _seen_limits(p, limits), vanilla, beside)
         carried = (state.params, state.opt_state[key], state.failed, state.moved if phase.masked else {})
         own = Limits(limits.mask if phase.masked else None, limits.factors if phase.projected else None)
-        params, moments, failed, moved = update(carried, grads, value, state.step, own, rate, phase.masked and proving)
+        params, moments, failed, moved = update(carried, grads, value, state.step, own, pace, phase.masked and proving)
         curves = note({name: state.history[name] for name in values}, state.step, values)
         return state.replace(
             params=params,

@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mmu_jax import (
@@ -13,12 +14,12 @@ from mmu_jax import (
     lora,
     methods,
     objectives,
-    optimizers,
     programs,
     sharding,
     train,
     train_state,
 )
+from mmu_jax.optimizers import Pace
 from mmu_jax.plan import Optimizer, Plan
 from mmu_jax.programs import Programs
 from mmu_jax.trainable import Limits, View, Whole
@@ -175,7 +176,7 @@ UNCLIPPED = methods.Method((methods.Phase({"forget": "ascent"}, clip=False),))
         (("ga", 0, {}), ("ga", 0, {"adam": {"eps": 1e-6}}), False),
         (("ga", 0, {"adam": {"eps": 0.5}}), ("ga", 0, {"adam": {"eps": jnp.float32(0.5)}}), True),
         (("ga", 0, {}), ("ga", 0, {"schedule": "cosine"}), False),
-        (("ga", 0, RISING), ("ga", 0, RISING | {"iterations": 8}), False),  # a schedule has a length
+        (("ga", 0, RISING), ("ga", 0, RISING | {"iterations": 8, "warmup": 0.25}), True),
         (("ga", 0, {}), ("ga", 0, {"iterations": 8}), True),
         (("ga", 0, {}), ("ga", 0, {"devices": (8, 1)}), False),
         (("ga", 0, {}), ("ga", 0, {"trainable": LORA}), False),
@@ -194,8 +195,6 @@ OTHERWISE = {
     "limit": "projected",
     "gradients_only": False,
     "schedule": "linear",
-    "warmup": 0.5,
-    "steps": 9,
 }
 
 
@@ -219,7 +218,7 @@ def test_masking_gradients_alone_is_another_update():
     grads, params, mask = {"w": jnp.ones(2)}, {"w": jnp.zeros(2)}, {"w": jnp.array([True, False])}
 
     def moved(optimizer):
-        tx, state = optimizer.transform(0.1), optimizer.transform().init(params)
+        tx, state = optimizer.transform(Pace(0.1)), optimizer.transform().init(params)
         state = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state)  # moments of steps before
         return tx.update(grads, state, params, mask=mask)[0]["w"]
 
@@ -238,20 +237,26 @@ def test_a_shared_update_steps_at_the_rate_of_its_plan():
         assert (moved > 0).any()
 
 
+def optax_schedule(name, peak, steps, rise):
+    after = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, steps - rise),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, steps - rise),
+    }[name]()
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, rise), after], [rise]) if rise else after
+
+
 @pytest.mark.parametrize(
     ("schedule", "warmup"), [("constant", 0.5), ("linear", 0.0), ("linear", 0.5), ("cosine", 0.25)]
 )
 def test_a_rate_that_a_program_is_given_follows_the_schedule(schedule, warmup):
     """With a constant gradient and no eps every step of Adam is as long as the rate."""
     plan = Plan(METHODS["ga"], 8, learning_rate=0.3, schedule=schedule, warmup=warmup, adam={"eps": 0.0})
-    optimizer, params, rate = plan.optimizer(0), {"w": jnp.ones(1)}, np.float32(plan.rate(0))
-    state, wanted = (
-        optimizer.transform().init(params),
-        optimizers.learning_rate(0.3, 8, schedule=schedule, warmup=warmup),
-    )
-    taken = jax.jit(lambda state, rate: optimizer.transform(rate).update({"w": jnp.ones(1)}, state, params))
+    optimizer, params, pace = plan.optimizer(0), {"w": jnp.ones(1)}, plan.pace(0)
+    state, wanted = optimizer.transform().init(params), optax_schedule(schedule, 0.3, 8, int(8 * warmup))
+    taken = jax.jit(lambda state, pace: optimizer.transform(pace).update({"w": jnp.ones(1)}, state, params))
     for i in range(8):
-        updates, state = taken(state, rate)
+        updates, state = taken(state, pace)
         np.testing.assert_allclose(updates["w"], -float(wanted(i)), rtol=1e-4, atol=1e-8)
 
 

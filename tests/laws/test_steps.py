@@ -11,7 +11,6 @@ from mmu_jax import (
     checkpoint,
     methods,
     objectives,
-    optimizers,
     programs,
 )
 from mmu_jax.plan import Plan
@@ -73,13 +72,13 @@ def counts(state):
     ],
 )
 def test_a_schedule_ends_with_the_steps_that_are_taken(name, expected, monkeypatch):
-    lengths, real = [], optimizers.learning_rate
-    monkeypatch.setattr(optimizers, "learning_rate", lambda peak, n, **kw: lengths.append(n) or real(peak, n, **kw))
+    lengths, real = [], Plan.pace
+    monkeypatch.setattr(Plan, "pace", lambda *given: lengths.append(real(*given)) or lengths[-1])
     data = {"retain": Rows("retain", 8), "forget": Rows("forget", 3)}
     mask = {"table": {"weight": jnp.eye(5, dtype=bool)}}
     _, state = fit_table(methods.METHODS[name], data, mask=mask, schedule="linear")
     assert {key: counts(value) for key, value in state.opt_state.items()} == {k: [n] for k, n in expected.items()}
-    assert set(lengths) == set(expected.values())
+    assert {pace.steps for pace in lengths} == set(expected.values())
 
 
 def test_the_official_rows_have_one_rate_and_others_two():

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmu_jax import InputError, optimizers, transforms, trees
+from mmu_jax.optimizers import Pace
 
 RNG = np.random.default_rng(0)
 PARAMS = {"a": jnp.asarray(RNG.normal(size=(6, 7)), jnp.float32), "b": jnp.asarray(RNG.normal(size=9), jnp.float32)}
@@ -148,13 +149,13 @@ def test_adam_decays_nothing_unless_asked():
 
 
 def test_schedules():
-    assert [float(optimizers.learning_rate(2.0, 10)(s)) for s in (0, 9)] == [2.0, 2.0]
-    linear = optimizers.learning_rate(2.0, 10, schedule="linear", warmup=0.2)
+    assert [float(optimizers.learning_rate(Pace(2.0))(s)) for s in (0, 9)] == [2.0, 2.0]
+    linear = optimizers.learning_rate(Pace(2.0, rise=2, steps=10), "linear")
     assert [round(float(linear(s)), 3) for s in (0, 1, 2, 6, 10)] == [0.0, 1.0, 2.0, 1.0, 0.0]
-    cosine = optimizers.learning_rate(2.0, 10, schedule="cosine")
+    cosine = optimizers.learning_rate(Pace(2.0, steps=10), "cosine")
     assert [round(float(cosine(s)), 3) for s in (0, 5, 10)] == [2.0, 1.0, 0.0]
     with pytest.raises(InputError, match="schedule"):
-        optimizers.learning_rate(1.0, 1, schedule="step")
+        optimizers.learning_rate(Pace(), "step")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_an_optimizer_of_params_of_its_own_is_refused_for_plain_ones():
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.3}, {"arithmetic": "official", "eps": 1e-6}, {"clip": 0.5}])
 def test_a_mask_in_adam_is_what_masked_makes_of_any_optimizer(options):
     """Not to be told apart from the general way, which sees of the optimizer no more than that it is one."""
-    ours = optimizers.adam(optimizers.learning_rate(0.1, 4, schedule="linear"), **options)
+    ours = optimizers.adam(optimizers.learning_rate(Pace(0.1, steps=4), "linear"), **options)
     hidden = optax.GradientTransformationExtraArgs(ours.init, ours.update)
     (a, state), (b, other) = (steps(transforms.masked(tx, MASK), 4) for tx in (ours, hidden))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), (a, state), (b, other))
