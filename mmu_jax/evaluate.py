@@ -135,14 +135,15 @@ class Examiner:
         return self.encoded[key]
 
     def _batches(self, texts: text.Rows, photos: np.ndarray | None, album: loader.Album | None):
-        """Batches of ``rows`` rows; rows that only fill the last one are all padding."""
+        """Batches of ``rows`` rows; rows that only fill the last one are all padding. Neighbours that show one photo see it once."""
         n = len(texts.tokens)
         seen = [[] if album is None else [album.pictures[photos[i]]] for i in range(n)]
+        sights = 0 if photos is None else streams.sights(photos, self.rows)
         sizes = self.sizes.holding(**streams.longest(texts, album.pictures if album is not None else []))
         for start in range(0, n, self.rows):
             index = np.arange(start, min(start + self.rows, n))
-            filled = np.concatenate([index, np.zeros(self.rows - len(index), int)])
-            batch = streams.batch(sizes, texts, filled, [seen[i] for i in filled])
+            filled = np.concatenate([index, np.full(self.rows - len(index), start)])
+            batch = streams.batch(sizes, texts, filled, [seen[i] for i in filled], sights)
             batch["valid"][len(index) :] = False
             yield len(index), sharding.put(batch, self.mesh)
 

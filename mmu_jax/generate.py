@@ -93,7 +93,9 @@ def generate(
       stop: end-of-turn token ids, at least one.
       temperature: 0 is greedy; otherwise tokens are drawn from the ``top_p`` nucleus with ``seed``.
     """
-    inputs = {name: batch[name] for name in ("tokens", "valid", "positions", *model.family.arrays) if name in batch}
+    inputs = {
+        name: batch[name] for name in ("tokens", "valid", "positions", "photo", *model.family.arrays) if name in batch
+    }
     options = {"new_tokens": new_tokens, "stop": tuple(stop), "temperature": temperature, "top_p": top_p}
     return _decode(model, params, inputs, jax.random.key(seed), **options)
 

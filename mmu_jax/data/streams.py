@@ -14,10 +14,41 @@ from mmu_jax.data.loader import Album
 from mmu_jax.data.sizes import ANY, Sizes, fit
 
 
-def batch(sizes: Sizes, rows: text.Rows, index: Sequence[int], pictures: list[list[vision.Picture]]) -> dict:
-    """The token and image arrays of the rows ``index``, each with its pictures."""
-    images = vision.arrays(pictures, sizes.patches) if any(pictures) else {}
+def batch(
+    sizes: Sizes, rows: text.Rows, index: Sequence[int], pictures: list[list[vision.Picture]], sights: int = 0
+) -> dict:
+    """The token and image arrays of the rows ``index``, each with its pictures.
+
+    With ``sights``, image arrays have so many rows, one for all that show the same, and ``photo [B]`` says which is whose.
+    """
+    images = {}
+    if any(pictures):
+        shown, photo = told_apart(pictures) if sights else (pictures, None)
+        images = vision.arrays(shown + shown[:1] * (sights - len(shown)), sizes.patches)
+        images |= {"photo": photo} if sights else {}
     return rows.batch(index, pictures, sizes.tokens) | images
+
+
+def sights(photos: Sequence[int], rows: int) -> int:
+    """As how many photos a batch of ``rows`` neighbours is told, one number for all batches: an eighth of the rows, or twice that, ...
+
+    >>> sights([0, 0, 0, 0, 1, 1, 1, 1, 2], 8), sights(range(5), 8)
+    (2, 8)
+    """
+    most = max(len(set(photos[i : i + rows])) for i in range(0, len(photos), rows))
+    return min(rows // k for k in (8, 4, 2, 1) if rows // k >= most)
+
+
+def told_apart(pictures: list[list[vision.Picture]]) -> tuple[list[list[vision.Picture]], np.ndarray]:
+    """What is shown, each once, and for every row, int32, which of it.
+
+    >>> told_apart([['me'], ['you'], ['me']])
+    ([['me'], ['you']], array([0, 1, 0], dtype=int32))
+    """
+    keys = [tuple(map(id, row)) for row in pictures]
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    first = dict(zip(reversed(keys), reversed(pictures), strict=True))
+    return [first[key] for key in places], np.array([places[key] for key in keys], np.int32)
 
 
 def longest(rows: text.Rows, pictures: list[vision.Picture]) -> dict[str, int]:

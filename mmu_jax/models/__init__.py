@@ -44,8 +44,8 @@ class Model:
         return self.family.network(self.config, self.dtype)
 
     def images(self, batch: dict) -> dict | None:
-        """The arrays of a batch (``mmu_jax.data``) that only the vision tower reads; None if it has none."""
-        return {name: batch[name] for name in self.family.arrays if name in batch} or None
+        """The arrays of a batch (``mmu_jax.data``) by which its images are seen; None if it has none."""
+        return {name: batch[name] for name in (*self.family.arrays, "photo") if name in batch} or None
 
     def forward(self, params: dict, batch: dict) -> jax.Array:
         """Logits ``[B,T,V]`` of a batch, or of its tokens ``at [B,A]`` where it says which are read (``data.branches``).

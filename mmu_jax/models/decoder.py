@@ -177,7 +177,11 @@ class LanguageModel(nn.Module):
         return jnp.einsum("btd,vd->btv", x, weight.astype(self.dtype))
 
 
-def place(features: jax.Array, is_image: jax.Array, x: jax.Array) -> jax.Array:
-    """``x [B,T,D]`` with the i-th image position of a row replaced by its i-th feature of ``features [B,N,D]``."""
+def place(features: jax.Array, is_image: jax.Array, x: jax.Array, photo: jax.Array | None = None) -> jax.Array:
+    """``x [B,T,D]`` with the i-th image position of a row replaced by its i-th feature of ``features [B,N,D]``.
+
+    Where rows share photos, their features are ``[M,N,D]``, and ``photo [B]`` says which a row has.
+    """
+    features = features if photo is None else features[photo]
     index = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
     return jnp.where(is_image[..., None], jnp.take_along_axis(features, index[..., None], axis=1), x)

@@ -20,7 +20,8 @@ class Family:
 
     Attributes:
       network: ``(config, dtype) -> `` a Flax Linen module, called as ``Model.step`` calls it.
-      arrays: the arrays of a batch (``mmu_jax.data``) that only its vision tower reads.
+      arrays: the arrays of a batch (``mmu_jax.data``) that only its vision tower reads; a batch whose rows share photos has in them
+        a row a photo, and beside them ``photo [B]``.
       images: ``config -> `` their smallest instance.
       tower: ``config -> `` patches of an image (0: as many as it has), width, layers and heads of the vision tower.
       unread: ``config -> `` shapes of the tensors on disk that the forward pass never reads, by dotted tree name.

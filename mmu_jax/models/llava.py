@@ -101,8 +101,8 @@ class Network(nn.Module):
         features = self.vision_tower(pixels.reshape(-1, *pixels.shape[2:]))
         if self.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
-        features = self.multi_modal_projector(features).reshape(len(tokens), -1, x.shape[-1])
-        return decoder.place(features, tokens == self.config.image_token_id, x)
+        features = self.multi_modal_projector(features).reshape(len(pixels), -1, x.shape[-1])
+        return decoder.place(features, tokens == self.config.image_token_id, x, images.get("photo"))
 
     def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
         x = constrain(self.embed(tokens, images), "data")

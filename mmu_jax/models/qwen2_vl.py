@@ -206,7 +206,8 @@ class Network(nn.Module):
     def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
         x = self.language_model.embed(tokens)
         if images is not None:
-            x = decoder.place(self.visual(**images), tokens == self.config.image_token_id, x)
+            features = self.visual(*(images[name] for name in IMAGES))
+            x = decoder.place(features, tokens == self.config.image_token_id, x, images.get("photo"))
         x, cache = self.language_model(constrain(x, "data"), positions, mask, cache, offset)
         x = x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
         logits = self.language_model.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
