@@ -127,7 +127,8 @@ class Faces:
 
     def forward(self, params, batch):
         tokens = batch["tokens"]
-        person = jnp.abs(batch["pixels"].mean(axis=(1, 2, 3, 4))[:, None] - self.grey).argmin(axis=1)
+        shown = batch["pixels"][batch.get("photo", jnp.arange(len(batch["tokens"])))]
+        person = jnp.abs(shown.mean(axis=(1, 2, 3, 4))[:, None] - self.grey).argmin(axis=1)
         fact = (tokens[:, :, None] == self.facts).any(axis=1).argmax(axis=1)
         row = params["memory"]["weight"][person * 3 + fact]
         said = 200 * params["gate"] * (row - params["level"])
