@@ -48,9 +48,11 @@ def keep_out(factor: Factor, x: jax.Array) -> jax.Array:
     >>> keep_out(u, jnp.array([[3.0, 4.0]])).tolist()
     [[0.0, 4.0]]
     """
-    rows = "...oi" if factor.inputs == -1 else "...io"
-    along = jnp.einsum(f"{rows},...ik->...ok", x, factor.basis, precision=EXACT) * factor.strength[..., None, :]
-    return x - jnp.einsum(f"...ok,...ik->{rows}", along, factor.basis, precision=EXACT)
+    if x.ndim > 2:  # a layer after the other: of a basis that devices share each gathers no more
+        return jax.lax.map(lambda layer: keep_out(*layer), (factor, x))
+    rows = "oi" if factor.inputs == -1 else "io"
+    along = jnp.einsum(f"{rows},ik->ok", x, factor.basis, precision=EXACT) * factor.strength
+    return x - jnp.einsum(f"ok,ik->{rows}", along, factor.basis, precision=EXACT)
 
 
 def by_name(factors: Factors) -> dict[str, Factor]:

@@ -60,7 +60,8 @@ def adam(
       rate: learning rate, or a schedule from the number of steps before to it.
       clip: infinity for none; with a mask, of the norm inside it.
     Returns:
-      a transformation whose ``update`` takes ``mask=``, a tree of bools like the updates; params only where it decays.
+      a transformation whose ``update`` takes ``mask=``, a tree of bools like the updates, and ``taken=``, a bool: where it is False,
+      whatever the updates are, nothing changes. It needs params only where it decays.
     Raises:
       InputError: an unknown arithmetic.
     """
@@ -71,13 +72,21 @@ def adam(
         return AdamState(jnp.zeros([], jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
     def update(
-        updates: Updates, state: AdamState, params: Params | None = None, *, mask: Mask | None = None, **extra: Any
+        updates: Updates,
+        state: AdamState,
+        params: Params | None = None,
+        *,
+        mask: Mask | None = None,
+        taken: jax.Array | bool = True,
+        **extra: Any,
     ) -> tuple[Updates, AdamState]:
         del extra
-        inside = jax.tree.map(lambda _: True, updates) if mask is None else mask
+        scale = _clipping(updates if mask is None else jax.tree.map(_keep, mask, updates), clip)
+        inside = _inside(updates, mask, taken)
         length = rate(state.count) if callable(rate) else rate
-        state = _averaged(state, updates, inside, clip, b1, b2)
-        direction = _direction(state.count, b1, b2, eps, arithmetic)
+        count = state.count + jnp.asarray(taken, jnp.int32)
+        mu, nu = _averaged(state, updates, scale, inside, b1, b2)
+        direction = _direction(count, b1, b2, eps, arithmetic)
 
         def step(k, m, v, p=None):
             u = direction(m, v) if p is None else direction(m, v) + weight_decay * p
@@ -85,7 +94,7 @@ def adam(
             return _keep(k, (-length * u).astype(u.dtype), -0.0)
 
         decayed = (params,) if weight_decay else ()
-        return jax.tree.map(step, inside, state.mu, state.nu, *decayed), state
+        return jax.tree.map(step, inside, mu, nu, *decayed), AdamState(count, mu, nu)
 
     return Maskable(init, update)
 
@@ -107,9 +116,17 @@ def clipped(inner: optax.GradientTransformation, norm: float) -> optax.GradientT
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def _averaged(state: AdamState, updates: Updates, inside: Tree, clip: float, b1: float, b2: float) -> AdamState:
-    """The state after another gradient, as it was where that is not ``inside``."""
-    scale = _clipping(jax.tree.map(_keep, inside, updates), clip)
+def _inside(updates: Updates, mask: Mask | None, taken: jax.Array | bool) -> Tree:
+    """Leaf by leaf what changes: bools like it, one for all of it, or True."""
+    if mask is None:
+        return jax.tree.map(lambda _: taken, updates)
+    return mask if taken is True else jax.tree.map(lambda k: k & taken, mask)
+
+
+def _averaged(
+    state: AdamState, updates: Updates, scale: jax.Array | None, inside: Tree, b1: float, b2: float
+) -> tuple[Tree, Tree]:
+    """The moments after another gradient times ``scale``, as they were where that is not ``inside``."""
 
     def first(k, g, m):
         return _keep(k, b1 * m + (1 - b1) * _scaled(g, scale), m)
@@ -117,8 +134,7 @@ def _averaged(state: AdamState, updates: Updates, inside: Tree, clip: float, b1:
     def second(k, g, v):
         return _keep(k, b2 * v + (1 - b2) * jnp.square(_scaled(g, scale)), v)
 
-    mu, nu = jax.tree.map(first, inside, updates, state.mu), jax.tree.map(second, inside, updates, state.nu)
-    return AdamState(state.count + 1, mu, nu)
+    return jax.tree.map(first, inside, updates, state.mu), jax.tree.map(second, inside, updates, state.nu)
 
 
 def _keep(inside: jax.Array | bool, value: jax.Array, other: jax.Array | float = 0.0) -> jax.Array:

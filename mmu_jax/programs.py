@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import jax
@@ -110,13 +111,10 @@ def _update_program(
         if phase.projected and not in_params:
             extra["factors"] = trees.part(limits.factors, view.part)
 
-        def taken(part, before, moved):
-            updates, after = tx.update(grads, before, part, **extra)
-            new = optax.apply_updates(part, updates)
-            return new, after, count(part, new, limits.mask, moved) if proving else moved
-
-        # A branch writes in place, where a choice between two states would hold both.
-        new, after, moved = jax.lax.cond(good, taken, lambda *kept: kept, view.part, before, moved)
+        # What is not taken is left where each number is made: a branch, or a choice between two states, would hold both.
+        updates, after = tx.update(grads, before, view.part, taken=good, **extra)
+        new = jax.tree.map(partial(jnp.where, good), optax.apply_updates(view.part, updates), view.part)
+        moved = count(view.part, new, limits.mask, moved) if proving else moved
         # Moments of a gradient whose squares have a finite sum are finite: averages of its entries and of their squares.
         sound = good & _finite(new)
         failed = jnp.where((failed < 0) & ~sound, iteration, failed)
