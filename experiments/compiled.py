@@ -6,7 +6,8 @@
 No weight is made and nothing runs. Of every program: what the memory plan says a device needs, and what the compiler gives
 it (arguments, what else is there meanwhile, and temporary buffers; of a step the larger of its two programs), in GiB. Params that
 train are float32, those beside a LoRA of rank 16 bfloat16; activations bfloat16; factors of a quarter of the inputs, Grams in
-eight blocks of layers, rows and lengths of the model's config, answers of ``--answers`` tokens.
+eight blocks of layers, rows and lengths of the model's config, answers of ``--answers`` tokens. Saliency is one batch added to
+one tree of scores, every row's own in one backward pass, and ``answers`` asks for words with the params as they lie.
 """
 
 import itertools
@@ -27,25 +28,28 @@ from mmu_jax import (
     InputError,
     curvature,
     factor,
+    generate,
     lora,
     memory,
     methods,
     models,
     objectives,
     programs,
+    saliency,
     sharding,
     trees,
 )
 from mmu_jax.models.published import PUBLISHED
 from mmu_jax.optimizers import Pace
 from mmu_jax.plan import Plan
+from mmu_jax.rules import Rule
 from mmu_jax.train_state import abstract
 from mmu_jax.trainable import Limits, Trainable, Whole
 from mmu_jax.trees import Batch, Params, Tree
 
-FRACTION, BLOCKS, RANK = 0.25, 8, 16
+FRACTION, BLOCKS, RANK, WORDS = 0.25, 8, 16, 16
 STEPS = ("ga", "mmunlearner", "projected")
-PROGRAMS = (*STEPS, "factors")
+PROGRAMS = (*STEPS, "factors", "saliency", "answers")
 # Name -> the topology of its chips as ``jax.experimental.topologies`` names it, None for devices of this machine. Google counts
 # the cores of a v5p, two a chip, and the chips of a v5e.
 TARGETS = {"tpu-v5e-8": "v5e:2x4", "tpu-v5p-8": "v5p:2x2x1", "tpu-v5p-16": "v5p:2x2x2", "cpu-8": None}
@@ -156,8 +160,30 @@ def measuring(model: models.Model, params: Params, shape: memory.Shape, mesh: Me
     return Program(adding.lower(*given), given)
 
 
+def scoring(model: models.Model, params: Params, shape: memory.Shape, mesh: Mesh) -> Program:
+    """One batch added to the scores of the linear weights."""
+    part, rest = trees.split(params, model.family.eligible)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    adding = saliency.accumulator(objectives.of_rows("descent", model), chunk=shape.rows)
+    scores = placed(part, jax.tree.map(lambda p: p.sharding, part), jnp.float32)
+    given = ((scores, number), part, rest, batch(model, shape, mesh), number)
+    return Program(adding.lower(*given), given)
+
+
+def answering(model: models.Model, params: Params, shape: memory.Shape, mesh: Mesh) -> Program:
+    """A batch of questions answered in words."""
+    given = (params, batch(model, shape, mesh))
+    words = jax.jit(lambda *given: generate.generate(model, *given, new_tokens=WORDS, stop=(2,)))
+    return Program(words.lower(*given), given)
+
+
 def planned(ledger: memory.Ledger, name: str, trained: Trainable, shape: memory.Shape) -> int:
     """Bytes that the memory plan counts for what a program is given and holds: a run's other buffers left out."""
+    if name == "saliency":
+        return sum(ledger.saliency([Rule()], shape, shape.rows, keep_scores=False).values())
+    if name == "answers":
+        needs = ledger.generation(shape, WORDS)
+        return sum(needs.values()) - needs.get("params for decoding", 0)
     if name == "factors":
         needs = ledger.factors(shape, BLOCKS, FRACTION)
         needs |= {"factors": 0, "Grams": needs["Grams"] // memory.GRAMS}  # one set, of which nothing is made yet
@@ -184,16 +210,18 @@ def measured(name: str, trained: str, program: str, mesh: Mesh) -> tuple[int, in
     """Bytes of a device: planned, held, and temporary, of the program of a model that takes most."""
     c = (llava_config if name.startswith("llava") else qwen_config).get_config()
     model, spec = models.Model(PUBLISHED[name][0](), jnp.bfloat16), lora.LoRA(RANK, 16.0, c.unlearn.lora.targets)
-    whole = Whole() if program == "factors" else Whole.of(methods.METHODS[program], model.family.sides)
+    steps = program in STEPS
+    whole = Whole.of(methods.METHODS[program], model.family.sides) if steps else Whole()
     how, dtype = (spec, jnp.bfloat16) if trained == "lora" else (whole, jnp.float32)
-    rows = max(c.unlearn.rows, mesh.shape["data"])
+    rows = max({"saliency": c.saliency, "answers": c.evaluate}.get(program, c.unlearn).rows, mesh.shape["data"])
     shape = memory.Shape(rows, max(c.data.tokens), 1, max(c.data.patches or (0,)), ANSWERS.value)
     params = placed(model.abstract(), sharding.shardings(model.abstract(), model.family.rules, mesh), dtype)
     with jax.set_mesh(mesh):
-        if program == "factors":
-            made = [measuring(model, params, shape, mesh)]
-        else:
+        if steps:
             made = stepping(model, params, program, how, shape, mesh)
+        else:
+            make = {"factors": measuring, "saliency": scoring, "answers": answering}[program]
+            made = [make(model, params, shape, mesh)]
     needed = planned(memory.Ledger(model, mesh, dtype), program, how, shape)
     return needed, *max((each.sizes() for each in made), key=sum)
 
