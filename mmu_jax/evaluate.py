@@ -101,7 +101,7 @@ class Examiner:
     """A model with what it takes to question it.
 
     Attributes:
-      rows: rows per batch; every batch is filled up to it, so each length compiles once.
+      rows: rows per batch; every batch is filled up to it, so each length compiles once for a number of photos.
       new_tokens: longest answer.
       samples: bootstrap draws for the intervals.
       sizes: padded lengths of the batches.
@@ -138,7 +138,7 @@ class Examiner:
         """Batches of ``rows`` rows; rows that only fill the last one are all padding. Neighbours that show one photo see it once."""
         n = len(texts.tokens)
         seen = [[] if album is None else [album.pictures[photos[i]]] for i in range(n)]
-        sights = 0 if photos is None else streams.sights(photos, self.rows)
+        sights = 0 if photos is None else streams.sights(photos, self.rows, self.mesh.shape["data"])
         sizes = self.sizes.holding(**streams.longest(texts, album.pictures if album is not None else []))
         for start in range(0, n, self.rows):
             index = np.arange(start, min(start + self.rows, n))

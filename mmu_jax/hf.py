@@ -13,7 +13,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import jax
@@ -169,17 +168,17 @@ def _place(tensors: list[Tensor], stacked: bool, dtype: Dtype, where: NamedShard
     """A leaf on its devices, of which each is given its own slice, read from the files when it is its turn, layers side by side."""
     shape, held, last = (len(tensors), *tensors[0].shape) if stacked else tensors[0].shape, [], None
 
-    def fill(there, tensor, part):
-        there[...] = tensor.map()[part]
+    def fill(there, tensor):
+        there[...] = tensor.map()[index[1:] if stacked else index]
         _check_finite(there, f"{tensor.key} of {tensor.file}")
 
     for device, index in where.addressable_devices_indices_map(shape).items():
         if index != last:  # neighbours that hold the same share what was read
             last, read = index, sharding.room(where.shard_shape(shape), dtype)
             if stacked:
-                list(pool.map(partial(fill, part=index[1:]), read, tensors[index[0]]))
+                list(pool.map(lambda one: fill(*one), zip(read, tensors[index[0]], strict=True)))
             else:
-                fill(read, tensors[0], index)
+                fill(read, tensors[0])
         held.append(jax.block_until_ready(jax.device_put(read, device)))  # before the next is read
     return jax.make_array_from_single_device_arrays(shape, where, held)
 

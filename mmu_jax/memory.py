@@ -112,7 +112,7 @@ class Ledger:
         ``fraction``: of the inputs of a weight, the directions that its factor has (:data:`SHARE`).
         """
         whole = self.model.abstract()
-        trainable = trainable or Whole.of(method, self.model.family.sides)
+        trainable = trainable or Whole(method.scope)
         needs = {"params": self.params()} | trainable.needs(whole, method, self.bytes)
         together = max(len(phase.losses) for phase in method.phases)
         whole_rows = any(LOSSES[name].over != "answers" for phase in method.phases for name in phase.losses.values())

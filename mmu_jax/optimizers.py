@@ -45,11 +45,9 @@ def adam(
 ) -> Maskable:
     """Adam with decoupled weight decay (none unless asked for) of a gradient whose global norm is at most ``clip``.
 
-    ``arithmetic`` says where eps is added, with ``m`` and ``v`` the moments after step ``t``:
-
-    - ``'optax'``: ``u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`` (Kingma & Ba, arXiv 1412.6980);
-    - ``'official'``: ``u = sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)``, *before* the bias correction, as
-      ``transformers.AdamW`` (4.x), with which the public MMUnlearner code runs.
+    ``arithmetic`` says where eps is added, with ``m`` and ``v`` the moments after step ``t``: ``'optax'``, ``u = m / (1 - b1^t) /
+    (sqrt(v / (1 - b2^t)) + eps)`` (Kingma & Ba, arXiv 1412.6980); ``'official'``, *before* the bias correction, ``u = sqrt(1 - b2^t) /
+    (1 - b1^t) * m / (sqrt(v) + eps)``, as ``transformers.AdamW`` (4.x), with which the public MMUnlearner code runs.
 
     >>> tx = adam(0.1)
     >>> updates, _ = tx.update({'w': jnp.array([2.0])}, tx.init({'w': jnp.zeros(1)}))
@@ -63,23 +61,16 @@ def adam(
       a transformation whose ``update`` takes ``mask=``, a tree of bools like the updates, and ``taken=``, a bool: where it is False,
       whatever the updates are, nothing changes. It needs params only where it decays.
     Raises:
-      InputError: an unknown arithmetic.
+      InputError: an unknown arithmetic, or a decay of a moment that is none.
     """
-    if arithmetic not in ("optax", "official"):
-        raise InputError(f"expected arithmetic 'optax' or 'official', found {arithmetic!r}; choose one of the two")
+    _check(b1, b2, arithmetic)
 
     def init(params: Params) -> AdamState:
         return AdamState(jnp.zeros([], jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
     def update(
-        updates: Updates,
-        state: AdamState,
-        params: Params | None = None,
-        *,
-        mask: Mask | None = None,
-        taken: jax.Array | bool = True,
-        **extra: Any,
-    ) -> tuple[Updates, AdamState]:
+        updates: Updates, state: AdamState, params: Params | None = None, *, mask=None, taken=True, **extra: Any
+    ):
         del extra
         scale = _clipping(updates if mask is None else jax.tree.map(_keep, mask, updates), clip)
         inside = _inside(updates, mask, taken)
@@ -97,6 +88,13 @@ def adam(
         return jax.tree.map(step, inside, mu, nu, *decayed), AdamState(count, mu, nu)
 
     return Maskable(init, update)
+
+
+def _check(b1: float, b2: float, arithmetic: str) -> None:
+    if not (0 <= b1 < 1 and 0 <= b2 < 1):
+        raise InputError(f"expected b1 and b2 from 0 to below 1, found {b1!r} and {b2!r}; correct them")
+    if arithmetic not in ("optax", "official"):
+        raise InputError(f"expected arithmetic 'optax' or 'official', found {arithmetic!r}; choose one of the two")
 
 
 def clipped(inner: optax.GradientTransformation, norm: float) -> optax.GradientTransformationExtraArgs:
@@ -158,7 +156,7 @@ def _direction(count: jax.Array, b1: float, b2: float, eps: float, arithmetic: s
     """``m, v -> u`` after ``count`` steps."""
     t = count.astype(jnp.float32)
     # 1 - b^t by expm1: in float32 the difference alone carries an error of 6e-5 at t = 1, as it does in optax.
-    first, second = (-jnp.expm1(t * math.log(b)) for b in (b1, b2))
+    first, second = (-jnp.expm1(t * (math.log(b) if b else -math.inf)) for b in (b1, b2))
     if arithmetic == "optax":
         return lambda m, v: m / first.astype(m.dtype) / (jnp.sqrt(v / second.astype(v.dtype)) + eps)
     scale = jnp.sqrt(second) / first

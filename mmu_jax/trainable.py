@@ -127,7 +127,7 @@ class Whole:
     """
 
     scope: str = ".*"
-    masked: str = ".*"
+    masked: str = dataclasses.field(default=".*", compare=False)  # :meth:`sees` tells it where a phase does
     consumes = True
     limits_in_params = False
 
@@ -136,10 +136,11 @@ class Whole:
         """What of the params a method trains, where the leaves of a side match ``sides[its name]`` (``models.Family.sides``).
 
         A mask of one side says beforehand which leaves its steps leave alone, but where what they would have there acts on the
-        others: in the norm by which a gradient is clipped before it is masked, or in moments that are shared.
+        others: in the norm by which a gradient is clipped before it is masked, in moments that are shared, or in where a phase
+        looks ahead.
         """
-        rule = method.mask
-        apart = rule and rule.side != "both" and rule.unlisted != "pass" and rule.clip == "after"
+        rule, ahead = method.mask, any(phase.masked and phase.lookahead for phase in method.phases)
+        apart = rule and rule.side != "both" and rule.unlisted != "pass" and rule.clip == "after" and not ahead
         return cls(method.scope, sides[rule.side] if apart and method.moments == "separate" else ".*")
 
     @property

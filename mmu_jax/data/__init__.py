@@ -13,6 +13,7 @@ a row, F values of a patch.
 ``patches``    ``[B,N,F]``         float32, normalised, images of any size after one another (Qwen2-VL)
 ``grid``       ``[B,N,2]`` int32   row and column of a patch in its image
 ``segment``    ``[B,N]`` int32     which image of the row a patch belongs to, -1 for padding
+``photo``      ``[B]`` int32       where rows share photos, which a row has: the four above then hold a row a photo; optional
 ``person``     ``[B]`` int32       whose row it is: index into ``Benchmark.people``
 ``row``        ``[B]`` int32       index into the stream's examples; -1 for rows that only fill the batch
 ``ref_logps``  ``[B]`` float32     log-probability of the answer under the reference model, where a loss needs it

@@ -29,14 +29,17 @@ def batch(
     return rows.batch(index, pictures, sizes.tokens) | images
 
 
-def sights(photos: Sequence[int], rows: int) -> int:
-    """As how many photos a batch of ``rows`` neighbours is told, one number for all batches: an eighth of the rows, or twice that, ...
+def sights(photos: Sequence[int], rows: int, devices: int = 1) -> int:
+    """As how many photos a batch of ``rows`` neighbours is told, one number for all batches: all rows, half, a quarter or an eighth.
 
-    >>> sights([0, 0, 0, 0, 1, 1, 1, 1, 2], 8), sights(range(5), 8)
-    (2, 8)
+    That of which each of so many ``devices`` sees fewest: where they do not divide it each sees all.
+
+    >>> sights([0, 0, 0, 0, 1, 1, 1, 1, 2], 8), sights(range(5), 8), sights([0, 0, 0, 0, 1, 1, 1, 1], 8, devices=8)
+    (2, 8, 8)
     """
-    most = max(len(set(photos[i : i + rows])) for i in range(0, len(photos), rows))
-    return min(rows // k for k in (8, 4, 2, 1) if rows // k >= most)
+    most = max((len(set(photos[i : i + rows])) for i in range(0, len(photos), rows)), default=1)
+    enough = [rows // k for k in (8, 4, 2, 1) if rows // k >= most]
+    return min(enough, key=lambda n: n // devices if n % devices == 0 else n)
 
 
 def told_apart(pictures: list[list[vision.Picture]]) -> tuple[list[list[vision.Picture]], np.ndarray]:

@@ -45,7 +45,10 @@ class Model:
 
     def images(self, batch: dict) -> dict | None:
         """The arrays of a batch (``mmu_jax.data``) by which its images are seen; None if it has none."""
-        return {name: batch[name] for name in (*self.family.arrays, "photo") if name in batch} or None
+        found = {name: batch[name] for name in self.family.arrays if name in batch}
+        if "photo" in batch and "photo" not in found:
+            found = {name: x[batch["photo"]] for name, x in found.items()}
+        return found or None
 
     def forward(self, params: dict, batch: dict) -> jax.Array:
         """Logits ``[B,T,V]`` of a batch, or of its tokens ``at [B,A]`` where it says which are read (``data.branches``).

@@ -20,8 +20,8 @@ class Family:
 
     Attributes:
       network: ``(config, dtype) -> `` a Flax Linen module, called as ``Model.step`` calls it.
-      arrays: the arrays of a batch (``mmu_jax.data``) that only its vision tower reads; a batch whose rows share photos has in them
-        a row a photo, and beside them ``photo [B]``.
+      arrays: the arrays of a batch (``mmu_jax.data``) that only its vision tower reads. With ``photo`` among them the network sees a
+        photo that rows share once, and gives each its features; without, each row comes with its own.
       images: ``config -> `` their smallest instance.
       tower: ``config -> `` patches of an image (0: as many as it has), width, layers and heads of the vision tower.
       unread: ``config -> `` shapes of the tensors on disk that the forward pass never reads, by dotted tree name.

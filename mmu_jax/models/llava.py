@@ -201,7 +201,7 @@ def agreements(processor: Processor, config: Config) -> list[tuple]:
 
 FAMILY = Family(
     network=Network,
-    arrays=IMAGES,
+    arrays=(*IMAGES, "photo"),
     images=images,
     tower=tower,
     unread=unread,

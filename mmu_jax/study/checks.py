@@ -12,7 +12,7 @@ from mmu_jax.data import IMAGE, TEXT, branches, builders, text, vision
 from mmu_jax.data.streams import longest
 from mmu_jax.study import general
 from mmu_jax.study.workspace import Workspace
-from mmu_jax.trainable import Trainable
+from mmu_jax.trainable import Trainable, Whole
 
 ADVICE = (
     "use LoRA (config.unlearn.lora.rank=16 and, for the vanilla model, config.vanilla.lora.rank=16, with "
@@ -138,7 +138,11 @@ def memory_plan(work: Workspace) -> None:
     print(f"  disk: about {memory.size(model)} a model; a checkpoint of one in training, {memory.size(kept)}, every "
           f"{c.save_every} iterations{minutes}; two are kept, and for a moment three", flush=True)  # fmt: skip
     data = work.mesh.shape["data"]
-    for what, rows in (("unlearn", c.unlearn.rows), ("evaluate", c.evaluate.rows)):
+    for what, rows in (
+        ("unlearn", c.unlearn.rows),
+        ("unlearn.stop", c.unlearn.stop.rows),
+        ("evaluate", c.evaluate.rows),
+    ):
         if rows % data:
             print(f"  config.{what}.rows={rows} does not divide by {data} devices: each of them does every row")
     if not c.memory.allow_too_large:
@@ -258,7 +262,11 @@ def needs(
     if any(row.projects for row in table.values()) and not c.factors.path:
         stages["factors"] = ledger.factors(shape(c.factors.rows, answers=answers), c.factors.blocks, share)
     for name, row in table.items():
-        stages[f"unlearn/{name}"] = ledger.training(row, shape(c.unlearn.rows, answers=answers), spec, share)
+        how = spec or Whole.of(row, work.model.family.sides)
+        needed = ledger.training(row, shape(c.unlearn.rows, answers=answers), how, share)
+        look = ledger.activations(shape(c.unlearn.stop.rows or c.unlearn.rows, answers=answers), backward=False)
+        needed["activations (estimate)"] = max(needed["activations (estimate)"], look * bool(c.unlearn.stop.every))
+        stages[f"unlearn/{name}"] = needed
     if any(attacks.ATTACKS[name].trains for name in c.attack.names):
         stages["attack"] = ledger.training(attacks.LESSON, shape(c.attack.rows))
     questioned = [ledger.generation(shape(c.evaluate.rows, asked or largest), c.evaluate.new_tokens)]

@@ -182,7 +182,8 @@ class Workspace:
         album = self.albums["full" if split == "forget" else split]
         found = self.asked_by_photo(split)
         index = {person.id: i for i, person in enumerate(people)}
-        numbers = dict(people=index, rows=min(rows, len(found)), seed=0, sizes=self.sizes)
+        data = self.mesh.shape["data"]
+        numbers = dict(people=index, rows=min(rows, -(-len(found) // data) * data), seed=0, sizes=self.sizes)
         return stream(f"answers of {split}", self.processor, found, album, **numbers)
 
     def streams(self, rows: int, *more: str) -> dict[str, Stream]:

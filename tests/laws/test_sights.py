@@ -1,5 +1,7 @@
 """A photo that several questions of a batch are about is looked at once, and nothing else changes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -23,7 +25,7 @@ def asked(request, whole):
     return folder, model, processor, loader.Album(pictures, {"7": [0, 1, 2]})
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (4, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (4, 2)], ids=str)
 def test_questions_about_one_photo_see_it_once(asked, shape, monkeypatch):
     folder, model, processor, album = asked
     mesh = sharding.make_mesh(*shape)
@@ -42,7 +44,9 @@ def test_questions_about_one_photo_see_it_once(asked, shape, monkeypatch):
     logps, said = found()
     (first, *_), rows = model.family.arrays, [batch["tokens"] for batch in seen]
     # Eight rows of two photos, and four of two, of which the rest only fill the batch: a quarter of a batch has room for them.
-    assert [len(batch[first]) for batch in seen] == [2, 2, 2, 2] and {len(tokens) for tokens in rows} == {8}
+    # On four devices, of which each then sees one of four, as it would of two.
+    held = 4 if shape[0] == 4 else 2
+    assert [len(batch[first]) for batch in seen] == [held] * 4 and {len(tokens) for tokens in rows} == {8}
     assert seen[0]["photo"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     monkeypatch.setattr(
         streams, "batch", lambda sizes, texts, index, pictures, sights: make(sizes, texts, index, pictures)
@@ -60,3 +64,27 @@ def test_a_batch_of_as_many_photos_as_rows_sees_each(asked, monkeypatch):
     monkeypatch.setattr(streams, "batch", lambda *given: made.append(make(*given)) or made[-1])
     ask.option_logps(hf.load(folder, model), ASKED[:3], np.array([2, 0, 1]), album)
     assert [len(batch[model.family.arrays[0]]) for batch in made] == [3]
+
+
+def test_a_network_that_does_not_know_of_shared_photos_is_shown_each_row_s_own(asked):
+    folder, model, processor, album = asked
+    plain = dataclasses.replace(model.family, arrays=tuple(name for name in model.family.arrays if name != "photo"))
+
+    class Other(models.Model):
+        family = plain
+
+    params = hf.load(folder, model)
+    logps = [
+        evaluate.Examiner(one, processor, sharding.make_mesh(1), rows=8).option_logps(params, ASKED, PHOTOS, album)[0]
+        for one in (model, Other(model.config))
+    ]
+    np.testing.assert_allclose(*logps, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "devices", "expected"), [(32, 1, 4), (32, 8, 8), (64, 8, 8), (32, 16, 16), (64, 64, 64), (3, 1, 3)]
+)
+def test_no_device_sees_more_photos_than_it_must(rows, devices, expected):
+    """Of questions in eights: as many photos as are enough, or so many more as devices can share among them."""
+    assert streams.sights(np.arange(256) // 8, rows, devices) == expected
+    assert streams.sights([], rows, devices) > 0

@@ -9,11 +9,13 @@ import pytest
 from mmu_jax import (
     InputError,
     checkpoint,
+    curvature,
     methods,
     objectives,
     programs,
 )
-from mmu_jax.plan import Plan
+from mmu_jax.optimizers import Pace
+from mmu_jax.plan import Optimizer, Plan
 from toys import Rows, Table, fit_table, table
 
 
@@ -151,3 +153,37 @@ def test_a_compiled_check_sees_one_entry_that_is_not_finite(odd, dtype):
         assert check(sound)
         for place in {0, sound["w"].size // 2, sound["w"].size - 1}:
             assert not check(sound | {"w": sound["w"].ravel().at[place].set(odd).reshape(shape)}), (shape, place)
+
+
+LIMITED = {
+    "": {},
+    "clip after mask": {"limit": "clip after mask"},
+    "clip before mask": {"limit": "clip before mask"},
+    "gradients": {"limit": "clip before mask", "gradients_only": True},
+    "projected": {"limit": "projected"},
+}
+
+
+@pytest.mark.parametrize("arithmetic", ["optax", "official"])
+@pytest.mark.parametrize("name", LIMITED)
+def test_a_step_that_is_not_taken_changes_nothing(name, arithmetic):
+    """Whatever the gradient is, NaN too: neither moments nor counts nor what is added to a param, minus zero among them."""
+    optimizer = Optimizer(1.0, adam=(("arithmetic", arithmetic), ("weight_decay", 0.1)), **LIMITED[name])
+    params = {"w": jnp.array([[0.5, -0.0], [-2.0, 3.0]]), "v": jnp.array([[1.0, -0.0]])}
+    tx, extra = optimizer.transform(Pace(0.1)), {}
+    if "mask" in LIMITED[name].get("limit", ""):
+        extra["mask"] = jax.tree.map(lambda p: p > 0, params)
+    if name == "projected":
+        extra["factors"] = {"w": curvature.Factor(jnp.array([[1.0], [0.0]]), jnp.ones(1)), "v": None}
+    state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params, **extra)[1]
+    update = jax.jit(lambda g, taken: tx.update(g, state, params, taken=taken, **extra))
+    for g in (jnp.nan, jnp.inf, 1.0):
+        grads = jax.tree.map(lambda p, g=g: jnp.full_like(p, g), params)
+        updates, after = update(grads, False)
+        jax.tree.map(np.testing.assert_array_equal, after, state)
+        assert all(not np.asarray(u).any() for u in jax.tree.leaves(updates))
+    moved, after = update(grads, True)
+    assert int(after.count) == int(state.count) + 1 and np.asarray(moved["w"]).any()
+    assert any(
+        (np.asarray(a) != np.asarray(b)).any() for a, b in zip(after.mu.values(), state.mu.values(), strict=True)
+    )

@@ -113,10 +113,23 @@ def test_a_mask_of_one_side_needs_no_gradient_and_no_moments_of_the_other(llava,
     assert sum(float(outside) for outside, _ in everything.moved.values()) == 0
 
 
-@pytest.mark.parametrize("name", ["mmunlearner", "mmunlearner_official", "ga", "linear_only"])
-def test_what_acts_on_the_other_side_is_kept_there(llava, name):
-    model = llava[2]
-    assert Whole.of(methods.METHODS[name], model.family.sides) == Whole(methods.METHODS[name].scope)
+_ONE_SIDED = methods.METHODS["mmunlearner_vision"]
+_AHEAD = dataclasses.replace(_ONE_SIDED.phases[0], lookahead=0.3)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(methods.METHODS[name] for name in ("mmunlearner", "mmunlearner_official", "ga", "linear_only")),
+        dataclasses.replace(_ONE_SIDED, moments="shared"),
+        dataclasses.replace(_ONE_SIDED, phases=(_AHEAD, _ONE_SIDED.phases[1])),
+        dataclasses.replace(_ONE_SIDED, mask=dataclasses.replace(_ONE_SIDED.mask, clip="before")),
+        dataclasses.replace(_ONE_SIDED, mask=dataclasses.replace(_ONE_SIDED.mask, unlisted="pass")),
+    ],
+)
+def test_what_acts_on_the_other_side_is_kept_there(llava, method):
+    sides = llava[2].family.sides
+    assert Whole.of(method, sides).masked == ".*" and Whole.of(_ONE_SIDED, sides).masked == sides["vision"]
 
 
 def test_the_proof_sees_what_momentum_moves_outside_the_mask(llava):

@@ -146,6 +146,13 @@ def test_adam_decays_nothing_unless_asked():
         assert bool(jnp.abs(updates["a"]).max() > 0) == moves
     with pytest.raises(InputError, match="arithmetic"):
         optimizers.adam(0.1, arithmetic="torch")
+    for b in ({"b1": 1.0}, {"b2": -0.1}):
+        with pytest.raises(InputError, match="b1 and b2 from 0 to below 1"):
+            optimizers.adam(0.1, **b)
+    updates, _ = (tx := optimizers.adam(0.1, b1=0.0, b2=0.0)).update(
+        {"w": jnp.array([3.0, -2.0])}, tx.init({"w": jnp.zeros(2)})
+    )
+    np.testing.assert_allclose(updates["w"], [-0.1, 0.1], rtol=1e-6)  # no memory: the sign
 
 
 def test_schedules():
