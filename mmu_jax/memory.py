@@ -121,9 +121,12 @@ class Ledger:
             needs["mask"] = self.bytes(whole, np.bool_)
         if method.projects:
             needs["factors"] = int(fraction * sum(self._grams().values()))
-            if not trainable.limits_in_params:  # the norms before and after a projection are of all weights together
-                needs["updates"] = 2 * self.bytes(trees.split(whole, self.model.family.eligible)[0], np.float32)
-        return needs | {"activations (estimate)": self.activations(shape)}
+        activations = self.activations(shape)
+        if method.projects and not trainable.limits_in_params:
+            # What is left of an update waits for its norm, which is of all weights together; activations are gone by then.
+            updates = self.bytes(trees.split(whole, self.model.family.eligible)[0], np.float32)
+            needs["updates beyond activations"] = max(updates - activations, 0)
+        return needs | {"activations (estimate)": activations}
 
     def saliency(self, wanted: list[Rule], shape: Shape, chunk: int, keep_scores: bool) -> Needs:
         """Of scoring, or of choosing as many entries as a ratio does, where that needs more; what -> bytes on a device.

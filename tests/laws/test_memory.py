@@ -94,13 +94,15 @@ def test_drawing_a_mask_is_counted_where_it_takes_more_than_scoring(llava):
     assert totals[1] is False, "eight gradients are more than two masks"
 
 
-def test_a_projection_of_whole_params_holds_its_updates_twice(llava):
+def test_a_projection_of_whole_params_holds_its_updates_where_activations_were(llava):
     model = llava[2]
     ledger, part = memory.Ledger(model, sharding.make_mesh(1)), trees.split(model.abstract(), model.family.eligible)[0]
     shape = memory.Shape(8, 24, images=1)
-    assert ledger.training(methods.METHODS["projected"], shape)["updates"] == 8 * trees.size(part)
-    assert "updates" not in ledger.training(methods.METHODS["projected"], shape, SPEC)
-    assert "updates" not in ledger.training(methods.METHODS["mmunlearner"], shape)
+    needs = ledger.training(methods.METHODS["projected"], shape)
+    both = needs["updates beyond activations"] + needs["activations (estimate)"]
+    assert both == max(4 * trees.size(part), needs["activations (estimate)"])
+    assert "updates beyond activations" not in ledger.training(methods.METHODS["projected"], shape, SPEC)
+    assert "updates beyond activations" not in ledger.training(methods.METHODS["mmunlearner"], shape)
 
 
 def test_activations_are_estimated_within_a_factor_of_two_of_what_xla_allots():
