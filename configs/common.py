@@ -17,7 +17,7 @@ ALL = (
     "projected",
     "projected_retain",
 )
-SHOWN = ("ga", "npo_retain", "grad_diff", "mmunlearner", "mask_random", "projected", "projected_retain")
+SHOWN = ("ga", "npo_retain", "grad_diff", "mmunlearner", "projected", "projected_retain")
 
 
 def parse(argument: str | None, **defaults: str | int) -> ConfigDict:
