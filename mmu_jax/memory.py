@@ -126,7 +126,7 @@ class Ledger:
             # What is left of an update waits for its norm, which is of all weights together, beside some that
             # are not yet projected (of a TPU's compiler 1.3 to 1.7 trees in all); activations are gone by then.
             updates = 3 * self.bytes(trees.split(whole, self.model.family.eligible)[0], np.float32) // 2
-            needs["updates beyond activations"] = max(updates - activations, 0)
+            needs |= {"updates beyond activations": updates - activations} if updates > activations else {}
         return needs | {"activations (estimate)": activations}
 
     def saliency(self, wanted: list[Rule], shape: Shape, chunk: int, keep_scores: bool) -> Needs:
