@@ -31,6 +31,8 @@ def test_a_step_is_given_what_the_plan_counts(llava, devices, name, trained):
     if name == "projected":
         kept += compiled.held(compiled.factors_of(params, model.family.eligible))
     batch = trees.nbytes(make_batch(rows=8)) // devices[0]
+    # A branch around an update held three more trees on a TPU, whose compiler lays out what is inside for itself.
+    assert not re.search(r"stablehlo\.(case|if)", made[1].lowered.as_text())
     for program in made:
         assert 0.97 * kept < program.sizes()[0] - batch < 1.03 * kept
 
