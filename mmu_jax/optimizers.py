@@ -4,10 +4,9 @@
     updates, state = tx.update(grads, state, params)
     tx = transforms.masked(tx, mask)
 
-A chain of optax under :func:`mmu_jax.transforms.masked` holds copies of gradients and moments, since no compiler sees that what is
-masked out of a moment is what the step would not have read. Here a moment is selected where it is made and the step is made of
-what was selected, so that all is written in place: where the compiler fuses no siblings (XLA on CPU) in less than half the time
-and without copies of the params.
+What :func:`mmu_jax.transforms.masked` makes of any optimizer selects moments twice, before its update and after, and XLA on CPU then
+holds copies of them. Here a moment is selected once, where it is made, and the step is made of what was selected, so that params and
+moments are written in place.
 """
 
 import math

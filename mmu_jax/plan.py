@@ -79,7 +79,7 @@ class Stop:
 
 
 LIMITS = ("projected", "clip after mask", "clip before mask")
-START = optimizers.Pace()
+EVEN = optimizers.Pace()  # steps as long as one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Optimizer:
         if self.limit and self.limit not in LIMITS:
             raise InputError(f"expected a limit among {', '.join(LIMITS)} or none, found {self.limit!r}; correct it")
 
-    def transform(self, pace: optimizers.Pace = START) -> optax.GradientTransformationExtraArgs:
+    def transform(self, pace: optimizers.Pace = EVEN) -> optax.GradientTransformationExtraArgs:
         """Clip, Adam, decay, and the learning rate of ``pace``; masked where the method puts the mask, or projected last.
 
         Its state does not depend on ``pace``, which may be traced.
