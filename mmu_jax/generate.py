@@ -10,6 +10,7 @@ import numpy as np
 
 from mmu_jax import InputError, memory, models, sharding, trees
 from mmu_jax.data import Processor
+from mmu_jax.models.attention import AttentionMask
 from mmu_jax.models.decoder import causal
 from mmu_jax.sharding import constrain
 from mmu_jax.trees import Params
@@ -33,12 +34,12 @@ def _decode(model, params, batch, key, *, new_tokens, stop, temperature, top_p):
     # Rows and heads of the cache lie where those of the keys and values are computed.
     cache = {k: constrain(x, None, "data", None, "model") for k, x in model.make_cache(b, t + new_tokens).items()}
     keys = jnp.pad(batch["valid"].astype(bool), ((0, 0), (0, new_tokens)))
-    mask = jnp.pad(causal(batch["valid"]), ((0, 0), (0, 0), (0, 0), (0, new_tokens)))
     positions = batch["positions"]
     # The last valid token of a row predicts its first new one, wherever the padding is.
     last = jnp.max(jnp.where(batch["valid"], jnp.arange(t), 0), axis=1)
     images = model.images(batch)
-    logits, cache = model.step(params, batch["tokens"], positions, mask, images, cache, jnp.int32(0), last[:, None])
+    prompt = causal(batch["valid"])
+    logits, cache = model.step(params, batch["tokens"], positions, prompt, images, cache, jnp.int32(0), last[:, None])
     first = logits[:, 0]
     # Text goes on after the largest position of its row on any axis of M-RoPE.
     axes = tuple(range(1, positions.ndim))
@@ -57,7 +58,7 @@ def _decode(model, params, batch, key, *, new_tokens, stop, temperature, top_p):
         out = out.at[:, i].set(jnp.where(done, pad, token))
         done = done | jnp.isin(token, jnp.asarray(stop, jnp.int32)) | (token < 0)
         keys = keys.at[:, t + i].set(True)
-        mask = keys[:, None, None, :]
+        mask = AttentionMask(dense=keys[:, None, None, :])
         logits, cache = model.step(params, token[:, None], position, mask, None, cache, t + i)
         return i + 1, draw(logits[:, 0], use), done, out, keys, position + 1, cache, key
 

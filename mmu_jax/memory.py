@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jax.typing import DTypeLike
 
 from mmu_jax import InputError, curvature, factor, methods, models, sharding, trees
-from mmu_jax.models import decoder
+from mmu_jax.models import attention, decoder
 from mmu_jax.objectives import LOSSES
 from mmu_jax.rules import Rule
 from mmu_jax.trainable import Trainable, Whole
@@ -67,15 +67,18 @@ class Ledger:
         data = self.mesh.shape["data"]
         return rows // data if rows % data == 0 else rows
 
-    def activations(self, shape: Shape, backward: bool = True) -> int:
-        """An estimate for a forward and, unless told otherwise, backward pass, with the weights as it reads them."""
+    def activations(self, shape: Shape, backward: bool = True, dense: bool = False) -> int:
+        """An estimate for a forward and, unless told otherwise, backward pass, with the weights as it reads them.
+
+        ``dense``: text looks by a dense mask (``models.attention``), whose scores are in memory on every platform.
+        """
         c, width = self.model.config.text_config, np.dtype(self.model.dtype).itemsize
         b, t, split = self._rows(shape.rows), shape.tokens, self.mesh.shape["model"]
         heads, head = c.num_attention_heads, decoder.head_size(c)
         layers = c.num_hidden_layers if backward else 2
         kept = layers * b * t * c.hidden_size * width
         inside = b * t * (4 * c.hidden_size + (3 * heads * head + 3 * c.intermediate_size) // split) * width
-        inside += 2 * b * heads * t * t * 4 // split
+        inside += self._scores(shape.rows, b, t, heads, c.num_key_value_heads, head, dense)
         logits = (
             b * (shape.answers or t) * c.vocab_size * (width + (8 if backward else 4)) // split
         )  # and in float32 once each way
@@ -83,8 +86,15 @@ class Ledger:
             own, size, depth, heads = self.model.family.tower(self.model.config)
             images, patches = (b * shape.images, own) if own else (b, shape.patches)
             kept += (depth if backward else 2) * images * patches * size * width
-            inside = max(inside, images * patches * (12 * size * width + 2 * heads * patches * 4) // split)
+            looking = self._scores(shape.rows, images, patches, heads, heads, size // heads)
+            inside = max(inside, images * patches * 12 * size * width // split + looking)
         return kept + inside + logits + self._read()
+
+    def _scores(self, rows: int, own: int, tokens: int, heads: int, groups: int, head: int, dense: bool = False) -> int:
+        """Bytes of what attention keeps for ``own`` of the ``rows``, forth and back: scores, or of a kernel a sum for every query."""
+        tiled = not dense and attention.tiled(self.mesh, rows, tokens, groups, head, self.model.dtype)
+        each = attention.LANES if tiled else 2 * tokens
+        return own * heads * tokens * each * 4 // self.mesh.shape["model"]
 
     def _read(self) -> int:
         """Bytes of weights that a pass makes of the params.
@@ -229,7 +239,8 @@ class Ledger:
 
     def ranking(self, shape: Shape) -> Needs:
         """Of ranking options: a forward pass over rows that hold all options of a question; what -> bytes on a device."""
-        return {"params": self.params(), "activations (estimate)": self.activations(shape, backward=False)}
+        activations = self.activations(shape, backward=False, dense=True)
+        return {"params": self.params(), "activations (estimate)": activations}
 
 
 def checkpoint(needs: Needs) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from mmu_jax import InputError, trees
@@ -198,6 +198,17 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, _fit(PartitionSpec(*axes), x.shape, mesh))
+
+
+def platform(mesh: Mesh | AbstractMesh | None = None) -> str:
+    """What computes, ``"cpu"``, ``"gpu"`` or ``"tpu"``: the devices of ``mesh``, None for the one that is set, or JAX's default.
+
+    >>> platform(make_mesh(1, 1))
+    'cpu'
+    """
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    device = (mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh).abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 # ---- several processes

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mmu_jax.models.attention import AttentionMask, attention
 from mmu_jax.models.layers import (
     Config,
     Dtype,
@@ -11,7 +12,6 @@ from mmu_jax.models.layers import (
     LayerNorm,
     Linear,
     activation,
-    attention,
     normal,
     scanned,
 )
@@ -28,7 +28,8 @@ class Attention(nn.Module):
         c, (b, n, d) = self.config, x.shape
         heads = (b, n, c.num_attention_heads, d // c.num_attention_heads)
         q, k, v = (Linear(d, dtype=self.dtype, name=f"{p}_proj")(x).reshape(heads) for p in "qkv")
-        return Linear(d, dtype=self.dtype, name="out_proj")(attention(q, k, v, None).reshape(b, n, d))
+        out = attention(q, k, v, AttentionMask())
+        return Linear(d, dtype=self.dtype, name="out_proj")(out.reshape(b, n, d))
 
 
 class MLP(nn.Module):

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError
-from mmu_jax.models.layers import Config, Dtype, Embed, Linear, RMSNorm, activation, attention, rotary, scanned
+from mmu_jax.models.attention import AttentionMask, attention
+from mmu_jax.models.layers import Config, Dtype, Embed, Linear, RMSNorm, activation, rotary, scanned
 from mmu_jax.sharding import constrain
 
 Cache = dict[str, jax.Array]
@@ -71,16 +72,16 @@ def biases(config: Config) -> tuple[bool, bool]:
     return both, both
 
 
-def causal(valid: jax.Array, branch: jax.Array | None = None) -> jax.Array:
-    """``valid [B,T] -> [B,1,T,T]``: a token looks at itself and at the valid tokens before it.
+def causal(valid: jax.Array, branch: jax.Array | None = None) -> AttentionMask:
+    """Of ``valid [B,T]``: a token looks at itself and at the valid tokens before it (and padding at padding).
 
     With ``branch [B,T]``, at those of its own branch and of 0, which is everybody's.
     """
-    t = valid.shape[1]
-    seen = jnp.tril(jnp.ones((t, t), bool)) & valid[:, None, :].astype(bool)
-    if branch is not None:
-        seen &= (branch == 0)[:, None, :] | (branch[:, :, None] == branch[:, None, :])
-    return seen[:, None]
+    seen = AttentionMask(valid.astype(jnp.int32), causal=True)
+    if branch is None:
+        return seen
+    shared = (branch == 0)[:, None, :] | (branch[:, :, None] == branch[:, None, :])
+    return AttentionMask(dense=seen.whole() & shared[:, None])
 
 
 class Attention(nn.Module):
@@ -101,7 +102,8 @@ class Attention(nn.Module):
         if cache is not None:
             new, place = {"k": k, "v": v}, (layer, 0, offset, 0, 0)
             cache = {n: jax.lax.dynamic_update_slice(x, new[n].astype(x.dtype)[None], place) for n, x in cache.items()}
-            k, v = (jax.lax.dynamic_index_in_dim(cache[n], layer, keepdims=False) for n in "kv")
+            if mask.dense is not None:
+                k, v = (jax.lax.dynamic_index_in_dim(cache[n], layer, keepdims=False) for n in "kv")
         out = attention(q, k, v, mask).reshape(b, t, c.num_attention_heads * h)
         return Linear(d, out_bias, self.dtype, name="o_proj")(out), cache
 
@@ -137,8 +139,8 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """Embedded tokens ``[B,T,D]`` -> final hidden states ``[B,T,D]`` and the cache.
 
-    ``mask [B,1,T,S]``: which keys a query may look at; with a cache, S is its length and ``offset`` the slot where the
-    T new keys are written.
+    With a cache, the T new keys are written to its slots from ``offset`` on; a ``mask`` of segments looks at them alone, a dense
+    one ``[B,1,T,S]`` at all S slots.
     """
 
     config: Config

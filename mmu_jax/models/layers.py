@@ -124,11 +124,6 @@ def activation(name: str) -> Callable:
     return ACTIVATIONS[name]
 
 
-def attention(q, k, v, mask):
-    """Softmax attention in float32: ``q [B,T,K*G,H]``, ``k, v [B,S,K,H]``, ``mask [B,1,T,S]`` (True = look) or None."""
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
-
-
 def rotary(x, angle):
     """Rotates halves of the head by ``angle [B,T,H/2]``: ``x [B,T,K,H]`` (RoPE, arXiv 2104.09864)."""
     cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]

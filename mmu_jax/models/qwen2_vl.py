@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from mmu_jax.data import Processor
 from mmu_jax.models import decoder
+from mmu_jax.models.attention import AttentionMask, attention
 from mmu_jax.models.family import Family
 from mmu_jax.models.layers import (
     Config,
@@ -34,7 +35,6 @@ from mmu_jax.models.layers import (
     Linear,
     RMSNorm,
     activation,
-    attention,
     gelu,
     rotary,
     scanned,
@@ -91,10 +91,11 @@ class Attention(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x, angle, mask):
+    def __call__(self, x, angle, segment):
         (b, n, d), heads = x.shape, self.config.num_heads
         qkv = Linear(3 * d, dtype=self.dtype, name="qkv")(x).reshape(b, n, 3, heads, d // heads)
-        out = attention(rotary(qkv[:, :, 0], angle), rotary(qkv[:, :, 1], angle), qkv[:, :, 2], mask)
+        q, k, v = rotary(qkv[:, :, 0], angle), rotary(qkv[:, :, 1], angle), qkv[:, :, 2]
+        out = attention(q, k, v, AttentionMask(segment))
         return Linear(d, dtype=self.dtype, name="proj")(out.reshape(b, n, d))
 
 
@@ -117,11 +118,10 @@ class Block(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x, everywhere, angle, same_image, same_window):
-        c = self.config
-        mask = same_image & (same_window | everywhere)
+    def __call__(self, x, everywhere, angle, image, window):
+        c, segment = self.config, jnp.where(everywhere, image, window)
         x = constrain(x, "data")
-        x = x + Attention(c, self.dtype, name="attn")(_norm(c, self.dtype, "norm1")(x), angle, mask)
+        x = x + Attention(c, self.dtype, name="attn")(_norm(c, self.dtype, "norm1")(x), angle, segment)
         return x + MLP(c, self.dtype, name="mlp")(_norm(c, self.dtype, "norm2")(x)), None
 
 
@@ -172,22 +172,21 @@ class Tower(nn.Module):
         quarter = _widths(c)[0] // c.num_heads // 4
         inv_freq = 1.0 / 10000.0 ** (np.arange(quarter, dtype=np.float32) / quarter)
         angle = (grid[..., None].astype(jnp.float32) * inv_freq).reshape(*segment.shape, 2 * quarter)
-        same_image = _same(segment)
+        window, everywhere = segment, np.ones(c.depth, bool)
         if _second(c):
-            window = grid // (c.window_size // c.spatial_merge_size // c.patch_size * c.spatial_merge_size)
-            same_window = _same(window[..., 0]) & _same(window[..., 1])
-            everywhere = np.isin(np.arange(c.depth), c.fullatt_block_indexes)
-        else:
-            same_window, everywhere = same_image, np.ones(c.depth, bool)
+            window, everywhere = _windows(c, grid, segment), np.isin(np.arange(c.depth), c.fullatt_block_indexes)
         blocks = scanned(Block, c.depth, broadcast=3)(c, self.dtype, name="blocks")
         x = PatchEmbed(c, self.dtype, name="patch_embed")(patches)
-        x, _ = blocks(x, jnp.asarray(everywhere), angle, same_image, same_window)
+        x, _ = blocks(x, jnp.asarray(everywhere), angle, segment, window)
         return Merger(c, self.dtype, name="merger")(x)
 
 
-def _same(x: jax.Array) -> jax.Array:
-    """``[B,N] -> [B,1,N,N]``: which pairs of a row are equal. Padding equals padding, so no row of it is empty."""
-    return (x[:, :, None] == x[:, None, :])[:, None]
+def _windows(config: Config, grid: jax.Array, segment: jax.Array) -> jax.Array:
+    """``[B,N]``: a number for every window of every image of a row (Qwen2.5-VL looks outside of it in a few blocks alone)."""
+    c = config
+    side = c.window_size // c.spatial_merge_size // c.patch_size * c.spatial_merge_size
+    most = segment.shape[1] // side + 1  # windows along an edge of an image that has N patches or fewer
+    return (segment * most + grid[..., 0] // side) * most + grid[..., 1] // side
 
 
 class Network(nn.Module):

@@ -1,0 +1,238 @@
+"""Attention by a kernel is plain attention, alone and in whole models, and is taken where a platform has it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_sharding import FAMILIES, SHAPE, config
+
+from mmu_jax import memory, models, sharding, trees
+from mmu_jax.models import attention as attending
+from mmu_jax.models import qwen2_vl
+from mmu_jax.models.attention import AttentionMask, attention, plain, splash
+
+EXACT = {"rtol": 1e-5, "atol": 1e-5}
+interpreted = functools.partial(splash, interpret=True)
+
+
+def numbers(rows, tokens, heads, groups, head, seed=0, dtype=np.float32):
+    """Queries, keys and values, and what the output is weighed by."""
+    made = np.random.default_rng(seed)
+    return [
+        jnp.asarray(made.normal(size=(rows, tokens, n, head)).astype(np.float32), dtype)
+        for n in (heads, groups, groups, heads)
+    ]
+
+
+def padded(rows, tokens, left=False):
+    """``valid [rows, tokens]``, each row shorter than the one before."""
+    ends = tokens - 7 * np.arange(rows)[:, None]
+    valid = np.arange(tokens) < ends
+    return jnp.asarray(valid[:, ::-1] if left else valid)
+
+
+MASKS = {
+    "all": lambda b, t: AttentionMask(),
+    "causal": lambda b, t: AttentionMask(padded(b, t).astype(jnp.int32), causal=True),
+    "left": lambda b, t: AttentionMask(padded(b, t, left=True).astype(jnp.int32), causal=True),
+    "images": lambda b, t: AttentionMask(jnp.asarray(np.arange(t) // 50 * np.ones((b, 1), int)) - 1),
+}
+
+
+def by(way, q, k, v, weigh, mask):
+    """Output of ``way`` and the gradients of its weighted sum, where a query is no padding of a causal row."""
+
+    def total(q, k, v):
+        out = way(q, k, v, mask)
+        return (out * weigh).sum(), out
+
+    gradients, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    return out, *gradients
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("tokens", "heads", "groups", "head"), [(128, 2, 2, 128), (145, 4, 2, 16), (300, 2, 1, 80)])
+def test_splash_attention_is_plain_attention(mask, tokens, heads, groups, head):
+    *given, weigh = numbers(2, tokens, heads, groups, head)
+    seen = MASKS[mask](2, tokens)
+    want, got = by(plain, *given, weigh, seen), by(interpreted, *given, weigh, seen)
+    for name, a, b in zip(("out", "q", "k", "v"), want, got, strict=True):
+        np.testing.assert_allclose(b, a, **EXACT, err_msg=name)
+
+
+def test_a_score_by_hand():
+    q = k = jnp.zeros((1, 3, 1, 8))
+    v = jnp.arange(3.0)[None, :, None, None] * jnp.ones(8)
+    for way in (plain, interpreted):
+        out = way(q, k, v, AttentionMask(jnp.array([[1, 1, 0]]), causal=True))
+        np.testing.assert_allclose(out[0, :, 0, 0], [0.0, 0.5, 2.0], rtol=1e-6)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """The kernel of TPUs on this platform, for any number of tokens; how often a program took it."""
+    taken = []
+
+    def counted(*given):
+        taken.append(given[0].shape)
+        return interpreted(*given)
+
+    monkeypatch.setattr(attending, "KERNELS", {"cpu": counted})
+    monkeypatch.setattr(attending, "LONG", 1)
+    return taken
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (1, 1)])
+def test_devices_share_rows_and_heads_of_a_kernel(kernel, shape):
+    *given, weigh = numbers(4 if shape == (4, 2) else 8, 40, 4, 2, 16)
+    seen = MASKS["causal"](len(weigh), 40)
+    want = by(plain, *given, weigh, seen)
+    with jax.set_mesh(sharding.make_mesh(*shape)):
+        got = by(attention, *given, weigh, seen)
+    assert set(kernel) == {(len(weigh) // shape[0], 40, 4 // shape[1], 16)}  # a device's own
+    for a, b in zip(want, got, strict=True):
+        np.testing.assert_allclose(b, a, **EXACT)
+
+
+def test_what_a_mesh_does_not_divide_and_a_dense_mask_are_plain(kernel):
+    *given, weigh = numbers(3, 40, 2, 1, 16)
+    seen = MASKS["causal"](3, 40)
+    want = plain(*given, seen)
+    for shape in ((8, 1), (1, 2)):
+        with jax.set_mesh(sharding.make_mesh(*shape)):
+            np.testing.assert_allclose(attention(*given, seen), want, rtol=1e-5, atol=1e-6)
+    dense = AttentionMask(dense=seen.whole())
+    np.testing.assert_allclose(attention(*given, dense), want, rtol=1e-5, atol=1e-6)
+    assert not kernel
+    attention(*given, seen)
+    assert kernel
+
+
+def filled(family, model, mesh):
+    """A batch of :data:`SHAPE` with numbers in it, two images a row."""
+    from experiments import compiled
+
+    made, drawn = {}, np.random.default_rng(0)
+    for name, x in compiled.batch(model, SHAPE, mesh).items():
+        made[name] = np.asarray(drawn.normal(size=x.shape) if x.dtype == np.float32 else np.ones(x.shape), x.dtype)
+    made["tokens"] = drawn.integers(6, 90, made["tokens"].shape).astype(np.int32)
+    made["valid"] = np.asarray(padded(SHAPE.rows, SHAPE.tokens // 2).repeat(2, axis=1)).astype(made["valid"].dtype)
+    made["positions"] = np.broadcast_to(np.arange(SHAPE.tokens, dtype=np.int32), made["positions"].shape).copy()
+    if "segment" in made:
+        made["segment"] = np.broadcast_to(np.arange(SHAPE.patches) // 40, made["segment"].shape).astype(np.int32)
+        made["grid"] = np.stack([np.arange(SHAPE.patches) % 40 // 8, np.arange(SHAPE.patches) % 8], -1).astype(np.int32)
+        made["grid"] = np.broadcast_to(made["grid"], (SHAPE.rows, SHAPE.patches, 2)).copy()
+    made["tokens"][:, :20] = 5  # features of the images
+    return made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_by_a_kernel_is_the_model(family, kernel, monkeypatch):
+    model, mesh = models.Model(config(family)), sharding.make_mesh(4, 2)
+    params, batch = model.init(0), filled(family, model, mesh)
+    kernel.clear()
+    own = np.asarray(batch["valid"]).astype(bool)[..., None]
+
+    def loss(params):
+        logits = model.forward(params, batch)
+        return (jax.nn.log_softmax(logits)[..., 7] * own[..., 0]).sum(), jnp.where(own, logits, 0)
+
+    gradient = jax.grad(loss, has_aux=True)
+    with monkeypatch.context() as other, jax.set_mesh(mesh):
+        other.setattr(attending, "KERNELS", {})
+        want = jax.jit(gradient)(params)
+    assert not kernel
+    with jax.set_mesh(mesh):
+        got = jax.jit(lambda params: gradient(params))(params)
+    assert len(set(kernel)) == 2  # the tower's and the text model's
+    np.testing.assert_allclose(got[1], want[1], rtol=1e-5, atol=1e-5)
+    want, got = trees.flatten(want[0]), trees.flatten(got[0])
+    most = max(float(np.abs(a).max()) for a in want.values())
+    for name, a in want.items():  # of a key's bias the gradient is rounding alone, as large as that of others
+        near = 1e-5 * float(np.abs(a).max()) + 1e-7 * most
+        np.testing.assert_allclose(got[name], a, rtol=1e-5, atol=near, err_msg=name)
+
+
+def test_windows_are_those_of_equal_image_row_and_column():
+    vision = type("Vision", (), {"window_size": 16, "spatial_merge_size": 2, "patch_size": 2})
+    grid = np.stack(np.meshgrid(np.arange(9), np.arange(14), indexing="ij"), -1).reshape(1, -1, 2)
+    grid = np.concatenate([grid, grid[:, :60], np.zeros((1, 4, 2), int)], axis=1)
+    segment = np.repeat([0, 1, -1], [126, 60, 4])[None]
+    got = np.asarray(qwen2_vl._windows(vision, jnp.asarray(grid), jnp.asarray(segment)))[0]
+    keys = [(s, y // 8, x // 8) for s, (y, x) in zip(segment[0], grid[0], strict=True)]
+    assert [[a == b for b in got] for a in got] == [[a == b for b in keys] for a in keys]
+
+
+def test_where_there_is_a_kernel(monkeypatch):
+    mesh, none = sharding.make_mesh(4, 2), jax.sharding.get_abstract_mesh()
+    assert sharding.platform() == sharding.platform(mesh) == sharding.platform(none) == "cpu"
+    assert not attending.tiled(mesh, 4, 4096, 2, 128, jnp.bfloat16)
+    for platform, where, *given, want in [
+        ("tpu", mesh, 4, 577, 2, 64, jnp.float32, True),
+        ("tpu", none, 3, 256, 3, 80, jnp.bfloat16, True),
+        ("tpu", none, 3, 255, 3, 80, jnp.bfloat16, False),
+        ("tpu", mesh, 3, 577, 2, 64, jnp.float32, False),  # rows that four devices cannot share
+        ("tpu", mesh, 4, 577, 3, 64, jnp.float32, False),  # heads that two cannot
+        ("gpu", mesh, 4, 577, 2, 64, jnp.bfloat16, False),  # not one that cuDNN knows
+    ]:
+        monkeypatch.setattr(sharding, "platform", lambda mesh, platform=platform: platform)
+        assert attending.tiled(where, *given) is want, (platform, given)
+
+
+@pytest.fixture
+def nvidia(monkeypatch):
+    """As if an H100 were here: what JAX asks of it before it lowers cuDNN's attention, and what is asked here."""
+    from jax._src.cudnn import fused_attention_stablehlo as inside
+
+    monkeypatch.setattr(inside, "check_cudnn_version", lambda: 91300)
+    monkeypatch.setattr(inside, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(inside, "is_cuda_compute_capability_equal", lambda _: False)
+    monkeypatch.setattr(sharding, "platform", lambda mesh=None: "gpu")
+    gpu = type("Device", (), {"compute_capability": "9.0"})
+    monkeypatch.setattr(jax, "local_devices", lambda *given, **more: [gpu()])
+
+
+def lowered(given, weigh, mask, platform):
+    def total(q, k, v):
+        return (attention(q, k, v, mask).astype(jnp.float32) * weigh).sum()
+
+    return jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*given).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("tokens", [512, 577])
+def test_an_nvidia_gpu_gets_cudnn_and_other_platforms_plain(nvidia, mask, tokens):
+    *given, weigh = numbers(2, tokens, 4, 2, 64, dtype=jnp.bfloat16)
+    seen = MASKS[mask](2, tokens)
+    text = lowered(given, weigh, seen, "cuda")
+    assert "Softmax(" in text and "SoftmaxBackward(" in text and "dot_general" not in text
+    assert ("CAUSAL" in text) == seen.causal
+    assert "__cudnn" not in lowered(given, weigh, seen, "cpu")
+    *floats, _ = numbers(2, tokens, 4, 2, 64)
+    assert "__cudnn" not in lowered(floats, weigh, seen, "cuda")
+
+
+def test_rows_that_are_mapped_over_reach_cudnn(nvidia):
+    *given, weigh = numbers(3, 300, 4, 2, 64, dtype=jnp.bfloat16)
+    valid = padded(3, 300)
+
+    def total(q, k, v, valid, weigh):
+        mask = AttentionMask(valid[None].astype(jnp.int32), causal=True)
+        return (attention(q[None], k[None], v[None], mask)[0].astype(jnp.float32) * weigh).sum()
+
+    each = jax.jit(jax.vmap(jax.grad(total, argnums=(0, 1, 2))))
+    text = each.trace(*given, valid, weigh).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmha" in text
+
+
+def test_the_plan_counts_scores_where_they_are_made(monkeypatch):
+    from mmu_jax.models.published import PUBLISHED
+
+    model = models.Model(PUBLISHED["llava-1.5-7b"][0](), jnp.bfloat16)
+    ledger = memory.Ledger(model, sharding.make_mesh(8), np.float32)
+    shape = memory.Shape(rows=8, tokens=768, images=1, answers=64)
+    here = ledger.activations(shape)
+    monkeypatch.setattr(sharding, "platform", lambda mesh=None: "tpu")
+    assert here - ledger.activations(shape) > 32 * 768 * 768 * 4  # a set of scores at least
