@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sharding import FAMILIES, SHAPE, config
 
+from divisible import FAMILIES, SHAPE, config
 from mmu_jax import memory, models, sharding, trees
 from mmu_jax.models import attention as attending
 from mmu_jax.models import qwen2_vl
