@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmu_jax.data import text, vision
+from mmu_jax.data import text
+from mmu_jax.data.picture import Picture
 from mmu_jax.data.sizes import ANY, Sizes, fit
 
 
@@ -29,7 +30,7 @@ class Branched(text.Rows):
     tails: list[np.ndarray]
 
     def batch(
-        self, index: Sequence[int], pictures: list[list[vision.Picture]], sizes: tuple[int, ...] = ()
+        self, index: Sequence[int], pictures: list[list[Picture]], sizes: tuple[int, ...] = ()
     ) -> dict[str, np.ndarray]:
         """What :meth:`text.Rows.batch` gives, and what tells the branches apart.
 

@@ -6,14 +6,17 @@ from collections.abc import Iterable, Iterator
 from PIL.Image import Image
 
 from mmu_jax.data import Choice, Example, Person, Processor, text, vision
+from mmu_jax.data.picture import Later, Picture
 from mmu_jax.data.sizes import ANY, Sizes, fit
+
+KEPT = 2**31  # bytes of photos that stay in memory: some six thousand of 336 x 336
 
 
 @dataclasses.dataclass(frozen=True)
 class Album:
     """Decoded photographs of a set of people: the pictures and each person's place among them."""
 
-    pictures: list[vision.Picture]
+    pictures: list[Picture | Later]
     photos: dict[str, list[int]]
 
     def of(self, item: Example | Choice) -> list[int]:
@@ -36,8 +39,8 @@ def _photos(person: Person) -> list[tuple[bytes, str]]:
     return [(photo, f"photo {i} of person {person.id}") for i, photo in enumerate(person.photos)]
 
 
-def album(processor: Processor, people: tuple[Person, ...], max_pixels: int = 0, keep: int = 2048) -> Album:
-    """Decodes every photo; up to ``keep`` stay in memory, of more only their sizes, and they are decoded when dealt."""
+def album(processor: Processor, people: tuple[Person, ...], max_pixels: int = 0, keep: int = KEPT) -> Album:
+    """Decodes every photo once; ``keep`` bytes of them stay in memory, of more only their sizes, and they are decoded when dealt."""
     photos, encoded = {}, []
     for person in people:
         photos[person.id] = list(range(len(encoded), len(encoded) + len(person.photos)))
@@ -46,22 +49,20 @@ def album(processor: Processor, people: tuple[Person, ...], max_pixels: int = 0,
 
 
 def shown(
-    processor: Processor, encoded: list[tuple[bytes, str]], max_pixels: int = 0, keep: int = 2048
-) -> list[vision.Picture]:
+    processor: Processor, encoded: list[tuple[bytes, str]], max_pixels: int = 0, keep: int = KEPT
+) -> list[Picture | Later]:
     """The same of encoded photos, each with what it is called in messages."""
 
     def make(part):
         return vision.pictures(processor, [vision.decode(*photo) for photo in part], max_pixels, [n for _, n in part])
 
-    pictures = []
+    pictures: list[Picture | Later] = []
     for start in range(0, len(encoded), 256):
         part = encoded[start : start + 256]
-        made = make(part)
-        if len(encoded) > keep:
-            made = [
-                vision.Later(p, lambda photo=photo: make([photo])[0].array) for p, photo in zip(made, part, strict=True)
-            ]
-        pictures += made
+        for photo, picture in zip(part, make(part), strict=True):
+            keep -= picture.nbytes
+            later = Later(picture, lambda photo=photo: make([photo])[0].array)
+            pictures.append(picture if keep >= 0 else later)
     return pictures
 
 

@@ -11,12 +11,11 @@ import numpy as np
 from mmu_jax import InputError, sharding
 from mmu_jax.data import IMAGE, TEXT, Example, Processor, text, vision
 from mmu_jax.data.loader import Album
+from mmu_jax.data.picture import Picture
 from mmu_jax.data.sizes import ANY, Sizes, fit
 
 
-def batch(
-    sizes: Sizes, rows: text.Rows, index: Sequence[int], pictures: list[list[vision.Picture]], sights: int = 0
-) -> dict:
+def batch(sizes: Sizes, rows: text.Rows, index: Sequence[int], pictures: list[list[Picture]], sights: int = 0) -> dict:
     """The token and image arrays of the rows ``index``, each with its pictures.
 
     With ``sights``, image arrays have so many rows, one for all that show the same, and ``photo [B]`` says which is whose.
@@ -42,7 +41,7 @@ def sights(photos: Sequence[int], rows: int, devices: int = 1) -> int:
     return min(enough, key=lambda n: n // devices if n % devices == 0 else n)
 
 
-def told_apart(pictures: list[list[vision.Picture]]) -> tuple[list[list[vision.Picture]], np.ndarray]:
+def told_apart(pictures: list[list[Picture]]) -> tuple[list[list[Picture]], np.ndarray]:
     """What is shown, each once, and for every row, int32, which of it.
 
     >>> told_apart([['me'], ['you'], ['me']])
@@ -54,7 +53,7 @@ def told_apart(pictures: list[list[vision.Picture]]) -> tuple[list[list[vision.P
     return [first[key] for key in places], np.array([places[key] for key in keys], np.int32)
 
 
-def longest(rows: text.Rows, pictures: list[vision.Picture]) -> dict[str, int]:
+def longest(rows: text.Rows, pictures: list[Picture]) -> dict[str, int]:
     """The most ``tokens`` and ``patches`` that a row may have, with any of the pictures."""
     tokens = int(rows.lengths(max((p.tokens for p in pictures), default=0)).max())
     return {"tokens": tokens, "patches": max((p.length for p in pictures), default=0)}

@@ -18,6 +18,7 @@ import numpy as np
 
 from mmu_jax import InputError
 from mmu_jax.data import Processor, vision
+from mmu_jax.data.picture import Picture
 from mmu_jax.data.sizes import fit
 
 LONGEST = 2**18  # characters of a question or an answer; more is a file that went astray, and minutes of tokenizing
@@ -233,7 +234,7 @@ class Rows:
         return fit(most + 1, (), "tokens", 4) if most else 0
 
     def batch(
-        self, index: Sequence[int], pictures: list[list[vision.Picture]], sizes: tuple[int, ...] = ()
+        self, index: Sequence[int], pictures: list[list[Picture]], sizes: tuple[int, ...] = ()
     ) -> dict[str, np.ndarray]:
         """``tokens, valid, weights, positions`` of the rows ``index``, whose images are ``pictures``, padded to a size.
 
@@ -256,7 +257,7 @@ class Rows:
             made["tail"] = np.maximum(ends - answer + np.arange(answer), 0).astype(np.int32)
         return made
 
-    def _expand(self, row: int, pictures: list[vision.Picture]) -> tuple[np.ndarray, np.ndarray]:
+    def _expand(self, row: int, pictures: list[Picture]) -> tuple[np.ndarray, np.ndarray]:
         is_image = self.tokens[row] == self.image
         if is_image.sum() != len(pictures):
             raise InputError(

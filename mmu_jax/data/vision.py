@@ -4,7 +4,7 @@ import dataclasses
 import io
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mmu_jax import InputError, sharding
 from mmu_jax.data import Processor
+from mmu_jax.data.picture import Picture, coded, levels
 from mmu_jax.data.sizes import fit
 
 # What photographs come in; Pillow's other readers (PostScript, fonts, maps, ...) run programs or hold no photographs.
@@ -93,44 +94,6 @@ def _grey(image: Image.Image, where: str) -> Image.Image:
     return Image.fromarray(np.where(clear, 255, scaled).astype(np.uint8)).convert("RGB")
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """One image as the checkpoint's own processor makes it.
-
-    Attributes:
-      array: ``[C,h,w]`` pixels, or ``[N,F]`` patches where images keep their own size (Qwen2-VL).
-      tokens: image tokens it becomes.
-      grid: rows and columns of its patches, None for pixels.
-      merge: side of the square of patches that becomes one token.
-    """
-
-    array: np.ndarray
-    tokens: int
-    grid: tuple[int, int] | None = None
-    merge: int = 1
-
-    @property
-    def length(self) -> int:
-        """Patches, 0 for pixels."""
-        return len(self.array) if self.grid else 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-
-class Later:
-    """A picture whose sizes are known and whose array is made, by ``make``, each time it is read."""
-
-    def __init__(self, picture: Picture, make: Callable[[], np.ndarray]):
-        self.tokens, self.grid, self.merge, self.length = picture.tokens, picture.grid, picture.merge, picture.length
-        self.shape, self._make = picture.shape, make
-
-    @property
-    def array(self) -> np.ndarray:
-        return self._make()
-
-
 def pictures(
     processor: Processor, images: Sequence[Image.Image], max_pixels: int = 0, names: Sequence[str] = ()
 ) -> list[Picture]:
@@ -144,10 +107,11 @@ def pictures(
     """
     made, names = processor.image_processor, names or [f"image {i}" for i in range(len(images))]
     sizes = [measure(processor, image.size, max_pixels, name) for image, name in zip(images, names, strict=True)]
+    shades = levels(made)
     if not _keeps_size(made):
-        arrays = np.asarray(made(images, return_tensors="np")["pixel_values"], np.float32)
-        return [Picture(array, size.tokens) for array, size in zip(arrays, sizes, strict=True)]
-    return [_patches(made, image, size) for image, size in zip(images, sizes, strict=True)]
+        codes = coded(made, images)["pixel_values"]
+        return [Picture(own, shades, size.tokens) for own, size in zip(codes, sizes, strict=True)]
+    return [_patches(made, image, size, shades) for image, size in zip(images, sizes, strict=True)]
 
 
 def _keeps_size(made: Any) -> bool:
@@ -155,10 +119,10 @@ def _keeps_size(made: Any) -> bool:
     return hasattr(made, "merge_size")
 
 
-def _patches(made: Any, image: Image.Image, size: "Measure") -> Picture:
-    out = made([image], return_tensors="np", size={"shortest_edge": size.least, "longest_edge": size.most})
+def _patches(made: Any, image: Image.Image, size: "Measure", shades: np.ndarray) -> Picture:
+    out = coded(made, [image], size={"shortest_edge": size.least, "longest_edge": size.most})
     _, h, w = (int(n) for n in out["image_grid_thw"][0])
-    return Picture(np.asarray(out["pixel_values"], np.float32), size.tokens, (h, w), made.merge_size)
+    return Picture(out["pixel_values"], shades, size.tokens, (h, w), made.merge_size)
 
 
 @dataclasses.dataclass(frozen=True)

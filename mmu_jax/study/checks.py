@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmu_jax import Faults, InputError, attacks, factor, hf, hub, lora, memory, methods, models, questions, trees
 from mmu_jax.data import IMAGE, TEXT, branches, builders, text, vision
+from mmu_jax.data.picture import Picture
 from mmu_jax.data.streams import longest
 from mmu_jax.study import general
 from mmu_jax.study.workspace import Workspace
@@ -196,7 +197,7 @@ def _ranked(work: Workspace) -> dict[str, int] | None:
     return _padded(work, found)
 
 
-def _photos(work: Workspace) -> list[vision.Picture]:
+def _photos(work: Workspace) -> list[Picture]:
     return [picture for album in work.albums.values() for picture in album.pictures]
 
 

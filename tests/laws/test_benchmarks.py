@@ -8,6 +8,7 @@ import pytest
 from folders import author, copy_with, person, png, write
 from mmu_jax import InputError
 from mmu_jax.data import IMAGE, TEXT, builders, loader, streams, tiny
+from mmu_jax.data.picture import Picture
 from mmu_jax.data.sets import clear, mllmu
 
 SPLITS = ("full", "forget", "retain", "test", "retain_test", "unseen", "celebrity")
@@ -130,8 +131,11 @@ def test_captions_and_questions_that_find_no_author_are_refused(clear_folder, tm
 def test_photos_beyond_what_is_kept_are_decoded_when_dealt(clear_folder, tmp_path):
     b = read("clear", clear_folder, tmp_path, forget="forget_5", retain="retain_95")
     processor = tiny.processor()
-    kept, later = loader.album(processor, b.full), loader.album(processor, b.full, keep=5)
-    assert kept.photos == later.photos and type(later.pictures[0]) is not type(kept.pictures[0])
+    kept = loader.album(processor, b.full)
+    later = loader.album(processor, b.full, keep=2 * kept.pictures[0].nbytes + 5)
+    assert kept.photos == later.photos and all(isinstance(p, Picture) for p in kept.pictures)
+    assert [isinstance(p, Picture) for p in later.pictures] == [True] * 2 + [False] * (len(kept.pictures) - 2)
+    assert kept.pictures[0].nbytes == np.prod(kept.pictures[0].shape)  # a byte a number
     for one, other in zip(kept.pictures, later.pictures, strict=True):
         np.testing.assert_array_equal(one.array, other.array)
         assert (one.tokens, one.grid, one.merge, one.length) == (other.tokens, other.grid, other.merge, other.length)

@@ -9,6 +9,7 @@ import pytest
 import twins
 from mmu_jax import InputError, hf, losses, models
 from mmu_jax.data import IMAGE, TEXT, Example, builders, loader, schema, streams, text, tiny, vision
+from mmu_jax.data.picture import Picture
 from mmu_jax.data.sets import faces
 
 
@@ -92,7 +93,7 @@ def test_an_image_that_does_not_decode_is_named():
 
 
 def picture(tokens=4):
-    return vision.Picture(np.zeros((3, 24, 24), np.float32), tokens)
+    return Picture(np.zeros((3, 24, 24), np.uint8), np.zeros((3, 256), np.float32), tokens)
 
 
 def test_weights_cover_the_answer_and_the_end_of_turn_only(processor):

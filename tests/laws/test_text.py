@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from mmu_jax import InputError
-from mmu_jax.data import Choice, Example, Person, loader, streams, text, tiny, vision
+from mmu_jax.data import Choice, Example, Person, loader, picture, streams, text, tiny
 from mmu_jax.data.sizes import Sizes
 from mmu_jax.models import reading
 from twins import CHATML, qwen_processor
@@ -299,7 +299,9 @@ def test_a_row_that_fits_no_size_names_its_person(families):
 
 
 def test_a_row_fits_together_with_the_largest_photo_it_may_be_dealt_with(families):
-    pictures = [vision.Picture(np.zeros((3, 24, 24), np.float32), tokens) for tokens in (4, 30)]
+    pictures = [
+        picture.Picture(np.zeros((3, 24, 24), np.uint8), np.zeros((3, 256), np.float32), tokens) for tokens in (4, 30)
+    ]
     album, examples = loader.Album(pictures, {"0004": [0, 1]}), [Example("0004", "Image_Textual", "Who?", "Ada")]
     length = int(text.encode(families["llava"], [("Who?", "Ada")], 1).lengths(30)[0])
 

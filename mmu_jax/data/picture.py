@@ -1,0 +1,86 @@
+"""A picture as the image processor makes it, held as a byte a number."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+LEVELS = 256  # of a byte
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One image as the checkpoint's own processor makes it: resized and cropped here, normalised when it is read.
+
+    Attributes:
+      codes: ``[C,h,w]`` pixels, or ``[N,F]`` patches where images keep their own size (Qwen2-VL), uint8.
+      levels: ``[C,256]`` float32: what each level of a channel is normalised to (:func:`levels`).
+      tokens: image tokens it becomes.
+      grid: rows and columns of its patches, None for pixels.
+      merge: side of the square of patches that becomes one token.
+    """
+
+    codes: np.ndarray
+    levels: np.ndarray
+    tokens: int
+    grid: tuple[int, int] | None = None
+    merge: int = 1
+
+    @property
+    def array(self) -> np.ndarray:
+        """The processor's own numbers, float32, made each time it is read."""
+        made = np.empty(self.codes.shape, np.float32)
+        by_channel, channels = (len(self.codes) if self.grid else 1, len(self.levels), -1), range(len(self.levels))
+        codes, target = self.codes.reshape(by_channel), made.reshape(by_channel)
+        for c in channels:
+            target[:, c] = self.levels[c][codes[:, c]]
+        return made
+
+    @property
+    def length(self) -> int:
+        """Patches, 0 for pixels."""
+        return len(self.codes) if self.grid else 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes
+
+
+class Later:
+    """A picture whose sizes are known and whose array is made, by ``make``, each time it is read."""
+
+    def __init__(self, picture: Picture, make: Callable[[], np.ndarray]):
+        self.tokens, self.grid, self.merge, self.length = picture.tokens, picture.grid, picture.merge, picture.length
+        self.shape, self._make = picture.shape, make
+
+    @property
+    def array(self) -> np.ndarray:
+        return self._make()
+
+
+def coded(made: Any, images: list[Image.Image], **options: Any) -> dict[str, np.ndarray]:
+    """What an image processor makes of images before it normalises them: ``pixel_values`` uint8, and what else it says."""
+    out = made(images, return_tensors="np", do_rescale=False, do_normalize=False, **options)
+    return {**out, "pixel_values": np.asarray(out["pixel_values"]).astype(np.uint8)}
+
+
+def levels(made: Any) -> np.ndarray:
+    """``[C,256]`` float32: what an image processor makes of every level of every channel, which is the same anywhere in an image."""
+    unit = getattr(made, "patch_size", 1) * made.merge_size if hasattr(made, "merge_size") else 1
+    side = -(-16 // unit) * unit  # 16 x 16 pixels have every level once
+    ramp = (np.arange(side * side) % LEVELS).astype(np.uint8).reshape(side, side)
+    image = Image.fromarray(np.stack([ramp] * 3, axis=-1))
+    as_it_is = {name: False for name in ("do_resize", "do_center_crop", "do_pad") if hasattr(made, name)}
+    found = np.asarray(made([image], return_tensors="np", **as_it_is)["pixel_values"], np.float32)
+    codes = coded(made, [image], **as_it_is)["pixel_values"]
+    by_channel = (1 if unit == 1 else len(codes), 3, -1)
+    table = np.empty((3, LEVELS), np.float32)
+    for c in range(3):
+        table[c][codes.reshape(by_channel)[:, c]] = found.reshape(by_channel)[:, c]
+    return table
