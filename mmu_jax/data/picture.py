@@ -35,7 +35,7 @@ class Picture:
         by_channel, channels = (len(self.codes) if self.grid else 1, len(self.levels), -1), range(len(self.levels))
         codes, target = self.codes.reshape(by_channel), made.reshape(by_channel)
         for c in channels:
-            target[:, c] = self.levels[c][codes[:, c]]
+            target[:, c] = self.levels[c].take(codes[:, c], mode="wrap")  # a byte is in range: nothing to look for
         return made
 
     @property
