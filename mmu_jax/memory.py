@@ -67,10 +67,10 @@ class Ledger:
         data = self.mesh.shape["data"]
         return rows // data if rows % data == 0 else rows
 
-    def activations(self, shape: Shape, backward: bool = True, dense: bool = False) -> int:
+    def activations(self, shape: Shape, backward: bool = True, mask: str = "causal") -> int:
         """An estimate for a forward and, unless told otherwise, backward pass, with the weights as it reads them.
 
-        ``dense``: text looks by a dense mask (``models.attention``), whose scores are in memory on every platform.
+        ``mask``: by which text looks, one of ``models.attention.KINDS``.
         """
         c, width = self.model.config.text_config, np.dtype(self.model.dtype).itemsize
         b, t, split = self._rows(shape.rows), shape.tokens, self.mesh.shape["model"]
@@ -78,7 +78,7 @@ class Ledger:
         layers = c.num_hidden_layers if backward else 2
         kept = layers * b * t * c.hidden_size * width
         inside = b * t * (4 * c.hidden_size + (3 * heads * head + 3 * c.intermediate_size) // split) * width
-        inside += self._scores(shape.rows, b, t, heads, c.num_key_value_heads, head, dense)
+        inside += self._scores(shape.rows, b, t, heads, c.num_key_value_heads, head, mask)
         logits = (
             b * (shape.answers or t) * c.vocab_size * (width + (8 if backward else 4)) // split
         )  # and in float32 once each way
@@ -86,13 +86,13 @@ class Ledger:
             own, size, depth, heads = self.model.family.tower(self.model.config)
             images, patches = (b * shape.images, own) if own else (b, shape.patches)
             kept += (depth if backward else 2) * images * patches * size * width
-            looking = self._scores(shape.rows, images, patches, heads, heads, size // heads)
-            inside = max(inside, images * patches * 12 * size * width // split + looking)
+            looks = self._scores(shape.rows, images, patches, heads, heads, size // heads, "all" if own else "segments")
+            inside = max(inside, images * patches * 12 * size * width // split + looks)
         return kept + inside + logits + self._read()
 
-    def _scores(self, rows: int, own: int, tokens: int, heads: int, groups: int, head: int, dense: bool = False) -> int:
+    def _scores(self, rows: int, own: int, tokens: int, heads: int, groups: int, head: int, mask: str) -> int:
         """Bytes of what attention keeps for ``own`` of the ``rows``, forth and back: scores, or of a kernel a sum for every query."""
-        tiled = not dense and attention.tiled(self.mesh, rows, tokens, groups, head, self.model.dtype)
+        tiled = attention.tiled(self.mesh, rows, tokens, groups, head, self.model.dtype, mask)
         each = attention.LANES if tiled else 2 * tokens
         return own * heads * tokens * each * 4 // self.mesh.shape["model"]
 
@@ -222,8 +222,7 @@ class Ledger:
     def generation(self, shape: Shape, new_tokens: int) -> Needs:
         """Of asking for words: the key-value cache beside a prompt's forward pass; what -> bytes on a device.
 
-        A token is written into its place in the cache, of which one layer is read at a time: taken out, and turned as attention
-        wants it.
+        A token is written into its place in the cache, of which one layer is taken out at a time.
         """
         c, rows = self.model.config.text_config, self._rows(shape.rows)
         cache = jax.eval_shape(lambda: decoder.make_cache(c, rows, shape.tokens + new_tokens, self.model.dtype))
@@ -233,13 +232,13 @@ class Ledger:
         return again | {
             "params": self.params(),
             "cache": held,
-            "a layer of it": 2 * held // c.num_hidden_layers,
-            "activations (estimate)": self.activations(shape, backward=False),
+            "a layer of it": held // c.num_hidden_layers,
+            "activations (estimate)": self.activations(shape, backward=False, mask="segments"),
         }
 
     def ranking(self, shape: Shape) -> Needs:
         """Of ranking options: a forward pass over rows that hold all options of a question; what -> bytes on a device."""
-        activations = self.activations(shape, backward=False, dense=True)
+        activations = self.activations(shape, backward=False, mask="dense")
         return {"params": self.params(), "activations (estimate)": activations}
 
 

@@ -7,6 +7,7 @@ Axis letters as in ``mmu_jax.models.layers``; N is K * G, all heads of the queri
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -19,72 +20,95 @@ from mmu_jax import sharding
 
 LONG = 256  # tokens: of heads of 128, more of them have more bytes of scores than of queries, keys, values and output
 LANES = 128  # of a TPU: tiles are a multiple of them long
-TILE = (
-    1024 * LANES
-)  # numbers of a tile of queries or keys, at most: what a TPU v5e's memory beside its cores holds of the backward pass
+TILE = 1024 * LANES  # numbers of a tile of queries or keys: of more a TPU v5e's cores do not hold the backward pass
 PADDING = jnp.iinfo(jnp.int32).min  # the segment of what only fills a tile
+KINDS = ("all", "causal", "segments", "dense")  # of masks
 
 
 @flax.struct.dataclass
 class AttentionMask:
-    """Which keys a query looks at; with nothing given, all.
+    """Which keys a query looks at, in one of three ways; with none of them at all keys, or those that come no later.
 
     Attributes:
-      segment: ``[B,T]`` numbers, where the queries are the keys: those of one number look at each other. Padding has a number too:
-        every token looks at one at least, which a softmax wants.
-      causal: at none that comes later.
-      dense: ``[B,1,T,S]``, True = look: what these two cannot say, instead of them.
+      valid: ``[B,T]`` bool, of text: a token looks at itself and at the valid tokens before it. What padding looks at is nobody's concern.
+      segment: ``[B,T]`` numbers, of images: tokens of one number look at each other.
+      dense: ``[B,1,T,S]``, True = look: what these cannot say.
+      causal: at none that comes later; so it is with ``valid``.
 
-    >>> AttentionMask(segment=jnp.array([[1, 1, 0]]), causal=True).whole()[0, 0].astype(int).tolist()
+    >>> AttentionMask(valid=jnp.array([[True, True, False]])).whole()[0, 0].astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
     """
 
+    valid: jax.Array | None = None
     segment: jax.Array | None = None
-    causal: bool = flax.struct.field(pytree_node=False, default=False)
     dense: jax.Array | None = None
+    causal: bool = flax.struct.field(pytree_node=False, default=False)
+
+    def segments(self) -> jax.Array | None:
+        """``[B,T]`` int32, of ``valid`` too: padding looks at padding, since a softmax wants a key."""
+        found = self.segment if self.valid is None else self.valid
+        return None if found is None else found.astype(jnp.int32)
+
+    @property
+    def kind(self) -> str:
+        """Of :data:`KINDS`, what a kernel has to be told."""
+        if self.dense is not None:
+            return "dense"
+        return "segments" if self.segments() is not None else "causal" if self.causal else "all"
 
     def whole(self) -> jax.Array | None:
-        """All of it ``[B,1,T,S]``; None where every query looks at every key."""
-        if self.segment is None:
+        """All of it ``[B,1,T,S]``; None where every query looks at every key, or at those that come no later."""
+        if (segment := self.segments()) is None:
             return self.dense
-        same = self.segment[:, :, None] == self.segment[:, None, :]
-        return (jnp.tril(same) if self.causal else same)[:, None]
+        same = segment[:, :, None] == segment[:, None, :]
+        return (same if self.valid is None else jnp.tril(same))[:, None]
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask) -> jax.Array:
     """Attention ``[B,T,N,H]``, softmax in float32: ``q [B,T,N,H]``, ``k, v [B,S,K,H]``, each of whose heads G = N / K of q's look at.
 
-    By a kernel where there is one (:func:`tiled`) and the mask is not dense; what is then lowered for another platform is plain.
+    By a kernel where there is one (:func:`tiled`) that takes the mask; what is then lowered for another platform is plain.
     """
     mesh, (b, t, _, h) = jax.sharding.get_abstract_mesh(), q.shape
-    if mask.dense is not None or not tiled(mesh, b, t, k.shape[2], h, q.dtype):
+    if not tiled(mesh, b, t, k.shape[2], h, q.dtype, mask.kind):
         return plain(q, k, v, mask)
     platform = sharding.platform(mesh)
-    kernels = {LOWERED.get(platform, platform): over_devices(KERNELS[platform], mesh)}
+    kernels = {LOWERED.get(platform, platform): over_devices(KERNELS[platform].of, mesh)}
     return jax.lax.platform_dependent(q, k, v, mask, **kernels, default=plain)
 
 
 def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask) -> jax.Array:
     """:func:`attention` with its scores ``[B,N,T,S]`` in memory."""
-    return jax.nn.dot_product_attention(q, k, v, mask=mask.whole())
+    return jax.nn.dot_product_attention(q, k, v, mask=mask.whole(), is_causal=mask.causal)
 
 
-def tiled(mesh: Mesh | AbstractMesh, rows: int, tokens: int, groups: int, head: int, dtype: DTypeLike) -> bool:
-    """Whether a kernel is taken: for keys ``[rows, tokens, groups, head]`` the devices of ``mesh`` have one, and share them evenly.
+def tiled(
+    mesh: Mesh | AbstractMesh, rows: int, tokens: int, groups: int, head: int, dtype: DTypeLike, kind: str
+) -> bool:
+    """Whether a kernel is taken for keys ``[rows, tokens, groups, head]`` and a mask of a ``kind`` (:data:`KINDS`).
 
-    >>> tiled(sharding.make_mesh(1), 8, 768, 32, 128, jnp.bfloat16)  # a CPU
+    There has to be one on the devices of ``mesh``, and they have to share rows and heads evenly.
+
+    >>> tiled(sharding.make_mesh(1), 8, 768, 32, 128, jnp.bfloat16, "causal")  # a CPU
     False
     """
     platform, parts = sharding.platform(mesh), mesh.shape
     if platform not in KERNELS or tokens < LONG or rows % parts.get("data", 1) or groups % parts.get("model", 1):
         return False
-    return platform != "gpu" or _cudnn_has(head, dtype)
+    return KERNELS[platform].takes(kind, tokens, head, dtype)
 
 
-def _cudnn_has(head: int, dtype: DTypeLike) -> bool:
-    """NVIDIA's from Ampere on (compute capability 8), in two bytes a number."""
-    kind = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")[0]
-    return kind.isdigit() and int(kind) >= 8 and head <= 128 and head % 8 == 0 and jnp.dtype(dtype).itemsize == 2
+def valid_first(mask: AttentionMask, rows: int, groups: int, head: int, dtype: DTypeLike) -> jax.Array | None:
+    """``order [B,T]`` that puts the valid tokens of each row first, where that lets a kernel do that knows of no padding; else None.
+
+    Causal, they then see none. Rows are padded on the right as a rule and keep their order.
+    """
+    if mask.valid is None:
+        return None
+    given = (jax.sharding.get_abstract_mesh(), rows, mask.valid.shape[1], groups, head, dtype)
+    if tiled(*given, "segments") or not tiled(*given, "causal"):
+        return None
+    return jnp.argsort(~mask.valid.astype(bool), axis=1, stable=True)
 
 
 def over_devices(kernel: Callable, mesh: AbstractMesh) -> Callable:
@@ -101,12 +125,11 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask, *, int
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     (b, t, n, h), most = q.shape, TILE // max(q.shape[3], LANES)
-    (q, k, v), segment = padded(
-        (q, k, v), jnp.zeros((b, t), jnp.int32) if mask.segment is None else mask.segment, LANES
-    )
-    length = q.shape[1]
+    segment = jnp.zeros((b, t), jnp.int32) if mask.segments() is None else mask.segments()
+    (q, k, v), segment = padded((q, k, v), segment)
+    length, causal = q.shape[1], mask.causal or mask.valid is not None
     tile = max(size for size in range(LANES, min(length, most) + 1, LANES) if length % size == 0)
-    seen = (masks.CausalMask if mask.causal else masks.FullMask)((length, length))
+    seen = (masks.CausalMask if causal else masks.FullMask)((length, length))
     row = kernels.make_splash_mha(
         masks.MultiHeadMask([seen] * n),
         block_sizes=kernels.BlockSizes(*(tile,) * 8),
@@ -120,28 +143,56 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask, *, int
     return out.swapaxes(1, 2)[:, :t]
 
 
+def splash_takes(kind: str, tokens: int, head: int, dtype: DTypeLike) -> bool:
+    """All but a dense mask.
+
+    >>> splash_takes("segments", 577, 64, jnp.float32), splash_takes("dense", 577, 64, jnp.float32)
+    (True, False)
+    """
+    return kind != "dense"
+
+
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask) -> jax.Array:
-    """:func:`attention` by cuDNN, in bfloat16 or float16; it wants an even number of tokens."""
-    (b, t, n, _), segment = q.shape, mask.segment
-    if segment is not None or t % 2:
-        segment = jnp.zeros((b, t), jnp.int32) if segment is None else segment
-        (q, k, v), segment = padded((q, k, v), segment, 2)
-    seen = AttentionMask(segment).whole()
-    if seen is not None and b == 1:
-        seen = jnp.repeat(seen, n, axis=1)  # where rows are mapped over, JAX's rule takes no mask that heads share
-    return jax.nn.dot_product_attention(q, k, v, mask=seen, is_causal=mask.causal, implementation="cudnn")[:, :t]
+    """:func:`attention` by cuDNN, causal or of all keys: of a mask it would write a gradient as large as scores."""
+    odd = q.shape[1] % 2  # which it does not take: causal, nothing looks at one more
+    q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, is_causal=mask.causal, implementation="cudnn")
+    return out[:, : out.shape[1] - odd]
 
 
-def padded(arrays: tuple[jax.Array, ...], segment: jax.Array, multiple: int) -> tuple[list[jax.Array], jax.Array]:
-    """``[B,T,...]`` each, and ``segment [B,T]``, with zeros up to a multiple of tokens, which are a segment of their own.
+def cudnn_takes(kind: str, tokens: int, head: int, dtype: DTypeLike) -> bool:
+    """In two bytes a number, on GPUs of NVIDIA's from Ampere on (compute capability 8).
 
-    >>> padded((), jnp.array([[1, 1, 0]]), 4)[1].tolist() == [[1, 1, 0, PADDING]]
+    >>> cudnn_takes("causal", 768, 128, jnp.bfloat16)  # there is none here
+    False
+    """
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")[0]
+    there = capability.isdigit() and int(capability) >= 8 and jnp.dtype(dtype).itemsize == 2
+    return there and head <= 128 and head % 8 == 0 and (kind == "causal" or (kind == "all" and tokens % 2 == 0))
+
+
+def padded(arrays: tuple[jax.Array, ...], segment: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    """``[B,T,...]`` each and ``segment [B,T]``, with zeros up to a multiple of :data:`LANES` tokens, a segment of their own.
+
+    >>> padded((), jnp.zeros((1, 250), jnp.int32))[1][0, 249:251].tolist() == [0, PADDING]
     True
     """
-    more = (0, -segment.shape[1] % multiple)
-    segment = jnp.pad(segment.astype(jnp.int32), ((0, 0), more), constant_values=PADDING)
+    more = (0, -segment.shape[1] % LANES)
+    segment = jnp.pad(segment, ((0, 0), more), constant_values=PADDING)
     return [jnp.pad(x, ((0, 0), more) + ((0, 0),) * (x.ndim - 2)) for x in arrays], segment
 
 
-KERNELS: dict[str, Callable] = {"tpu": splash, "gpu": cudnn}
+class Kernel(NamedTuple):
+    """A kernel of a platform.
+
+    Attributes:
+      of: ``(q, k, v, mask) -> out``, shapes as of :func:`attention`, on one device.
+      takes: ``(kind of mask, tokens, head, dtype) -> bool``.
+    """
+
+    of: Callable
+    takes: Callable[[str, int, int, DTypeLike], bool]
+
+
+KERNELS = {"tpu": Kernel(splash, splash_takes), "gpu": Kernel(cudnn, cudnn_takes)}
 LOWERED = {"gpu": "cuda"}  # what JAX calls a platform where it lowers for it

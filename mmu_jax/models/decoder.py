@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError
-from mmu_jax.models.attention import AttentionMask, attention
+from mmu_jax.models.attention import AttentionMask, attention, valid_first
 from mmu_jax.models.layers import Config, Dtype, Embed, Linear, RMSNorm, activation, rotary, scanned
 from mmu_jax.sharding import constrain
 
@@ -77,7 +77,7 @@ def causal(valid: jax.Array, branch: jax.Array | None = None) -> AttentionMask:
 
     With ``branch [B,T]``, at those of its own branch and of 0, which is everybody's.
     """
-    seen = AttentionMask(valid.astype(jnp.int32), causal=True)
+    seen = AttentionMask(valid=valid.astype(bool))
     if branch is None:
         return seen
     shared = (branch == 0)[:, None, :] | (branch[:, :, None] == branch[:, None, :])
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         if cache is not None:
             new, place = {"k": k, "v": v}, (layer, 0, offset, 0, 0)
             cache = {n: jax.lax.dynamic_update_slice(x, new[n].astype(x.dtype)[None], place) for n, x in cache.items()}
-            if mask.dense is not None:
+            if mask.dense is not None:  # else the new keys are all there are
                 k, v = (jax.lax.dynamic_index_in_dim(cache[n], layer, keepdims=False) for n in "kv")
         out = attention(q, k, v, mask).reshape(b, t, c.num_attention_heads * h)
         return Linear(d, out_bias, self.dtype, name="o_proj")(out), cache
@@ -139,8 +139,8 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """Embedded tokens ``[B,T,D]`` -> final hidden states ``[B,T,D]`` and the cache.
 
-    With a cache, the T new keys are written to its slots from ``offset`` on; a ``mask`` of segments looks at them alone, a dense
-    one ``[B,1,T,S]`` at all S slots.
+    With a cache, the T new keys are written to its slots from ``offset`` on; a dense ``mask [B,1,T,S]`` looks at all S of them, any
+    other at the new ones alone.
     """
 
     config: Config
@@ -148,11 +148,17 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x, positions, mask, cache=None, offset=0):
-        number = self.config.num_hidden_layers
-        layers = scanned(Layer, number, broadcast=3)(self.config, self.dtype, name="layers")
+        c, angle, number = self.config, angles(self.config, positions), self.config.num_hidden_layers
+        layers = scanned(Layer, number, broadcast=3)(c, self.dtype, name="layers")
+        order = None if cache else valid_first(mask, len(x), c.num_key_value_heads, head_size(c), self.dtype)
+        if order is not None:
+            x, angle = (jnp.take_along_axis(each, order[..., None], axis=1) for each in (x, angle))
+            mask = AttentionMask(causal=True)
         # The cache of all layers is carried, so that a token is written into its place and no layer's is copied into another.
-        (x, cache), _ = layers((x, cache), jnp.arange(number), angles(self.config, positions), mask, offset)
-        return RMSNorm(self.config.rms_norm_eps, self.dtype, name="norm")(x), cache
+        (x, cache), _ = layers((x, cache), jnp.arange(number), angle, mask, offset)
+        if order is not None:
+            x = jnp.take_along_axis(x, jnp.argsort(order, axis=1)[..., None], axis=1)
+        return RMSNorm(c.rms_norm_eps, self.dtype, name="norm")(x), cache
 
 
 class LanguageModel(nn.Module):

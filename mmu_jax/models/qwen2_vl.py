@@ -95,7 +95,7 @@ class Attention(nn.Module):
         (b, n, d), heads = x.shape, self.config.num_heads
         qkv = Linear(3 * d, dtype=self.dtype, name="qkv")(x).reshape(b, n, 3, heads, d // heads)
         q, k, v = rotary(qkv[:, :, 0], angle), rotary(qkv[:, :, 1], angle), qkv[:, :, 2]
-        out = attention(q, k, v, AttentionMask(segment))
+        out = attention(q, k, v, AttentionMask(segment=segment))
         return Linear(d, dtype=self.dtype, name="proj")(out.reshape(b, n, d))
 
 

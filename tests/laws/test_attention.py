@@ -10,8 +10,8 @@ import pytest
 from divisible import FAMILIES, SHAPE, config
 from mmu_jax import memory, models, sharding, trees
 from mmu_jax.models import attention as attending
-from mmu_jax.models import qwen2_vl
-from mmu_jax.models.attention import AttentionMask, attention, plain, splash
+from mmu_jax.models import decoder, qwen2_vl
+from mmu_jax.models.attention import AttentionMask, Kernel, attention, plain, splash
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
 interpreted = functools.partial(splash, interpret=True)
@@ -35,9 +35,10 @@ def padded(rows, tokens, left=False):
 
 MASKS = {
     "all": lambda b, t: AttentionMask(),
-    "causal": lambda b, t: AttentionMask(padded(b, t).astype(jnp.int32), causal=True),
-    "left": lambda b, t: AttentionMask(padded(b, t, left=True).astype(jnp.int32), causal=True),
-    "images": lambda b, t: AttentionMask(jnp.asarray(np.arange(t) // 50 * np.ones((b, 1), int)) - 1),
+    "no later": lambda b, t: AttentionMask(causal=True),
+    "text": lambda b, t: AttentionMask(valid=padded(b, t)),
+    "left": lambda b, t: AttentionMask(valid=padded(b, t, left=True)),
+    "images": lambda b, t: AttentionMask(segment=jnp.asarray(np.arange(t) // 50 * np.ones((b, 1), int)) - 1),
 }
 
 
@@ -66,7 +67,7 @@ def test_a_score_by_hand():
     q = k = jnp.zeros((1, 3, 1, 8))
     v = jnp.arange(3.0)[None, :, None, None] * jnp.ones(8)
     for way in (plain, interpreted):
-        out = way(q, k, v, AttentionMask(jnp.array([[1, 1, 0]]), causal=True))
+        out = way(q, k, v, AttentionMask(valid=jnp.array([[1, 1, 0]])))
         np.testing.assert_allclose(out[0, :, 0, 0], [0.0, 0.5, 2.0], rtol=1e-6)
 
 
@@ -79,7 +80,7 @@ def kernel(monkeypatch):
         taken.append(given[0].shape)
         return interpreted(*given)
 
-    monkeypatch.setattr(attending, "KERNELS", {"cpu": counted})
+    monkeypatch.setattr(attending, "KERNELS", {"cpu": Kernel(counted, attending.splash_takes)})
     monkeypatch.setattr(attending, "LONG", 1)
     return taken
 
@@ -87,7 +88,7 @@ def kernel(monkeypatch):
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2), (1, 1)])
 def test_devices_share_rows_and_heads_of_a_kernel(kernel, shape):
     *given, weigh = numbers(4 if shape == (4, 2) else 8, 40, 4, 2, 16)
-    seen = MASKS["causal"](len(weigh), 40)
+    seen = MASKS["text"](len(weigh), 40)
     want = by(plain, *given, weigh, seen)
     with jax.set_mesh(sharding.make_mesh(*shape)):
         got = by(attention, *given, weigh, seen)
@@ -98,7 +99,7 @@ def test_devices_share_rows_and_heads_of_a_kernel(kernel, shape):
 
 def test_what_a_mesh_does_not_divide_and_a_dense_mask_are_plain(kernel):
     *given, weigh = numbers(3, 40, 2, 1, 16)
-    seen = MASKS["causal"](3, 40)
+    seen = MASKS["text"](3, 40)
     want = plain(*given, seen)
     for shape in ((8, 1), (1, 2)):
         with jax.set_mesh(sharding.make_mesh(*shape)):
@@ -128,31 +129,62 @@ def filled(family, model, mesh):
     return made
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_by_a_kernel_is_the_model(family, kernel, monkeypatch):
-    model, mesh = models.Model(config(family)), sharding.make_mesh(4, 2)
-    params, batch = model.init(0), filled(family, model, mesh)
-    kernel.clear()
+def differentiated(model, batch, mesh):
+    """A function of the params that gives the gradient of a loss and the logits where tokens are valid."""
     own = np.asarray(batch["valid"]).astype(bool)[..., None]
 
     def loss(params):
         logits = model.forward(params, batch)
         return (jax.nn.log_softmax(logits)[..., 7] * own[..., 0]).sum(), jnp.where(own, logits, 0)
 
-    gradient = jax.grad(loss, has_aux=True)
-    with monkeypatch.context() as other, jax.set_mesh(mesh):
-        other.setattr(attending, "KERNELS", {})
-        want = jax.jit(gradient)(params)
-    assert not kernel
-    with jax.set_mesh(mesh):
-        got = jax.jit(lambda params: gradient(params))(params)
-    assert len(set(kernel)) == 2  # the tower's and the text model's
+    def made(params):
+        with jax.set_mesh(mesh):
+            return jax.jit(lambda params: jax.grad(loss, has_aux=True)(params))(params)
+
+    return made
+
+
+def agree(got, want):
+    """Gradients and logits, to 1e-5 of the largest of a leaf; of a key's bias the gradient is rounding alone, as large as others'."""
     np.testing.assert_allclose(got[1], want[1], rtol=1e-5, atol=1e-5)
     want, got = trees.flatten(want[0]), trees.flatten(got[0])
     most = max(float(np.abs(a).max()) for a in want.values())
-    for name, a in want.items():  # of a key's bias the gradient is rounding alone, as large as that of others
+    for name, a in want.items():
         near = 1e-5 * float(np.abs(a).max()) + 1e-7 * most
         np.testing.assert_allclose(got[name], a, rtol=1e-5, atol=near, err_msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_by_a_kernel_is_the_model(family, kernel, monkeypatch):
+    model, mesh = models.Model(config(family)), sharding.make_mesh(4, 2)
+    batch = filled(family, model, mesh)
+    with monkeypatch.context() as other:
+        other.setattr(attending, "KERNELS", {})
+        params = model.init(0)
+        want = differentiated(model, batch, mesh)(params)
+    assert not kernel
+    agree(differentiated(model, batch, mesh)(params), want)
+    assert len(set(kernel)) == 2  # the tower's and the text model's
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_reaches_a_kernel_that_knows_of_no_padding(family, left, monkeypatch):
+    model, mesh, taken = models.Model(config(family)), sharding.make_mesh(4, 2), set()
+    params, batch = model.init(0), filled(family, model, mesh)
+    if left:
+        batch["valid"] = batch["valid"][:, ::-1]
+    want = differentiated(model, batch, mesh)(params)
+
+    def blunt(q, k, v, mask):
+        assert mask.segments() is None and mask.dense is None
+        taken.add((q.shape[1], mask.causal))
+        return jax.nn.dot_product_attention(q, k, v, is_causal=mask.causal)
+
+    monkeypatch.setattr(attending, "KERNELS", {"cpu": Kernel(blunt, lambda kind, *given: kind in ("all", "causal"))})
+    monkeypatch.setattr(attending, "LONG", 1)
+    agree(differentiated(model, batch, mesh)(params), want)
+    assert taken == {(SHAPE.tokens, True)} | ({(17, False)} if family == "llava" else set())
 
 
 def test_windows_are_those_of_equal_image_row_and_column():
@@ -168,17 +200,32 @@ def test_windows_are_those_of_equal_image_row_and_column():
 def test_where_there_is_a_kernel(monkeypatch):
     mesh, none = sharding.make_mesh(4, 2), jax.sharding.get_abstract_mesh()
     assert sharding.platform() == sharding.platform(mesh) == sharding.platform(none) == "cpu"
-    assert not attending.tiled(mesh, 4, 4096, 2, 128, jnp.bfloat16)
+    assert not attending.tiled(mesh, 4, 4096, 2, 128, jnp.bfloat16, "causal")
     for platform, where, *given, want in [
-        ("tpu", mesh, 4, 577, 2, 64, jnp.float32, True),
-        ("tpu", none, 3, 256, 3, 80, jnp.bfloat16, True),
-        ("tpu", none, 3, 255, 3, 80, jnp.bfloat16, False),
-        ("tpu", mesh, 3, 577, 2, 64, jnp.float32, False),  # rows that four devices cannot share
-        ("tpu", mesh, 4, 577, 3, 64, jnp.float32, False),  # heads that two cannot
-        ("gpu", mesh, 4, 577, 2, 64, jnp.bfloat16, False),  # not one that cuDNN knows
+        ("tpu", mesh, 4, 577, 2, 64, jnp.float32, "all", True),
+        ("tpu", none, 3, 256, 3, 80, jnp.bfloat16, "segments", True),
+        ("tpu", none, 3, 256, 3, 80, jnp.bfloat16, "dense", False),
+        ("tpu", none, 3, 255, 3, 80, jnp.bfloat16, "causal", False),
+        ("tpu", mesh, 3, 577, 2, 64, jnp.float32, "all", False),  # rows that four devices cannot share
+        ("tpu", mesh, 4, 577, 3, 64, jnp.float32, "all", False),  # heads that two cannot
+        ("gpu", mesh, 4, 577, 2, 64, jnp.bfloat16, "causal", False),  # there is none here
     ]:
         monkeypatch.setattr(sharding, "platform", lambda mesh, platform=platform: platform)
         assert attending.tiled(where, *given) is want, (platform, given)
+
+
+def test_what_cudnn_takes(nvidia):
+    takes = attending.cudnn_takes
+    assert takes("causal", 577, 128, jnp.bfloat16) and takes("all", 576, 64, jnp.float16)
+    for given in (
+        ("segments", 576, 64),
+        ("dense", 576, 64),
+        ("all", 577, 64),
+        ("causal", 576, 256),
+        ("causal", 576, 84),
+    ):
+        assert not takes(*given, jnp.bfloat16), given
+    assert not takes("causal", 576, 128, jnp.float32)
 
 
 @pytest.fixture
@@ -201,30 +248,44 @@ def lowered(given, weigh, mask, platform):
     return jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*given).lower(lowering_platforms=(platform,)).as_text()
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("tokens", [512, 577])
+@pytest.mark.parametrize(("mask", "tokens"), [("all", 512), ("no later", 512), ("no later", 577)])
 def test_an_nvidia_gpu_gets_cudnn_and_other_platforms_plain(nvidia, mask, tokens):
     *given, weigh = numbers(2, tokens, 4, 2, 64, dtype=jnp.bfloat16)
     seen = MASKS[mask](2, tokens)
     text = lowered(given, weigh, seen, "cuda")
-    assert "Softmax(" in text and "SoftmaxBackward(" in text and "dot_general" not in text
+    assert "__cudnn$fmhaSoftmax(" in text and "__cudnn$fmhaSoftmaxBackward(" in text and "dot_general" not in text
     assert ("CAUSAL" in text) == seen.causal
     assert "__cudnn" not in lowered(given, weigh, seen, "cpu")
     *floats, _ = numbers(2, tokens, 4, 2, 64)
     assert "__cudnn" not in lowered(floats, weigh, seen, "cuda")
+    for other in ("text", "images"):
+        assert "__cudnn" not in lowered(given, weigh, MASKS[other](2, tokens), "cuda")
 
 
-def test_rows_that_are_mapped_over_reach_cudnn(nvidia):
-    *given, weigh = numbers(3, 300, 4, 2, 64, dtype=jnp.bfloat16)
-    valid = padded(3, 300)
+def test_a_model_and_rows_that_are_mapped_over_reach_cudnn(nvidia):
+    import transformers
 
-    def total(q, k, v, valid, weigh):
-        mask = AttentionMask(valid[None].astype(jnp.int32), causal=True)
-        return (attention(q[None], k[None], v[None], mask)[0].astype(jnp.float32) * weigh).sum()
+    c = transformers.LlamaConfig(
+        hidden_size=128,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=8,
+    )
+    network = decoder.Decoder(c, jnp.bfloat16)
+    x, positions, valid = jnp.zeros((3, 300, 128)), jnp.tile(jnp.arange(300), (3, 1)), padded(3, 300)
+    params = jax.eval_shape(network.init, jax.random.key(0), x, positions, AttentionMask(valid=valid))
 
-    each = jax.jit(jax.vmap(jax.grad(total, argnums=(0, 1, 2))))
-    text = each.trace(*given, valid, weigh).lower(lowering_platforms=("cuda",)).as_text()
-    assert "__cudnn$fmha" in text
+    def total(params, x, positions, valid):
+        return network.apply(params, x, positions, AttentionMask(valid=valid))[0].astype(jnp.float32).sum()
+
+    def one(params, x, positions, valid):
+        return total(params, x[None], positions[None], valid[None])
+
+    for gradient in (jax.grad(total), jax.vmap(jax.grad(one), (None, 0, 0, 0))):
+        made = jax.jit(gradient).trace(params, x, positions, valid).lower(lowering_platforms=("cuda",)).as_text()
+        assert "__cudnn$fmhaSoftmax(" in made and "__cudnn$fmhaSoftmaxBackward(" in made
 
 
 def test_the_plan_counts_scores_where_they_are_made(monkeypatch):
