@@ -39,6 +39,7 @@ from mmu_jax import (
     sharding,
     trees,
 )
+from mmu_jax.models import attention
 from mmu_jax.models.published import PUBLISHED
 from mmu_jax.optimizers import Pace
 from mmu_jax.plan import Plan
@@ -60,6 +61,7 @@ TRAINED = flags.DEFINE_list("trained", ["full", "lora"], "Of compile: full, lora
 ANSWERS = flags.DEFINE_integer(
     "answers", 64, "Of compile: tokens of a row that are learned from; 0: all.", lower_bound=0
 )
+KERNELS = flags.DEFINE_bool("kernels", True, "Of compile: attention by the target's kernel; False: plain.")
 CHOSEN = flags.DEFINE_list("programs", list(STEPS), f"Of compile: of {', '.join(PROGRAMS)}.")
 
 
@@ -182,8 +184,7 @@ def planned(ledger: memory.Ledger, name: str, trained: Trainable, shape: memory.
     if name == "saliency":
         return sum(ledger.saliency([Rule()], shape, shape.rows, keep_scores=False).values())
     if name == "answers":
-        needs = ledger.generation(shape, WORDS)
-        return sum(needs.values()) - needs.get("params for decoding", 0)
+        return sum(ledger.generation(shape, WORDS).values())
     if name == "factors":
         needs = ledger.factors(shape, BLOCKS, FRACTION)
         needs |= {"factors": 0, "Grams": needs["Grams"] // memory.GRAMS}  # one set, of which nothing is made yet
@@ -216,13 +217,14 @@ def measured(name: str, trained: str, program: str, mesh: Mesh) -> tuple[int, in
     rows = max({"saliency": c.saliency, "answers": c.evaluate}.get(program, c.unlearn).rows, mesh.shape["data"])
     shape = memory.Shape(rows, max(c.data.tokens), 1, max(c.data.patches or (0,)), ANSWERS.value)
     params = placed(model.abstract(), sharding.shardings(model.abstract(), model.family.rules, mesh), dtype)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), attention.kernels(KERNELS.value):
         if steps:
             made = stepping(model, params, program, how, shape, mesh)
         else:
             make = {"factors": measuring, "saliency": scoring, "answers": answering}[program]
             made = [make(model, params, shape, mesh)]
-    needed = planned(memory.Ledger(model, mesh, dtype), program, how, shape)
+        # Of a mesh without devices no capacity is asked, and nothing is held beside params as they lie.
+        needed = planned(memory.Ledger(model, mesh.abstract_mesh, dtype), program, how, shape)
     return needed, *max((each.sizes() for each in made), key=sum)
 
 

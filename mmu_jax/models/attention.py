@@ -6,7 +6,9 @@ makes them tile by tile beside what they are made of, as FlashAttention does (ar
 Axis letters as in ``mmu_jax.models.layers``; N is K * G, all heads of the queries.
 """
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import flax.struct
@@ -23,6 +25,24 @@ LANES = 128  # of a TPU: tiles are a multiple of them long
 TILE = 1024 * LANES  # numbers of a tile of queries or keys: of more a TPU v5e's cores do not hold the backward pass
 PADDING = jnp.iinfo(jnp.int32).min  # the segment of what only fills a tile
 KINDS = ("all", "causal", "segments", "dense")  # of masks
+
+
+_wanted = contextvars.ContextVar("kernels", default=True)
+
+
+@contextlib.contextmanager
+def kernels(wanted: bool) -> Iterator[None]:
+    """Whether what is traced within may take a kernel: False to compare, or where one fails.
+
+    >>> with kernels(False):
+    ...     tiled(sharding.make_mesh(1), 8, 768, 32, 128, jnp.bfloat16, "causal")
+    False
+    """
+    before = _wanted.set(wanted)
+    try:
+        yield
+    finally:
+        _wanted.reset(before)
 
 
 @flax.struct.dataclass
@@ -73,8 +93,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask) -> 
     if not tiled(mesh, b, t, k.shape[2], h, q.dtype, mask.kind):
         return plain(q, k, v, mask)
     platform = sharding.platform(mesh)
-    kernels = {LOWERED.get(platform, platform): over_devices(KERNELS[platform].of, mesh)}
-    return jax.lax.platform_dependent(q, k, v, mask, **kernels, default=plain)
+    by_kernel = {LOWERED.get(platform, platform): over_devices(KERNELS[platform].of, mesh)}
+    return jax.lax.platform_dependent(q, k, v, mask, **by_kernel, default=plain)
 
 
 def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask) -> jax.Array:
@@ -87,13 +107,15 @@ def tiled(
 ) -> bool:
     """Whether a kernel is taken for keys ``[rows, tokens, groups, head]`` and a mask of a ``kind`` (:data:`KINDS`).
 
-    There has to be one on the devices of ``mesh``, and they have to share rows and heads evenly.
+    There has to be one on the devices of ``mesh``, they have to share rows and heads evenly, and :func:`kernels` has to allow it.
 
     >>> tiled(sharding.make_mesh(1), 8, 768, 32, 128, jnp.bfloat16, "causal")  # a CPU
     False
     """
     platform, parts = sharding.platform(mesh), mesh.shape
-    if platform not in KERNELS or tokens < LONG or rows % parts.get("data", 1) or groups % parts.get("model", 1):
+    if not _wanted.get() or platform not in KERNELS or tokens < LONG:
+        return False
+    if rows % parts.get("data", 1) or groups % parts.get("model", 1):
         return False
     return KERNELS[platform].takes(kind, tokens, head, dtype)
 
@@ -121,7 +143,7 @@ def over_devices(kernel: Callable, mesh: AbstractMesh) -> Callable:
 
 def splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask, *, interpret: bool = False) -> jax.Array:
     """:func:`attention` by the splash kernel that comes with JAX (``jax.experimental.pallas``), which ``interpret`` runs anywhere."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splashing
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     (b, t, n, h), most = q.shape, TILE // max(q.shape[3], LANES)
@@ -130,16 +152,16 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask, *, int
     length, causal = q.shape[1], mask.causal or mask.valid is not None
     tile = max(size for size in range(LANES, min(length, most) + 1, LANES) if length % size == 0)
     seen = (masks.CausalMask if causal else masks.FullMask)((length, length))
-    row = kernels.make_splash_mha(
+    row = splashing.make_splash_mha(
         masks.MultiHeadMask([seen] * n),
-        block_sizes=kernels.BlockSizes(*(tile,) * 8),
+        block_sizes=splashing.BlockSizes(*(tile,) * 8),
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
     )
     q = (q.astype(jnp.float32) * h**-0.5).astype(q.dtype)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    out = jax.vmap(lambda q, k, v, own: row(q, k, v, segment_ids=kernels.SegmentIds(own, own)))(q, k, v, segment)
+    out = jax.vmap(lambda q, k, v, own: row(q, k, v, segment_ids=splashing.SegmentIds(own, own)))(q, k, v, segment)
     return out.swapaxes(1, 2)[:, :t]
 
 

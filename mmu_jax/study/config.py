@@ -22,6 +22,7 @@ def base() -> ConfigDict:
     config.mesh = dict(
         data=1,  # devices that share the rows of a batch, and the params; -1 takes all there are
         model=1,  # devices that share every layer
+        kernels=True,  # whether attention is by the kernel that a TPU or a GPU has; if not, plain
     )
     config.data = _data()
     config.model = dict(

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmu_jax import report
+from mmu_jax.models import attention
 from mmu_jax.study import checks, records, settings, steps
 from mmu_jax.study.stages import Stages
 from mmu_jax.study.workspace import Workspace
@@ -56,11 +57,12 @@ class Study:
                 for folder in self._exports(name):
                     if not folder.is_dir():
                         print(f"{folder} is gone: delete {record}, and it is made again", flush=True)
-        checks.preflight(self.work, wanted)
-        try:
-            self.stages.run(list(only), self.work.tracker.open)
-        finally:
-            self.work.tracker.close()
+        with attention.kernels(self.work.config.mesh.kernels):
+            checks.preflight(self.work, wanted)
+            try:
+                self.stages.run(list(only), self.work.tracker.open)
+            finally:
+                self.work.tracker.close()
 
     def _exports(self, name: str) -> list[pathlib.Path]:
         """The folders that a method left when it was done."""

@@ -66,7 +66,7 @@ class Workspace:
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, given: dict[str, Any]):
         self.config, self.workdir, self.given = config, workdir, given
-        self.mesh = sharding.make_mesh(**config.mesh)
+        self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
         # A model made from nothing is small: it is trained on one device, so that every mesh unlearns the same bits.
         self.training_mesh = self.mesh if config.model.path else sharding.make_mesh(1)
         self.params, self.scores = Held(), Held()

@@ -106,6 +106,8 @@ def test_what_a_mesh_does_not_divide_and_a_dense_mask_are_plain(kernel):
             np.testing.assert_allclose(attention(*given, seen), want, rtol=1e-5, atol=1e-6)
     dense = AttentionMask(dense=seen.whole())
     np.testing.assert_allclose(attention(*given, dense), want, rtol=1e-5, atol=1e-6)
+    with attending.kernels(False):
+        np.testing.assert_allclose(attention(*given, seen), want, rtol=1e-5, atol=1e-6)
     assert not kernel
     attention(*given, seen)
     assert kernel

@@ -13,6 +13,7 @@ BAD = {
     "seed": [-1, 2**32, 1.5, True],
     "mesh.data": [0, -2, 64, 1.0],
     "mesh.model": [0, -1, 64],
+    "mesh.kernels": [1, "no", None],
     "data.name": ["mllmu", ""],
     "data.forget": ["", " "],
     "data.retain": [""],
@@ -205,7 +206,11 @@ def test_arguments_after_the_colon():
 
 def test_the_published_job_is_the_default():
     config = llava.get_config()
-    assert config.model.path == "llava-hf/llava-1.5-7b-hf" and config.mesh.to_dict() == {"data": -1, "model": 1}
+    assert config.model.path == "llava-hf/llava-1.5-7b-hf" and config.mesh.to_dict() == {
+        "data": -1,
+        "model": 1,
+        "kernels": True,
+    }
     assert (config.data.name, config.data.forget, config.data.retain) == ("mllmu_bench", "forget_5", "retain_95")
     assert config.unlearn.lora.rank == 16 and config.model.param_dtype == "bfloat16"
     assert config.unlearn.methods == common.ALL
