@@ -197,7 +197,7 @@ class Ledger:
             "params": self.params(),
             "Grams": GRAMS * max(map(held, range(blocks))),
             "factors": int(fraction * sum(grams.values())),
-            "gradients": self.bytes(part, self.param_dtype),
+            "gradients": self.bytes(part, self.model.dtype),  # of which XLA takes the block before it makes float32 of it
             "activations (estimate)": self.activations(shape),
         }
 
