@@ -87,12 +87,16 @@ def cross_entropy(logits: jax.Array, tokens: jax.Array, weights: jax.Array) -> P
 def all_tokens(valid: jax.Array, weights: jax.Array) -> jax.Array:
     """Weights ``[B, T]`` of a loss on everything that is not padding: prompt, image tokens, answer, end of turn.
 
-    The labels of the public MMUnlearner code without ``--ans_only``. Rows without any weight only fill the batch.
+    The labels of the public MMUnlearner code without ``--ans_only``. Rows without any weight only fill the batch. What would be
+    predicted from padding, the first token of a row that is padded on the left, has no weight.
 
     >>> all_tokens(jnp.array([[True, True, False]]), jnp.array([[0., 1., 0.]])).tolist()
     [[1.0, 1.0, 0.0]]
+    >>> all_tokens(jnp.array([[False, True, True]]), jnp.array([[0., 0., 1.]])).tolist()
+    [[0.0, 0.0, 1.0]]
     """
-    return valid * (weights > 0).any(axis=1, keepdims=True).astype(jnp.float32)
+    from_one = jnp.pad(valid[:, :-1], ((0, 0), (1, 0)), constant_values=1)
+    return valid * from_one * (weights > 0).any(axis=1, keepdims=True).astype(jnp.float32)
 
 
 def ascent(logits: jax.Array, tokens: jax.Array, weights: jax.Array, floor: jax.Array | None = None) -> Pair:

@@ -67,18 +67,18 @@ class Ledger:
         data = self.mesh.shape["data"]
         return rows // data if rows % data == 0 else rows
 
-    def activations(self, shape: Shape, backward: bool = True, mask: str = "causal") -> int:
+    def activations(self, shape: Shape, backward: bool = True, mask: str = "causal", mapped: bool = False) -> int:
         """An estimate for a forward and, unless told otherwise, backward pass, with the weights as it reads them.
 
-        ``mask``: by which text looks, one of ``models.attention.KINDS``.
+        ``mask``: by which text looks, one of ``models.attention.KINDS``. ``mapped``: rows are mapped over, one at a time.
         """
         c, width = self.model.config.text_config, np.dtype(self.model.dtype).itemsize
         b, t, split = self._rows(shape.rows), shape.tokens, self.mesh.shape["model"]
-        heads, head = c.num_attention_heads, decoder.head_size(c)
+        heads, head, together = c.num_attention_heads, decoder.head_size(c), 1 if mapped else shape.rows
         layers = c.num_hidden_layers if backward else 2
         kept = layers * b * t * c.hidden_size * width
         inside = b * t * (4 * c.hidden_size + (3 * heads * head + 3 * c.intermediate_size) // split) * width
-        inside += self._scores(shape.rows, b, t, heads, c.num_key_value_heads, head, mask)
+        inside += self._scores(together, b, t, heads, c.num_key_value_heads, head, mask)
         logits = (
             b * (shape.answers or t) * c.vocab_size * (width + (8 if backward else 4)) // split
         )  # and in float32 once each way
@@ -86,7 +86,7 @@ class Ledger:
             own, size, depth, heads = self.model.family.tower(self.model.config)
             images, patches = (b * shape.images, own) if own else (b, shape.patches)
             kept += (depth if backward else 2) * images * patches * size * width
-            looks = self._scores(shape.rows, images, patches, heads, heads, size // heads, "all" if own else "segments")
+            looks = self._scores(together, images, patches, heads, heads, size // heads, "all" if own else "segments")
             inside = max(inside, images * patches * 12 * size * width // split + looks)
         return kept + inside + logits + self._read()
 
@@ -158,7 +158,7 @@ class Ledger:
             "params": self.params(),
             "scores": sum(kept),
             "gradients": max(at_once * self.bytes(part, self.param_dtype), self.bytes(part, np.float32)),
-            "activations (estimate)": self.activations(dataclasses.replace(shape, rows=rows)),
+            "activations (estimate)": self.activations(dataclasses.replace(shape, rows=rows), mapped=one_by_one),
         }
         if all(rule.by in ("ratio", "all") for rule in wanted):
             return scoring
@@ -197,7 +197,9 @@ class Ledger:
             "params": self.params(),
             "Grams": GRAMS * max(map(held, range(blocks))),
             "factors": int(fraction * sum(grams.values())),
-            "gradients": self.bytes(part, self.model.dtype),  # of which XLA takes the block before it makes float32 of it
+            "gradients": self.bytes(
+                part, self.model.dtype
+            ),  # of which XLA takes the block before it makes float32 of it
             "activations (estimate)": self.activations(shape),
         }
 

@@ -9,7 +9,7 @@ from mmu_jax.data import Choice, Example, Person, Processor, text, vision
 from mmu_jax.data.picture import Later, Picture
 from mmu_jax.data.sizes import ANY, Sizes, fit
 
-KEPT = 2**31  # bytes of photos that stay in memory: some six thousand of 336 x 336
+KEPT = 2**31  # bytes of the photos of an album that stay in memory: some six thousand of 336 x 336
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmu_jax import InputError
+
 LEVELS = 256  # of a byte
 
 
@@ -65,13 +67,36 @@ class Later:
 
 
 def coded(made: Any, images: list[Image.Image], **options: Any) -> dict[str, np.ndarray]:
-    """What an image processor makes of images before it normalises them: ``pixel_values`` uint8, and what else it says."""
+    """What an image processor makes of images before it normalises them: ``pixel_values`` uint8, and what else it says.
+
+    Raises:
+      InputError: it makes other numbers than whole ones from 0 to 255.
+    """
     out = made(images, return_tensors="np", do_rescale=False, do_normalize=False, **options)
-    return {**out, "pixel_values": np.asarray(out["pixel_values"]).astype(np.uint8)}
+    values = np.asarray(out["pixel_values"])
+    codes = values.astype(np.uint8)
+    if not np.array_equal(codes, values):
+        raise InputError(
+            "expected an image processor that resizes to whole levels from 0 to 255 and then normalises them, found "
+            f"{type(made).__name__}, which makes {values.min():g} to {values.max():g}; use the one of the checkpoint's family"
+        )
+    return {**out, "pixel_values": codes}
+
+
+def exact(made: Any, image: Image.Image, **options: Any) -> bool:
+    """Whether bytes and :func:`levels` are what an image processor makes of an image.
+
+    Raises:
+      InputError: as :func:`coded`.
+    """
+    want = np.asarray(made([image], return_tensors="np", **options)["pixel_values"], np.float32)
+    codes, patches = coded(made, [image], **options)["pixel_values"], hasattr(made, "merge_size")
+    held = Picture(codes if patches else codes[0], levels(made), 0, (1, 1) if patches else None)
+    return np.array_equal(held.array, want if patches else want[0])
 
 
 def levels(made: Any) -> np.ndarray:
-    """``[C,256]`` float32: what an image processor makes of every level of every channel, which is the same anywhere in an image."""
+    """``[C,256]`` float32: what an image processor makes of every level of every channel, wherever in an image it is."""
     unit = getattr(made, "patch_size", 1) * made.merge_size if hasattr(made, "merge_size") else 1
     side = -(-16 // unit) * unit  # 16 x 16 pixels have every level once
     ramp = (np.arange(side * side) % LEVELS).astype(np.uint8).reshape(side, side)

@@ -7,8 +7,7 @@ Axis letters as in ``mmu_jax.models.layers``; N is K * G, all heads of the queri
 """
 
 import contextlib
-import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.struct
@@ -27,22 +26,17 @@ PADDING = jnp.iinfo(jnp.int32).min  # the segment of what only fills a tile
 KINDS = ("all", "causal", "segments", "dense")  # of masks
 
 
-_wanted = contextvars.ContextVar("kernels", default=True)
+_wanted = jax.make_user_context(True)  # programs that were made under another value are not taken for these
 
 
-@contextlib.contextmanager
-def kernels(wanted: bool) -> Iterator[None]:
-    """Whether what is traced within may take a kernel: False to compare, or where one fails.
+def kernels(wanted: bool) -> contextlib.AbstractContextManager:
+    """Whether attention may take a kernel within: False to compare with plain attention, or where a kernel fails.
 
     >>> with kernels(False):
     ...     tiled(sharding.make_mesh(1), 8, 768, 32, 128, jnp.bfloat16, "causal")
     False
     """
-    before = _wanted.set(wanted)
-    try:
-        yield
-    finally:
-        _wanted.reset(before)
+    return _wanted(wanted)
 
 
 @flax.struct.dataclass
@@ -50,7 +44,7 @@ class AttentionMask:
     """Which keys a query looks at, in one of three ways; with none of them at all keys, or those that come no later.
 
     Attributes:
-      valid: ``[B,T]`` bool, of text: a token looks at itself and at the valid tokens before it. What padding looks at is nobody's concern.
+      valid: ``[B,T]`` bool, of text: a token looks at itself and at the valid tokens before it. At what padding looks is not said.
       segment: ``[B,T]`` numbers, of images: tokens of one number look at each other.
       dense: ``[B,1,T,S]``, True = look: what these cannot say.
       causal: at none that comes later; so it is with ``valid``.
@@ -112,12 +106,18 @@ def tiled(
     >>> tiled(sharding.make_mesh(1), 8, 768, 32, 128, jnp.bfloat16, "causal")  # a CPU
     False
     """
-    platform, parts = sharding.platform(mesh), mesh.shape
-    if not _wanted.get() or platform not in KERNELS or tokens < LONG:
-        return False
-    if rows % parts.get("data", 1) or groups % parts.get("model", 1):
+    platform = sharding.platform(mesh)
+    if not _wanted.value or platform not in KERNELS or tokens < LONG or not _shares(mesh, rows, groups):
         return False
     return KERNELS[platform].takes(kind, tokens, head, dtype)
+
+
+def _shares(mesh: Mesh | AbstractMesh, rows: int, groups: int) -> bool:
+    """Whether each device can have a part of its own. Without a mesh nobody says which, unless there is one device alone."""
+    if mesh.empty:
+        return jax.device_count() == 1
+    data, model = (mesh.shape.get(axis, 0) for axis in ("data", "model"))
+    return data * model == mesh.size and rows % data == 0 and groups % model == 0
 
 
 def valid_first(mask: AttentionMask, rows: int, groups: int, head: int, dtype: DTypeLike) -> jax.Array | None:
@@ -142,7 +142,10 @@ def over_devices(kernel: Callable, mesh: AbstractMesh) -> Callable:
 
 
 def splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask, *, interpret: bool = False) -> jax.Array:
-    """:func:`attention` by the splash kernel that comes with JAX (``jax.experimental.pallas``), which ``interpret`` runs anywhere."""
+    """:func:`attention` by the splash kernel that comes with JAX (``jax.experimental.pallas``), which ``interpret`` runs anywhere.
+
+    It has no scale: queries are scaled before, and in bfloat16 rounded once more.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splashing
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 

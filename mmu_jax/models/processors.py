@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from mmu_jax import InputError, models
-from mmu_jax.data import Processor, text, vision
+from mmu_jax.data import Processor, picture, text, vision
 from mmu_jax.directory import Path
 from mmu_jax.files import read_object
 from mmu_jax.models import config as configs
@@ -118,6 +118,12 @@ def _check_pixels(images: Any, c: Config, path: pathlib.Path) -> None:
             "expected an image processor that makes finite pixels, white ones above black ones, found "
             f"image_mean={images.image_mean}, image_std={images.image_std}, rescale_factor={images.rescale_factor} in {path}; "
             "copy preprocessor_config.json again"
+        )
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
+    if not picture.exact(images, noise, **size):
+        raise InputError(
+            "expected an image processor that normalises a level of a channel alike all over an image, found that "
+            f"{type(images).__name__} in {path} does not; use the one of the checkpoint's family"
         )
 
 

@@ -1,6 +1,7 @@
 """Attention by a kernel is plain attention, alone and in whole models, and is taken where a platform has it."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from divisible import FAMILIES, SHAPE, config
-from mmu_jax import memory, models, sharding, trees
+from mmu_jax import generate, memory, models, objectives, rowwise, sharding, trees
 from mmu_jax.models import attention as attending
 from mmu_jax.models import decoder, qwen2_vl
 from mmu_jax.models.attention import AttentionMask, Kernel, attention, plain, splash
@@ -27,8 +28,9 @@ def numbers(rows, tokens, heads, groups, head, seed=0, dtype=np.float32):
 
 
 def padded(rows, tokens, left=False):
-    """``valid [rows, tokens]``, each row shorter than the one before."""
-    ends = tokens - 7 * np.arange(rows)[:, None]
+    """``valid [rows, tokens]``, each row two tokens shorter than the one before, and the last of eight nothing but padding."""
+    ends = tokens - 2 * np.arange(rows)[:, None]
+    ends[7:] = 0
     valid = np.arange(tokens) < ends
     return jnp.asarray(valid[:, ::-1] if left else valid)
 
@@ -97,6 +99,20 @@ def test_devices_share_rows_and_heads_of_a_kernel(kernel, shape):
         np.testing.assert_allclose(b, a, **EXACT)
 
 
+def test_where_no_mesh_says_who_has_what_attention_is_plain(kernel):
+    """Inputs may lie on several devices, and the compiler cannot take a kernel apart."""
+    *given, weigh = numbers(8, 40, 2, 1, 16)
+    seen = MASKS["text"](8, 40)
+    want = plain(*given, seen)
+    np.testing.assert_allclose(attention(*given, seen), want, rtol=1e-5, atol=1e-6)
+    others = jax.make_mesh((4, 2), ("rows", "heads"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    copies = jax.make_mesh((2, 1, 4), ("data", "model", "copy"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    for mesh in (others, copies):
+        with jax.set_mesh(mesh):
+            np.testing.assert_allclose(attention(*given, seen), want, rtol=1e-5, atol=1e-6)
+    assert not kernel
+
+
 def test_what_a_mesh_does_not_divide_and_a_dense_mask_are_plain(kernel):
     *given, weigh = numbers(3, 40, 2, 1, 16)
     seen = MASKS["text"](3, 40)
@@ -106,10 +122,11 @@ def test_what_a_mesh_does_not_divide_and_a_dense_mask_are_plain(kernel):
             np.testing.assert_allclose(attention(*given, seen), want, rtol=1e-5, atol=1e-6)
     dense = AttentionMask(dense=seen.whole())
     np.testing.assert_allclose(attention(*given, dense), want, rtol=1e-5, atol=1e-6)
-    with attending.kernels(False):
-        np.testing.assert_allclose(attention(*given, seen), want, rtol=1e-5, atol=1e-6)
-    assert not kernel
-    attention(*given, seen)
+    with jax.set_mesh(sharding.make_mesh(1)):
+        with attending.kernels(False):
+            np.testing.assert_allclose(attention(*given, seen), want, rtol=1e-5, atol=1e-6)
+        assert not kernel
+        attention(*given, seen)
     assert kernel
 
 
@@ -121,7 +138,8 @@ def filled(family, model, mesh):
     for name, x in compiled.batch(model, SHAPE, mesh).items():
         made[name] = np.asarray(drawn.normal(size=x.shape) if x.dtype == np.float32 else np.ones(x.shape), x.dtype)
     made["tokens"] = drawn.integers(6, 90, made["tokens"].shape).astype(np.int32)
-    made["valid"] = np.asarray(padded(SHAPE.rows, SHAPE.tokens // 2).repeat(2, axis=1)).astype(made["valid"].dtype)
+    made["valid"] = np.array(padded(SHAPE.rows, SHAPE.tokens))
+    assert (made["valid"][:, 20:].sum(axis=1) > 5).sum() == SHAPE.rows - 1  # text beside the images in all but one
     made["positions"] = np.broadcast_to(np.arange(SHAPE.tokens, dtype=np.int32), made["positions"].shape).copy()
     if "segment" in made:
         made["segment"] = np.broadcast_to(np.arange(SHAPE.patches) // 40, made["segment"].shape).astype(np.int32)
@@ -189,6 +207,78 @@ def test_text_reaches_a_kernel_that_knows_of_no_padding(family, left, monkeypatc
     assert taken == {(SHAPE.tokens, True)} | ({(17, False)} if family == "llava" else set())
 
 
+@pytest.mark.parametrize("way", ["vmap", "rows"])
+def test_gradients_of_rows_by_a_kernel(way, kernel):
+    """Every row's own, one after the other mapped over, and all in one backward pass."""
+    model, mesh = models.Model(config("llava")), sharding.make_mesh(1)
+    params, batch = model.init(0), filled("llava", model, mesh)
+    batch["weights"][:, 20:] = np.asarray(batch["valid"])[:, 20:]
+    part, rest = trees.split(params, r"language_model/layers/.*proj/weight")
+    losses = objectives.of_rows("descent", model)
+
+    def made():
+        with jax.set_mesh(mesh):
+            if way == "rows":
+                return jax.jit(lambda p: rowwise.sums(losses, p, part, batch, "squared"))(params)
+
+            def squares(p, row):
+                loss = lambda p: losses.of(trees.merge(p, rest), jax.tree.map(lambda x: x[None], row))[0]  # noqa: E731
+                return jax.tree.map(jnp.square, jax.grad(loss)(p))
+
+            return jax.jit(lambda p: jax.tree.map(lambda x: x.sum(0), jax.vmap(squares, (None, 0))(p, batch)))(part)
+
+    with attending.kernels(False):
+        want = trees.flatten(made())
+    kernel.clear()
+    got = trees.flatten(made())
+    assert kernel
+    for name, a in want.items():
+        if a is not None:
+            np.testing.assert_allclose(got[name], a, rtol=1e-4, atol=1e-5 * float(a.max()), err_msg=name)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_prompts_by_a_kernel_are_answered_alike(left, kernel):
+    model, mesh = models.Model(config("llava")), sharding.make_mesh(4, 2)
+    params, batch = jax.tree.map(lambda x: 8 * x, model.init(0)), filled("llava", model, mesh)
+    if left:
+        batch["valid"] = batch["valid"][:, ::-1].copy()
+
+    def words():
+        with jax.set_mesh(mesh):
+            return np.asarray(generate.generate(model, params, batch, new_tokens=6, stop=(2,)))
+
+    with attending.kernels(False):
+        want = words()
+    kernel.clear()
+    got = words()  # made anew, since the kernel may be taken now
+    assert kernel and len(np.unique(want)) > 4
+    np.testing.assert_array_equal(got, want)
+
+
+def test_a_study_without_kernels_has_none(kernel, monkeypatch):
+    from mmu_jax.study.study import Study
+
+    seen = []
+
+    def run(only, opened):
+        seen.append(attending.tiled(sharding.make_mesh(1), 8, 40, 2, 16, jnp.float32, "causal"))
+
+    for wanted in (False, True):
+        study = object.__new__(Study)
+        config = types.SimpleNamespace(
+            mesh=types.SimpleNamespace(kernels=wanted), unlearn=types.SimpleNamespace(methods=())
+        )
+        study.work = types.SimpleNamespace(
+            config=config, given={}, tracker=types.SimpleNamespace(open=None, close=lambda: None)
+        )
+        study.stages = types.SimpleNamespace(wanted=lambda names: names, run=run)
+        monkeypatch.setattr("mmu_jax.study.settings.unused", lambda *given: [])
+        monkeypatch.setattr("mmu_jax.study.checks.preflight", lambda *given: None)
+        study.run()
+    assert seen == [False, True]
+
+
 def test_windows_are_those_of_equal_image_row_and_column():
     vision = type("Vision", (), {"window_size": 16, "spatial_merge_size": 2, "patch_size": 2})
     grid = np.stack(np.meshgrid(np.arange(9), np.arange(14), indexing="ij"), -1).reshape(1, -1, 2)
@@ -200,14 +290,15 @@ def test_windows_are_those_of_equal_image_row_and_column():
 
 
 def test_where_there_is_a_kernel(monkeypatch):
-    mesh, none = sharding.make_mesh(4, 2), jax.sharding.get_abstract_mesh()
+    mesh, one, none = sharding.make_mesh(4, 2), sharding.make_mesh(1), jax.sharding.get_abstract_mesh()
     assert sharding.platform() == sharding.platform(mesh) == sharding.platform(none) == "cpu"
     assert not attending.tiled(mesh, 4, 4096, 2, 128, jnp.bfloat16, "causal")
     for platform, where, *given, want in [
         ("tpu", mesh, 4, 577, 2, 64, jnp.float32, "all", True),
-        ("tpu", none, 3, 256, 3, 80, jnp.bfloat16, "segments", True),
-        ("tpu", none, 3, 256, 3, 80, jnp.bfloat16, "dense", False),
-        ("tpu", none, 3, 255, 3, 80, jnp.bfloat16, "causal", False),
+        ("tpu", one, 3, 256, 3, 80, jnp.bfloat16, "segments", True),
+        ("tpu", one, 3, 256, 3, 80, jnp.bfloat16, "dense", False),
+        ("tpu", one, 3, 255, 3, 80, jnp.bfloat16, "causal", False),
+        ("tpu", none, 3, 256, 3, 80, jnp.bfloat16, "segments", False),  # of eight devices
         ("tpu", mesh, 3, 577, 2, 64, jnp.float32, "all", False),  # rows that four devices cannot share
         ("tpu", mesh, 4, 577, 3, 64, jnp.float32, "all", False),  # heads that two cannot
         ("gpu", mesh, 4, 577, 2, 64, jnp.bfloat16, "causal", False),  # there is none here
@@ -241,6 +332,7 @@ def nvidia(monkeypatch):
     monkeypatch.setattr(sharding, "platform", lambda mesh=None: "gpu")
     gpu = type("Device", (), {"compute_capability": "9.0"})
     monkeypatch.setattr(jax, "local_devices", lambda *given, **more: [gpu()])
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
 def lowered(given, weigh, mask, platform):
@@ -299,3 +391,4 @@ def test_the_plan_counts_scores_where_they_are_made(monkeypatch):
     here = ledger.activations(shape)
     monkeypatch.setattr(sharding, "platform", lambda mesh=None: "tpu")
     assert here - ledger.activations(shape) > 32 * 768 * 768 * 4  # a set of scores at least
+    assert ledger.activations(shape, mapped=True) == ledger.activations(shape, mask="dense") == here

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from mmu_jax import InputError
 from mmu_jax.data import picture, vision
 
 OPENAI = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
@@ -62,3 +63,31 @@ def test_levels_by_hand():
 
     table = picture.levels(Halves())
     assert table[:, [0, 7, 255]].tolist() == [[0, 14, 510], [-1, 6, 254], [0, 7, 255]]
+
+
+class Spread:
+    """A processor that makes levels beyond those of a byte, or, ``uneven``, other numbers of a level in the left half."""
+
+    def __init__(self, uneven):
+        self.uneven = uneven
+
+    def __call__(self, images, return_tensors, do_rescale=True, do_normalize=True, **sizes):
+        pixels = np.stack([np.asarray(image, np.float32).transpose(2, 0, 1) for image in images])
+        if not self.uneven:
+            return {"pixel_values": pixels + 25.0}
+        if do_rescale and do_normalize:
+            pixels[..., : pixels.shape[-1] // 2] *= 2.0
+        return {"pixel_values": pixels}
+
+
+def test_what_is_no_byte_is_refused():
+    with pytest.raises(InputError, match="whole levels from 0 to 255 .* found Spread, which makes 25 to 280"):
+        picture.coded(
+            Spread(uneven=False), [Image.fromarray(np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 2, 3)))]
+        )
+
+
+def test_levels_that_are_not_alike_all_over_an_image_are_seen(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(KINDS["clip"] | OPENAI))
+    made = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    assert picture.exact(made, noise(28, 28)) and not picture.exact(Spread(uneven=True), noise(28, 28))
