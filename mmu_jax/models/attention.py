@@ -48,6 +48,7 @@ class AttentionMask:
       segment: ``[B,T]`` numbers, of images: tokens of one number look at each other.
       dense: ``[B,1,T,S]``, True = look: what these cannot say.
       causal: at none that comes later; so it is with ``valid``.
+      written: ``[B,1,T,T]``, all of what ``valid`` says, for all layers (:func:`for_layers`).
 
     >>> AttentionMask(valid=jnp.array([[True, True, False]])).whole()[0, 0].astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
@@ -57,6 +58,7 @@ class AttentionMask:
     segment: jax.Array | None = None
     dense: jax.Array | None = None
     causal: bool = flax.struct.field(pytree_node=False, default=False)
+    written: jax.Array | None = None
 
     def segments(self) -> jax.Array | None:
         """``[B,T]`` int32, of ``valid`` too: padding looks at padding, since a softmax wants a key."""
@@ -72,6 +74,8 @@ class AttentionMask:
 
     def whole(self) -> jax.Array | None:
         """All of it ``[B,1,T,S]``; None where every query looks at every key, or at those that come no later."""
+        if self.written is not None:
+            return self.written
         if (segment := self.segments()) is None:
             return self.dense
         same = segment[:, :, None] == segment[:, None, :]
@@ -120,17 +124,23 @@ def _shares(mesh: Mesh | AbstractMesh, rows: int, groups: int) -> bool:
     return data * model == mesh.size and rows % data == 0 and groups % model == 0
 
 
-def valid_first(mask: AttentionMask, rows: int, groups: int, head: int, dtype: DTypeLike) -> jax.Array | None:
-    """``order [B,T]`` that puts the valid tokens of each row first, where that lets a kernel do that knows of no padding; else None.
+def for_layers(
+    mask: AttentionMask, rows: int, groups: int, head: int, dtype: DTypeLike, cached: bool
+) -> tuple[AttentionMask, jax.Array | None]:
+    """A mask as the layers of a text model are best given it, and, unless it is None, in which order ``[B,T]`` of the tokens.
 
-    Causal, they then see none. Rows are padded on the right as a rule and keep their order.
+    Where attention will be plain all of a mask is written down, once for all layers. To a kernel that knows of no padding the valid tokens
+    of each row come first, unless slots of a cache are theirs (``cached``): causal, they see none. Rows are padded on the right as a rule,
+    and keep their order.
     """
     if mask.valid is None:
-        return None
+        return mask, None
     given = (jax.sharding.get_abstract_mesh(), rows, mask.valid.shape[1], groups, head, dtype)
-    if tiled(*given, "segments") or not tiled(*given, "causal"):
-        return None
-    return jnp.argsort(~mask.valid.astype(bool), axis=1, stable=True)
+    if tiled(*given, "segments"):
+        return mask, None
+    if not cached and tiled(*given, "causal"):
+        return AttentionMask(causal=True), jnp.argsort(~mask.valid.astype(bool), axis=1, stable=True)
+    return mask.replace(written=mask.whole()), None
 
 
 def over_devices(kernel: Callable, mesh: AbstractMesh) -> Callable:

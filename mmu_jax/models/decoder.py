@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmu_jax import InputError
-from mmu_jax.models.attention import AttentionMask, attention, valid_first
+from mmu_jax.models.attention import AttentionMask, attention, for_layers
 from mmu_jax.models.layers import Config, Dtype, Embed, Linear, RMSNorm, activation, rotary, scanned
 from mmu_jax.sharding import constrain
 
@@ -150,10 +150,10 @@ class Decoder(nn.Module):
     def __call__(self, x, positions, mask, cache=None, offset=0):
         c, angle, number = self.config, angles(self.config, positions), self.config.num_hidden_layers
         layers = scanned(Layer, number, broadcast=3)(c, self.dtype, name="layers")
-        order = None if cache else valid_first(mask, len(x), c.num_key_value_heads, head_size(c), self.dtype)
+        keys = (len(x), c.num_key_value_heads, head_size(c))
+        mask, order = for_layers(mask, *keys, self.dtype, cached=cache is not None)
         if order is not None:
             x, angle = (jnp.take_along_axis(each, order[..., None], axis=1) for each in (x, angle))
-            mask = AttentionMask(causal=True)
         # The cache of all layers is carried, so that a token is written into its place and no layer's is copied into another.
         (x, cache), _ = layers((x, cache), jnp.arange(number), angle, mask, offset)
         if order is not None:
