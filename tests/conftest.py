@@ -185,3 +185,19 @@ def qwen_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen")
     torch_qwen(folder, dtype="bfloat16", shard="60KB")
     return folder
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """The kernel of TPUs on this platform, interpreted, for any number of tokens; of what shapes a program took it."""
+    from mmu_jax.models import attention
+
+    taken = []
+
+    def counted(*given):
+        taken.append(given[0].shape)
+        return attention.splash(*given, interpret=True)
+
+    monkeypatch.setattr(attention, "KERNELS", {"cpu": attention.Kernel(counted, attention.splash_takes)})
+    monkeypatch.setattr(attention, "LONG", 1)
+    return taken

@@ -1,5 +1,8 @@
 """Models whose rows, heads and widths eight devices can share."""
 
+import jax.numpy as jnp
+import numpy as np
+
 from mmu_jax import memory
 
 # Widths, heads and images that eight devices can share, and rows by no number that a weight has.
@@ -27,3 +30,11 @@ def config(family):
         )
     vision = {"depth": 3, "num_heads": 8, "patch_size": 4, "embed_dim": 64, "hidden_size": 64, "mlp_ratio": 2}
     return transformers.Qwen2VLConfig(vision_config=vision, text_config=TEXT | ROPE, image_token_id=5)
+
+
+def padded(rows, tokens, left=False):
+    """``valid [rows, tokens]``, each row two tokens shorter than the one before, and the last of eight nothing but padding."""
+    ends = tokens - 2 * np.arange(rows)[:, None]
+    ends[7:] = 0
+    valid = np.arange(tokens) < ends
+    return jnp.asarray(valid[:, ::-1] if left else valid)

