@@ -197,9 +197,8 @@ class Ledger:
             "params": self.params(),
             "Grams": GRAMS * max(map(held, range(blocks))),
             "factors": int(fraction * sum(grams.values())),
-            "gradients": self.bytes(
-                part, self.model.dtype
-            ),  # of which XLA takes the block before it makes float32 of it
+            # XLA takes the block out of them before it makes float32 of it.
+            "gradients": self.bytes(part, self.model.dtype),
             "activations (estimate)": self.activations(shape),
         }
 

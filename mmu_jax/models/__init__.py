@@ -61,7 +61,8 @@ class Model:
     def step(self, params, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
         """Logits ``[B,T,V]`` and the cache with T new entries written at slot ``offset``.
 
-        ``mask`` is an ``attention.AttentionMask``. With ``at [B,A]``, only the logits ``[B,A,V]`` of those tokens of each row: a prompt needs its last alone.
+        ``mask`` is an ``attention.AttentionMask``; where the cache holds keys already that are to be looked at, a dense one ``[B,1,T,S]``
+        over its S slots. With ``at [B,A]``, only the logits ``[B,A,V]`` of those tokens of each row: a prompt needs its last alone.
         """
         return self.network.apply({"params": params}, tokens, positions, mask, images, cache, offset, at)
 

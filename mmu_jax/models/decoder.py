@@ -73,7 +73,7 @@ def biases(config: Config) -> tuple[bool, bool]:
 
 
 def causal(valid: jax.Array, branch: jax.Array | None = None) -> AttentionMask:
-    """Of ``valid [B,T]``: a token looks at itself and at the valid tokens before it (and padding at padding).
+    """Of ``valid [B,T]``: a token looks at itself and at the valid tokens before it.
 
     With ``branch [B,T]``, at those of its own branch and of 0, which is everybody's.
     """
