@@ -1,7 +1,7 @@
 """What XLA allots for the published models: their programs, compiled ahead of time for a target that need not be there.
 
     pip install "libtpu==0.0.42.*"   # the one that goes with jax 0.10.2; a CPU needs none
-    python -m experiments.bench --only=compile [--target=tpu-v5e-8] [--mesh=8x1] [--models=llava-1.5-7b] [--trained=full,lora]
+    python -m experiments.bench --only=compile [--target=tpu-v5e-8] [--mesh=8x1] [--models=llava-1.5-7b] [--trained=full,lora] [--nokernels]
 
 No weight is made and nothing runs. Of every program: what the memory plan says a device needs, and what the compiler gives
 it (arguments, what else is there meanwhile, and temporary buffers; of a step the larger of its two programs), in GiB. Params that

@@ -95,8 +95,8 @@ def all_tokens(valid: jax.Array, weights: jax.Array) -> jax.Array:
     >>> all_tokens(jnp.array([[False, True, True]]), jnp.array([[0., 0., 1.]])).tolist()
     [[0.0, 0.0, 1.0]]
     """
-    from_one = jnp.pad(valid[:, :-1], ((0, 0), (1, 0)), constant_values=1)
-    return valid * from_one * (weights > 0).any(axis=1, keepdims=True).astype(jnp.float32)
+    after_one = jnp.pad(valid[:, :-1], ((0, 0), (1, 0)), constant_values=1)
+    return valid * after_one * (weights > 0).any(axis=1, keepdims=True).astype(jnp.float32)
 
 
 def ascent(logits: jax.Array, tokens: jax.Array, weights: jax.Array, floor: jax.Array | None = None) -> Pair:

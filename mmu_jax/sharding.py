@@ -200,15 +200,17 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _fit(PartitionSpec(*axes), x.shape, mesh))
 
 
-def platform(mesh: Mesh | AbstractMesh | None = None) -> str:
-    """What computes, ``"cpu"``, ``"gpu"`` or ``"tpu"``: the devices of ``mesh``, None for the one that is set, or JAX's default.
+def device(mesh: Mesh | AbstractMesh | None = None) -> Any:
+    """What computes: its ``platform`` (``"cpu"``, ``"gpu"``, ``"tpu"``) and its ``device_kind``, as ``"TPU v5 lite"``.
 
-    >>> platform(make_mesh(1, 1))
+    Of ``mesh``, None for the one that is set; where it has no devices, or none is set, the first that JAX has.
+
+    >>> device(make_mesh(1, 1)).platform
     'cpu'
     """
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-    device = (mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh).abstract_device
-    return jax.default_backend() if device is None else device.platform
+    found = (mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh).abstract_device
+    return jax.devices()[0] if found is None else found
 
 
 # ---- several processes

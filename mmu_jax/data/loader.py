@@ -61,8 +61,8 @@ def shown(
         part = encoded[start : start + 256]
         for photo, picture in zip(part, make(part), strict=True):
             keep -= picture.nbytes
-            later = Later(picture, lambda photo=photo: make([photo])[0].array)
-            pictures.append(picture if keep >= 0 else later)
+            made = picture if keep >= 0 else Later(picture, lambda photo=photo: make([photo])[0].array)
+            pictures.append(made)
     return pictures
 
 

@@ -97,14 +97,15 @@ def exact(made: Any, image: Image.Image, **options: Any) -> bool:
 
 def levels(made: Any) -> np.ndarray:
     """``[C,256]`` float32: what an image processor makes of every level of every channel, wherever in an image it is."""
-    unit = getattr(made, "patch_size", 1) * made.merge_size if hasattr(made, "merge_size") else 1
+    patches = hasattr(made, "merge_size")
+    unit = made.patch_size * made.merge_size if patches else 1
     side = -(-16 // unit) * unit  # 16 x 16 pixels have every level once
     ramp = (np.arange(side * side) % LEVELS).astype(np.uint8).reshape(side, side)
     image = Image.fromarray(np.stack([ramp] * 3, axis=-1))
     as_it_is = {name: False for name in ("do_resize", "do_center_crop", "do_pad") if hasattr(made, name)}
     found = np.asarray(made([image], return_tensors="np", **as_it_is)["pixel_values"], np.float32)
     codes = coded(made, [image], **as_it_is)["pixel_values"]
-    by_channel = (1 if unit == 1 else len(codes), 3, -1)
+    by_channel = (len(codes) if patches else 1, 3, -1)
     table = np.empty((3, LEVELS), np.float32)
     for c in range(3):
         table[c][codes.reshape(by_channel)[:, c]] = found.reshape(by_channel)[:, c]

@@ -92,7 +92,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask) -> 
     mesh, (b, t, _, h) = jax.sharding.get_abstract_mesh(), q.shape
     if not tiled(mesh, b, t, k.shape[2], h, q.dtype, mask.kind):
         return plain(q, k, v, mask)
-    platform = sharding.platform(mesh)
+    platform = sharding.device(mesh).platform
     by_kernel = {LOWERED.get(platform, platform): over_devices(KERNELS[platform].of, mesh)}
     return jax.lax.platform_dependent(q, k, v, mask, **by_kernel, default=plain)
 
@@ -112,10 +112,10 @@ def tiled(
     >>> tiled(sharding.make_mesh(1), 8, 768, 32, 128, jnp.bfloat16, "causal")  # a CPU
     False
     """
-    platform = sharding.platform(mesh)
-    if not _wanted.value or platform not in KERNELS or tokens < LONG or not _shares(mesh, rows, groups):
+    device = sharding.device(mesh)
+    if not _wanted.value or device.platform not in KERNELS or tokens < LONG or not _shares(mesh, rows, groups):
         return False
-    return KERNELS[platform].takes(kind, tokens, head, dtype)
+    return KERNELS[device.platform].takes(kind, tokens, head, dtype, device.device_kind)
 
 
 def _shares(mesh: Mesh | AbstractMesh, rows: int, groups: int) -> bool:
@@ -180,13 +180,13 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask, *, int
     return out.swapaxes(1, 2)[:, :t]
 
 
-def splash_takes(kind: str, tokens: int, head: int, dtype: DTypeLike) -> bool:
-    """All but a dense mask.
+def splash_takes(kind: str, tokens: int, head: int, dtype: DTypeLike, device: str) -> bool:
+    """All but a dense mask, on a TPU v4 or later: those before multiply no bfloat16 in a kernel.
 
-    >>> splash_takes("segments", 577, 64, jnp.float32), splash_takes("dense", 577, 64, jnp.float32)
-    (True, False)
+    >>> [splash_takes("segments", 577, 64, jnp.float32, device) for device in ("TPU v3", "TPU v5 lite")]
+    [False, True]
     """
-    return kind != "dense"
+    return kind != "dense" and device not in ("TPU v2", "TPU v3")
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask) -> jax.Array:
@@ -197,10 +197,10 @@ def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask) -> jax.
     return out[:, : out.shape[1] - odd]
 
 
-def cudnn_takes(kind: str, tokens: int, head: int, dtype: DTypeLike) -> bool:
+def cudnn_takes(kind: str, tokens: int, head: int, dtype: DTypeLike, device: str) -> bool:
     """In two bytes a number, on GPUs of NVIDIA's from Ampere on (compute capability 8).
 
-    >>> cudnn_takes("causal", 768, 128, jnp.bfloat16)  # there is none here
+    >>> cudnn_takes("causal", 768, 128, jnp.bfloat16, "cpu")  # there is none here
     False
     """
     capability = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")[0]
@@ -224,11 +224,11 @@ class Kernel(NamedTuple):
 
     Attributes:
       of: ``(q, k, v, mask) -> out``, shapes as of :func:`attention`, on one device.
-      takes: ``(kind of mask, tokens, head, dtype) -> bool``.
+      takes: ``(kind of mask, tokens, head, dtype, device_kind) -> bool``.
     """
 
     of: Callable
-    takes: Callable[[str, int, int, DTypeLike], bool]
+    takes: Callable[[str, int, int, DTypeLike, str], bool]
 
 
 KERNELS = {"tpu": Kernel(splash, splash_takes), "gpu": Kernel(cudnn, cudnn_takes)}

@@ -183,8 +183,8 @@ class Tower(nn.Module):
 
 def _windows(config: Config, grid: jax.Array, segment: jax.Array) -> jax.Array:
     """``[B,N]``: a number for every window of every image of a row (Qwen2.5-VL looks outside of it in a few blocks alone)."""
-    c = config
-    side = c.window_size // c.spatial_merge_size // c.patch_size * c.spatial_merge_size
+    merge = config.spatial_merge_size
+    side = config.window_size // merge // config.patch_size * merge
     most = segment.shape[1] // side + 1  # windows along an edge of an image that has N patches or fewer
     return (segment * most + grid[..., 0] // side) * most + grid[..., 1] // side
 

@@ -1,6 +1,7 @@
 """Attention by a kernel is plain attention, alone and in whole models, and is taken where a platform has it."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -118,12 +119,18 @@ def test_windows_are_those_of_equal_image_row_and_column():
     assert [[a == b for b in got] for a in got] == [[a == b for b in keys] for a in keys]
 
 
+def machine(name):
+    """A device by its platform, or, ``"tpu v3"``, of that kind."""
+    return types.SimpleNamespace(platform=name[:3], device_kind=f"TPU{name[3:]}")
+
+
 def test_where_there_is_a_kernel(monkeypatch):
     mesh, one, none = sharding.make_mesh(4, 2), sharding.make_mesh(1), jax.sharding.get_abstract_mesh()
-    assert sharding.platform() == sharding.platform(mesh) == sharding.platform(none) == "cpu"
+    assert {sharding.device(where).platform for where in (None, mesh, none)} == {"cpu"}
     assert not attending.tiled(mesh, 4, 4096, 2, 128, jnp.bfloat16, "causal")
     for platform, where, *given, want in [
         ("tpu", mesh, 4, 577, 2, 64, jnp.float32, "all", True),
+        ("tpu v3", mesh, 4, 577, 2, 64, jnp.float32, "all", False),
         ("tpu", one, 3, 256, 3, 80, jnp.bfloat16, "segments", True),
         ("tpu", one, 3, 256, 3, 80, jnp.bfloat16, "dense", False),
         ("tpu", one, 3, 255, 3, 80, jnp.bfloat16, "causal", False),
@@ -132,13 +139,13 @@ def test_where_there_is_a_kernel(monkeypatch):
         ("tpu", mesh, 4, 577, 3, 64, jnp.float32, "all", False),  # heads that two cannot
         ("gpu", mesh, 4, 577, 2, 64, jnp.bfloat16, "causal", False),  # there is none here
     ]:
-        monkeypatch.setattr(sharding, "platform", lambda mesh, platform=platform: platform)
+        monkeypatch.setattr(sharding, "device", lambda mesh, name=platform: machine(name))
         assert attending.tiled(where, *given) is want, (platform, given)
 
 
 def test_what_cudnn_takes(nvidia):
     takes = attending.cudnn_takes
-    assert takes("causal", 577, 128, jnp.bfloat16) and takes("all", 576, 64, jnp.float16)
+    assert takes("causal", 577, 128, jnp.bfloat16, "H100") and takes("all", 576, 64, jnp.float16, "H100")
     for given in (
         ("segments", 576, 64),
         ("dense", 576, 64),
@@ -146,8 +153,8 @@ def test_what_cudnn_takes(nvidia):
         ("causal", 576, 256),
         ("causal", 576, 84),
     ):
-        assert not takes(*given, jnp.bfloat16), given
-    assert not takes("causal", 576, 128, jnp.float32)
+        assert not takes(*given, jnp.bfloat16, "H100"), given
+    assert not takes("causal", 576, 128, jnp.float32, "H100")
 
 
 @pytest.fixture
@@ -158,7 +165,7 @@ def nvidia(monkeypatch):
     monkeypatch.setattr(inside, "check_cudnn_version", lambda: 91300)
     monkeypatch.setattr(inside, "check_compute_capability", lambda _: True)
     monkeypatch.setattr(inside, "is_cuda_compute_capability_equal", lambda _: False)
-    monkeypatch.setattr(sharding, "platform", lambda mesh=None: "gpu")
+    monkeypatch.setattr(sharding, "device", lambda mesh=None: machine("gpu"))
     gpu = type("Device", (), {"compute_capability": "9.0"})
     monkeypatch.setattr(jax, "local_devices", lambda *given, **more: [gpu()])
     monkeypatch.setattr(jax, "device_count", lambda: 1)
@@ -218,6 +225,6 @@ def test_the_plan_counts_scores_where_they_are_made(monkeypatch):
     ledger = memory.Ledger(model, sharding.make_mesh(8), np.float32)
     shape = memory.Shape(rows=8, tokens=768, images=1, answers=64)
     here = ledger.activations(shape)
-    monkeypatch.setattr(sharding, "platform", lambda mesh=None: "tpu")
+    monkeypatch.setattr(sharding, "device", lambda mesh=None: machine("tpu"))
     assert here - ledger.activations(shape) > 32 * 768 * 768 * 4  # a set of scores at least
     assert ledger.activations(shape, mapped=True) == ledger.activations(shape, mask="dense") == here

@@ -105,7 +105,9 @@ def test_gradients_of_rows_by_a_kernel(way, kernel):
                 return jax.jit(lambda p: rowwise.sums(losses, p, part, batch, "squared"))(params)
 
             def squares(p, row):
-                loss = lambda p: losses.of(trees.merge(p, rest), jax.tree.map(lambda x: x[None], row))[0]  # noqa: E731
+                def loss(p):
+                    return losses.of(trees.merge(p, rest), jax.tree.map(lambda x: x[None], row))[0]
+
                 return jax.tree.map(jnp.square, jax.grad(loss)(p))
 
             return jax.jit(lambda p: jax.tree.map(lambda x: x.sum(0), jax.vmap(squares, (None, 0))(p, batch)))(part)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from mmu_jax import InputError
+from mmu_jax import InputError, hf
 from mmu_jax.data import picture, vision
 
 OPENAI = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
@@ -85,6 +85,15 @@ def test_what_is_no_byte_is_refused():
         picture.coded(
             Spread(uneven=False), [Image.fromarray(np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 2, 3)))]
         )
+
+
+def test_a_processor_that_is_no_bytes_is_refused_as_it_is_read(whole, monkeypatch):
+    monkeypatch.setattr(picture, "exact", lambda *given, **more: False)
+    for family in ("llava", "qwen2_vl"):
+        with pytest.raises(
+            InputError, match="normalises a level of a channel alike all over an image, found that .*Processor"
+        ):
+            hf.read_processor(whole[family])
 
 
 def test_levels_that_are_not_alike_all_over_an_image_are_seen(tmp_path):
