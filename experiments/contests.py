@@ -123,7 +123,7 @@ def iteration_ways(work: Workload) -> list[Way]:
     before = arrays(work.params)
 
     def moved(found):
-        # Of all in one: a leaf of ones rounds its steps. A shift of all keys of the vision tower has no gradient but rounding.
+        # Of all in one: a leaf of ones rounds its steps. A shift of all keys of the vision tower has a gradient in torch alone: rounding.
         there = [name for name in sorted(found) if not name.endswith("k_proj/bias")]
         return {"update": np.concatenate([(found[name] - before[name]).ravel() for name in there])}
 

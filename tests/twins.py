@@ -187,8 +187,8 @@ def gradient_errors(reference, model, params, batch, inputs=None):
     for leaf, expected in theirs.items():
         error, scale = np.abs(np.asarray(ours[leaf]) - expected).max(), np.abs(expected).max()
         if leaf.startswith("vision_tower") and leaf.endswith("k_proj/bias"):
-            # Without RoPE softmax does not see a shift of all keys: the true gradient is zero and both sides hold rounding noise.
-            assert np.abs(np.asarray(ours[leaf])).max() < 1e-6 and scale < 1e-6
+            # Without RoPE softmax does not see a shift of all keys: the true gradient is zero, as ours; torch holds rounding noise.
+            assert not np.asarray(ours[leaf]).any() and scale < 1e-6
         else:
             errors[leaf] = error / scale if scale else error
     return errors

@@ -27,7 +27,11 @@ class Attention(nn.Module):
     def __call__(self, x):
         c, (b, n, d) = self.config, x.shape
         heads = (b, n, c.num_attention_heads, d // c.num_attention_heads)
-        q, k, v = (Linear(d, dtype=self.dtype, name=f"{p}_proj")(x).reshape(heads) for p in "qkv")
+        # Without rotation the softmax of a query sees no shift of all keys: what AD finds for their bias is rounding, which Adam
+        # would make steps of the learning rate, others on another number of devices, and a score would call salient or not by chance.
+        q, k, v = (
+            Linear(d, dtype=self.dtype, bias_gradient=p != "k", name=f"{p}_proj")(x).reshape(heads) for p in "qkv"
+        )
         out = attention(q, k, v, AttentionMask())
         return Linear(d, dtype=self.dtype, name="out_proj")(out.reshape(b, n, d))
 

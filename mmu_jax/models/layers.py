@@ -29,11 +29,15 @@ class Config(Protocol):
 
 
 class Linear(nn.Module):
-    """``y = x W^T + b``: ``x [..., in] -> [..., out]``, ``weight [out, in]``, as it is or adapted (``mmu_jax.lora``)."""
+    """``y = x W^T + b``: ``x [..., in] -> [..., out]``, ``weight [out, in]``, as it is or adapted (``mmu_jax.lora``).
+
+    ``bias_gradient=False`` says that no output of the model depends on the bias: its gradient is zero, without rounding.
+    """
 
     features: int
     bias: bool = True
     dtype: Dtype = jnp.float32
+    bias_gradient: bool = True
 
     @nn.compact
     def __call__(self, x):
@@ -41,7 +45,8 @@ class Linear(nn.Module):
         x = x.astype(self.dtype)
         y = contract(weight, x, self.dtype)
         if self.bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            y = y + (bias if self.bias_gradient else jax.lax.stop_gradient(bias))
         return y
 
 
