@@ -6,6 +6,7 @@ a row to ``CONTESTS``.
 
 import importlib.util
 import itertools
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -20,7 +21,7 @@ from mmu_jax import evaluate, generate, hf, objectives, programs, saliency, scor
 from mmu_jax.methods import METHODS
 from mmu_jax.plan import Plan
 from mmu_jax.train_state import abstract, init
-from mmu_jax.trainable import Limits
+from mmu_jax.trainable import Limits, Whole
 from mmu_jax.trees import Batch
 
 TORCH = bool(importlib.util.find_spec("torch"))
@@ -99,7 +100,9 @@ def saliency_ways(work: Workload, batches: int) -> list[Way]:
 
 def iterating(work: Workload, forget: Batch, retain: Batch) -> Callable:
     """Ours: the two steps of ``mmunlearner``, as ``train.fit`` takes them; the params after them."""
-    plan = Plan(METHODS["mmunlearner"], ITERATIONS, learning_rate=RATE, adam={"eps": EPS})
+    method = METHODS["mmunlearner"]
+    whole = Whole.of(method, work.model.family)
+    plan = Plan(method, ITERATIONS, learning_rate=RATE, adam={"eps": EPS}, trainable=whole)
     params, limits = jax.tree.map(lambda x: x.copy(), work.params), Limits(work.mask())
     like, kept = abstract(plan, work.model, params, work.mesh), programs.Programs()
     steps = [programs.make_step(plan, work.model, index, like, kept) for index in range(2)]
@@ -123,8 +126,8 @@ def iteration_ways(work: Workload) -> list[Way]:
     before = arrays(work.params)
 
     def moved(found):
-        # Of all in one: a leaf of ones rounds its steps. A shift of all keys of the vision tower has a gradient in torch alone: rounding.
-        there = [name for name in sorted(found) if not name.endswith("k_proj/bias")]
+        # Of all in one: a leaf of ones rounds its steps. The biases of the tower's keys have a gradient in torch alone: rounding.
+        there = [name for name in sorted(found) if not re.fullmatch("vision_tower/.*k_proj/bias", name)]
         return {"update": np.concatenate([(found[name] - before[name]).ravel() for name in there])}
 
     def theirs(model):

@@ -22,6 +22,7 @@ from mmu_jax import hf, lora, memory, methods, models, saliency, sharding, trees
 from mmu_jax.data import tiny
 from mmu_jax.models.published import PUBLISHED
 from mmu_jax.rules import Rule
+from mmu_jax.trainable import Whole
 
 MIB = 2**20
 
@@ -162,14 +163,15 @@ def of_reading(folder: pathlib.Path, gib: float) -> list[dict]:
 
 def _planned(model: models.Model, mesh: jax.sharding.AbstractMesh, c) -> list[list[float]]:
     """GiB per device: params, then LoRA; of each what every stage needs."""
-    found = []
-    for dtype, spec in ((jnp.float32, None), (jnp.bfloat16, lora.LoRA(16, 16.0, c.unlearn.lora.targets))):
+    found, method = [], methods.METHODS["mmunlearner"]
+    whole, adapted = Whole.of(method, model.family), lora.LoRA(16, 16.0, c.unlearn.lora.targets)
+    for dtype, spec in ((jnp.float32, None), (jnp.bfloat16, adapted)):
         ledger = memory.Ledger(model, mesh, dtype)
         devices = mesh.shape["data"]
         shape = memory.Shape(max(4, devices), max(c.data.tokens), 1, max(c.data.patches or (0,)))
         stages = (
             ledger.saliency([Rule()], shape, devices, keep_scores=False),
-            ledger.training(methods.METHODS["mmunlearner"], shape, spec),
+            ledger.training(method, shape, spec or whole),
             ledger.factors(shape, 8, 0.25),
             ledger.training(methods.METHODS["projected"], shape, spec, 0.25),
         )
@@ -178,7 +180,7 @@ def _planned(model: models.Model, mesh: jax.sharding.AbstractMesh, c) -> list[li
 
 
 def planned() -> list[dict]:
-    """A row a model and mesh: GiB per device, worked out from shapes."""
+    """A row a model and mesh: GiB per device, worked out from shapes, of the four stages that are told."""
     print(
         "GiB per device: saliency (one signed accumulator) / unlearning with mmunlearner / factors (a quarter of the inputs, in"
     )

@@ -167,10 +167,10 @@ def make(
         raise InputError(
             f"expected Evidence.summed for a mask rule {rule.by}, found None; score the forget set signed too"
         )
-    total = evidence.retain_units + evidence.text_units
+    units = evidence.retain_units, evidence.text_units
 
     pool = {
-        "pooled": lambda f, retain, text: (f, (evidence.retain_units * retain + evidence.text_units * text) / total),
+        "pooled": lambda f, retain, text: (f, _pooled(retain, text, *units)),
         "retain": lambda f, retain, text: (f, retain),
         "text": lambda f, retain, text: (f, text),
         "ranks": lambda f, retain, text: (_ranks(f), (_ranks(retain) + _ranks(text)) / 2),
@@ -190,6 +190,17 @@ def make(
 
 
 @jax.jit
+def _pooled(retain: jax.Array, text: jax.Array, retain_units: float, text_units: float) -> jax.Array:
+    """The mean of two scores by the units that each is a mean of."""
+    return (retain_units * retain + text_units * text) / (retain_units + text_units)
+
+
+@jax.jit
+def _ratios(forget: jax.Array, preserved: jax.Array, seen: jax.Array, eps: float) -> jax.Array:
+    return jnp.where(seen, (forget + eps) / (preserved + eps), 0.0)
+
+
+@jax.jit
 def _ranks(scores: jax.Array) -> jax.Array:
     """The rank of every entry among those of its leaf, from 0 for the smallest to 1; equals share the mean of theirs."""
     flat = jnp.sort(scores.reshape(-1))
@@ -200,7 +211,7 @@ def _ranks(scores: jax.Array) -> jax.Array:
 def _most(fraction: float, forget: Scores, preserved: Scores, eps: float, noise: float) -> Mask:
     """The largest ratios of every layer, so many of them; entries without evidence (:func:`masks.ratio`) come last."""
     alive = masks.ratio(forget, preserved, tau=0.0, eps=eps, noise=noise)
-    ratios = jax.tree.map(lambda f, p, seen: jnp.where(seen, (f + eps) / (p + eps), 0.0), forget, preserved, alive)
+    ratios = jax.tree.map(lambda f, p, seen: _ratios(f, p, seen, eps), forget, preserved, alive)
     counts = {}
     for name, leaf in trees.flatten(ratios).items():
         layers = leaf.shape[0] if trees.stacked(name) else 1

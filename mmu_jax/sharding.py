@@ -9,10 +9,12 @@ is to be read of an array, :func:`main` for who writes files, :func:`first` for 
 """
 
 import collections
+import concurrent.futures
 import functools
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -121,8 +123,13 @@ def places(tree: Tree) -> Places:
     return structure, tuple(x.sharding for x in leaves)
 
 
+@functools.cache
+def _makers() -> concurrent.futures.Executor:
+    return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "rows")
+
+
 class Rows:
-    """A host array ``[B, ...]`` float32 whose rows are made when they are read."""
+    """A host array ``[B, ...]`` float32 whose rows are made when they are read, by threads: decoding and numpy let others run."""
 
     def __init__(self, shape: tuple[int, ...], fill: Callable[[np.ndarray, int], None]):
         self.shape, self._fill = shape, fill
@@ -130,8 +137,8 @@ class Rows:
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         wanted = range(self.shape[0])[index[0]]
         made = np.zeros((len(wanted), *self.shape[1:]), np.float32)
-        for target, row in zip(made, wanted, strict=True):
-            self._fill(target, row)
+        for _ in _makers().map(self._fill, made, wanted):
+            pass
         return made[(slice(None), *index[1:])]
 
 

@@ -177,13 +177,15 @@ def _look(
 ) -> Callable[..., tuple]:
     """``state, iteration -> state, value``: what :class:`plan.Stop` looks at, noted in the history."""
     watch = make_watch(p, model, programs)
-    rows = list(watched.epoch())  # on the host, and on the devices a batch at a time
 
     def look(state, i):
-        found = [watch(state.params, sharding.put(batch, mesh), limits, vanilla) for batch in rows]
+        found, rows = [], []
+        for batch in watched.looks(mesh.shape["data"]):
+            found.append(watch(state.params, sharding.put(batch, mesh), limits, vanilla))
+            rows.append(batch["row"] >= 0)
         value = sum(total for (total, _), _ in found) / sum(n for (_, n), _ in found)
         if p.stop.facts:
-            each = [sharding.host(values)[batch["row"] >= 0] for (_, values), batch in zip(found, rows, strict=True)]
+            each = [sharding.host(values)[own] for (_, values), own in zip(found, rows, strict=True)]
             value = p.stop.value(float(value), np.concatenate(each))
         if not math.isfinite(value):
             raise NotFiniteError(

@@ -1,7 +1,7 @@
 """What trains: the params themselves, or something from which they follow. The loop in ``train`` asks nothing else."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
@@ -14,6 +14,7 @@ from mmu_jax.trees import Mask, Params, Tree
 
 if TYPE_CHECKING:
     from mmu_jax.methods import Method, Phase
+    from mmu_jax.models.family import Family
 
 Counts = dict[str, tuple[jax.Array, jax.Array]]
 Change = Callable[[str, int | None, np.ndarray], Any]
@@ -132,16 +133,20 @@ class Whole:
     limits_in_params = False
 
     @classmethod
-    def of(cls, method: "Method", sides: Mapping[str, str]) -> "Whole":
-        """What of the params a method trains, where the leaves of a side match ``sides[its name]`` (``models.Family.sides``).
+    def of(cls, method: "Method", family: "Family") -> "Whole":
+        """What of the params of a ``models.Family`` a method trains.
 
-        A mask of one side says beforehand which leaves its steps leave alone, but where what they would have there acts on the
-        others: in the norm by which a gradient is clipped before it is masked, in moments that are shared, or in where a phase
-        looks ahead.
+        A mask that freezes what is not scored, or a side, says beforehand which leaves its steps leave alone, but where what they
+        would have there acts on the others: in the norm by which a gradient is clipped before it is masked, in moments that are
+        shared, in decay where the gradient alone is masked, or in where a phase looks ahead.
         """
         rule, ahead = method.mask, any(phase.masked and phase.lookahead for phase in method.phases)
-        apart = rule and rule.side != "both" and rule.unlisted != "pass" and rule.clip == "after" and not ahead
-        return cls(method.scope, sides[rule.side] if apart and method.moments == "separate" else ".*")
+        if rule is None or ahead or rule.unlisted == "pass" or rule.clip == "before" or rule.gradients_only:
+            return cls(method.scope)
+        if method.moments == "shared":
+            return cls(method.scope)
+        scored, side = rule.leaves or family.eligible, family.sides.get(rule.side, ".*")
+        return cls(method.scope, f"(?=(?:{side})$)(?:{scored})")
 
     @property
     def reach(self) -> str:

@@ -55,6 +55,9 @@ class Batches:
     def epoch(self):
         return map(self.batch, range(self.steps))
 
+    def looks(self, devices):
+        return self.epoch()
+
     def describe(self, batch):
         return f"{self.name} rows {batch['row'].tolist()}"
 
@@ -112,10 +115,12 @@ def random_factors(model, params, seed=0):
     return trees.map_named(leaf, part)
 
 
-def run(model, params, name, *, iterations=8, where=None, mesh=None, data=None, **numbers):
+def run(model, params, name, *, iterations=8, where=None, mesh=None, data=None, learning_rate=1e-3, **numbers):
     data, method = data or streams(), methods.METHODS[name]
     limits = {key: numbers.pop(key) for key in ("mask", "factors", "watched", "programs") if key in numbers}
-    plan = dataclasses.replace(Plan.of(method, data, 1.0, learning_rate=1e-3, **numbers), iterations=iterations)
+    plan = dataclasses.replace(
+        Plan.of(method, data, 1.0, learning_rate=learning_rate, **numbers), iterations=iterations
+    )
     kept = None if where is None else checkpoint.Checkpoints(where)
     params = params if not plan.trainable.consumes else jax.tree.map(jnp.copy, params)  # fit consumes what it trains
     options = {"mesh": mesh or sharding.make_mesh(1), "checkpoints": kept, "save_every": 5, "report_every": 3}
@@ -164,6 +169,9 @@ class Rows:
 
     def epoch(self):
         return map(self.batch, range(self.steps))
+
+    def looks(self, devices):
+        return self.epoch()
 
     def describe(self, batch):
         return f"{self.name} rows {batch['row'].tolist()}"

@@ -104,17 +104,17 @@ class Stream:
         rows = order[index * self.rows : (index + 1) * self.rows]
         return self.gather(rows, draws[rows])
 
-    def gather(self, rows: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
-        """The batch of given rows, photo ``draws % (photos of the row)``, filled up to ``self.rows`` rows."""
+    def gather(self, rows: np.ndarray, draws: np.ndarray, sights: int = 0) -> dict[str, np.ndarray]:
+        """The batch of given rows, photo ``draws % (photos of the row)``, filled up to ``self.rows`` rows; ``sights`` of :func:`batch`."""
         spare = self.rows - len(rows)
-        filled = np.concatenate([rows, np.zeros(spare, int)])
+        filled = np.concatenate([rows, np.full(spare, rows[0])])
         draws = np.concatenate([draws, np.zeros(spare, int)])
         photos = [self.photos(row) for row in filled]
         chosen = [draw % max(len(places), 1) for places, draw in zip(photos, draws, strict=True)]
         pictures = [
             [self.album.pictures[places[i]]] if places else [] for places, i in zip(photos, chosen, strict=True)
         ]
-        made = batch(self.sizes, self.texts, filled, pictures)
+        made = batch(self.sizes, self.texts, filled, pictures, sights)
         made["weights"][len(rows) :] = 0.0
         made["row"] = np.where(np.arange(self.rows) < len(rows), filled, -1).astype(np.int32)
         for name, column in self.columns.items():
@@ -144,6 +144,14 @@ class Stream:
         for start in range(0, len(rows), self.rows):
             part = rows[start : start + self.rows]
             yield self.gather(part, np.zeros(len(part), int))
+
+    def looks(self, devices: int = 1) -> Iterator[dict[str, np.ndarray]]:
+        """One pass in order, as :meth:`epoch`, for who takes no gradient: a photo that neighbours show is there once (:func:`sights`)."""
+        first = [self.photos(row)[:1] for row in range(len(self.examples))]
+        shared = sights([place for (place,) in first], self.rows, devices) if all(first) else 0
+        for start in range(0, len(first), self.rows):
+            rows = np.arange(start, min(start + self.rows, len(first)))
+            yield self.gather(rows, np.zeros(len(rows), int), shared)
 
     def describe(self, batch: dict[str, np.ndarray]) -> str:
         """The row ids of a batch, for messages: ``0012:"What is ...?"``."""

@@ -27,8 +27,8 @@ class Attention(nn.Module):
     def __call__(self, x):
         c, (b, n, d) = self.config, x.shape
         heads = (b, n, c.num_attention_heads, d // c.num_attention_heads)
-        # Without rotation the softmax of a query sees no shift of all keys: what AD finds for their bias is rounding, which Adam
-        # would make steps of the learning rate, others on another number of devices, and a score would call salient or not by chance.
+        # Without rotation the softmax of a query sees no shift of all keys. What differentiation finds for their bias is rounding: Adam
+        # would make whole steps of it, other ones on another number of devices, and saliency a mask by chance.
         q, k, v = (
             Linear(d, dtype=self.dtype, bias_gradient=p != "k", name=f"{p}_proj")(x).reshape(heads) for p in "qkv"
         )

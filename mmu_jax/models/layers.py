@@ -31,7 +31,8 @@ class Config(Protocol):
 class Linear(nn.Module):
     """``y = x W^T + b``: ``x [..., in] -> [..., out]``, ``weight [out, in]``, as it is or adapted (``mmu_jax.lora``).
 
-    ``bias_gradient=False`` says that no output of the model depends on the bias: its gradient is zero, without rounding.
+    ``bias_gradient=False``: the bias is read and written as any other, and its gradient is exactly zero. For a bias of which no output
+    of the model depends, whose gradient would be rounding.
     """
 
     features: int

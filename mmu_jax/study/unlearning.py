@@ -22,7 +22,7 @@ def prepare(work: Workspace, name: str, **rates: float) -> Job:
     numbers |= {
         "learning_rate": c.learning_rate.get(name),
         "retain_rate": c.retain_rate.get(name),
-        "trainable": checks.trainable(work.config, "unlearn", work.model) or Whole.of(method, work.model.family.sides),
+        "trainable": checks.trainable(work.config, "unlearn", work.model) or Whole.of(method, work.model.family),
         "seed": work.config.seed,
     } | rates
     for key in ("learning_rate", *["retain_rate"] * method.has_own_rate):

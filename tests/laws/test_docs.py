@@ -36,6 +36,26 @@ def test_every_module_has_its_page():
     assert told == {m.name for m in pkgutil.iter_modules(mmu_jax.__path__)}
 
 
+def test_the_plans_of_published_models_are_those_that_the_page_tells():
+    from experiments import footprint
+
+    found, name = {}, ""
+    for line in (
+        (ROOT / "docs" / "memory.md").read_text().split("## Published models")[1].split("\n## ")[0].splitlines()
+    ):
+        if cells := re.findall(r"\| (.*?) (?=\|)", line):
+            name = cells[0].lower() or name
+            if " / " in cells[-1]:
+                found[name, cells[1]] = [tuple(map(int, cell.split(" / "))) for cell in cells[2:]]
+    want = {
+        (row["model"], "{} x {}".format(*row["devices"])): [
+            tuple(map(round, row[how][:2])) for how in ("params", "lora")
+        ]
+        for row in footprint.planned()
+    }
+    assert len(found) == 7 and found == {key: want[key] for key in found}
+
+
 def test_numbers_of_the_readme_are_those_of_the_results_page():
     rows = {}
     for line in (ROOT / "docs" / "results.md").read_text().splitlines():

@@ -31,7 +31,7 @@ def shape():
 def test_what_training_keeps_is_counted_to_the_byte(llava, mesh, shape, name):
     folder, _, model = llava
     params = hf.load(folder, model, mesh)
-    trained = Whole.of(methods.METHODS[name], model.family.sides)
+    trained = Whole.of(methods.METHODS[name], model.family)
     needs = memory.Ledger(model, mesh).training(methods.METHODS[name], shape, trained)
     state = train_state.init(Plan.of(methods.METHODS[name], streams(), 1.0, trainable=trained), model, params, mesh)
     assert needs["params"] == needs["gradients"] == on_a_device(params)

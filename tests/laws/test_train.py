@@ -96,40 +96,49 @@ def test_outside_the_mask_nothing_moves_and_inside_something_does(llava, monkeyp
         assert outside == 0 and inside == chosen.sum()
 
 
-@pytest.mark.parametrize("side", ["vision", "language"])
-def test_a_mask_of_one_side_needs_no_gradient_and_no_moments_of_the_other(llava, side):
+@pytest.mark.parametrize("name", ["mmunlearner", "mmunlearner_vision", "mmunlearner_language", "linear_only"])
+def test_what_a_mask_never_selects_needs_no_gradient_and_no_moments(llava, name):
     folder, _, model = llava
-    params, name = hf.load(folder, model), f"mmunlearner_{side}"
-    mask = masks.restrict(random_mask(model, params), model.family.sides[side])
-    part = Whole.of(methods.METHODS[name], model.family.sides)
-    adam = {"eps": 1e-3}  # that keeps the rounding of gradients that are zero from becoming steps
-    restricted = run(model, params, name, mask=mask, trainable=part, adam=adam)
+    params, row = hf.load(folder, model), methods.METHODS[name]
+    may = f"(?=(?:{model.family.sides.get(row.mask.side, '.*')})$){model.family.eligible}"
+    mask = masks.restrict(random_mask(model, params), may)
+    adam = {"eps": 1e-3}  # of a gradient that is nearly zero Adam makes its rounding a hundredth of a step
+    restricted = run(model, params, name, mask=mask, trainable=Whole.of(row, model.family), adam=adam)
     kept = trees.flatten(restricted.opt_state["phase0"].mu)
-    assert kept and all(re.fullmatch(model.family.sides[side], leaf) for leaf in kept)
-    assert len(trees.flatten(restricted.opt_state["phase1"].mu)) == len(trees.flatten(params))
+    assert kept.keys() == {leaf for leaf in trees.flatten(params) if re.fullmatch(may, leaf)}
+    assert len(trees.flatten(restricted.opt_state["phase1"].mu)) == len(trees.flatten(params)) > len(kept) > 0
     everything = run(model, params, name, mask=mask, adam=adam)
     for leaf, expected in trees.flatten(everything.params).items():
         np.testing.assert_allclose(trees.flatten(restricted.params)[leaf], expected, atol=1e-5, err_msg=leaf)
     assert sum(float(outside) for outside, _ in everything.moved.values()) == 0
 
 
-_ONE_SIDED = methods.METHODS["mmunlearner_vision"]
-_AHEAD = dataclasses.replace(_ONE_SIDED.phases[0], lookahead=0.3)
+_MASKED = methods.METHODS["mmunlearner"]
+_AHEAD = dataclasses.replace(_MASKED.phases[0], lookahead=0.3)
 
 
 @pytest.mark.parametrize(
     "method",
     [
-        *(methods.METHODS[name] for name in ("mmunlearner", "mmunlearner_official", "ga", "linear_only")),
-        dataclasses.replace(_ONE_SIDED, moments="shared"),
-        dataclasses.replace(_ONE_SIDED, phases=(_AHEAD, _ONE_SIDED.phases[1])),
-        dataclasses.replace(_ONE_SIDED, mask=dataclasses.replace(_ONE_SIDED.mask, clip="before")),
-        dataclasses.replace(_ONE_SIDED, mask=dataclasses.replace(_ONE_SIDED.mask, unlisted="pass")),
+        *(methods.METHODS[name] for name in ("mmunlearner_official", "ga")),
+        dataclasses.replace(_MASKED, moments="shared"),
+        dataclasses.replace(_MASKED, phases=(_AHEAD, _MASKED.phases[1])),
+        dataclasses.replace(_MASKED, mask=dataclasses.replace(_MASKED.mask, clip="before")),
+        dataclasses.replace(_MASKED, mask=dataclasses.replace(_MASKED.mask, unlisted="pass")),
+        dataclasses.replace(_MASKED, mask=dataclasses.replace(_MASKED.mask, gradients_only=True)),
     ],
 )
-def test_what_acts_on_the_other_side_is_kept_there(llava, method):
-    sides = llava[2].family.sides
-    assert Whole.of(method, sides).masked == ".*" and Whole.of(_ONE_SIDED, sides).masked == sides["vision"]
+def test_what_acts_on_leaves_that_no_mask_selects_is_kept_there(llava, method):
+    family = llava[2].family
+    assert Whole.of(method, family).masked == ".*" != Whole.of(_MASKED, family).masked
+
+
+def test_what_a_rule_scores_itself_is_what_its_steps_see(llava):
+    method = dataclasses.replace(_MASKED, mask=dataclasses.replace(_MASKED.mask, leaves=".*norm.*"))
+    masked = Whole.of(method, llava[2].family).masked
+    assert re.fullmatch(masked, "language_model/norm/weight") and not re.fullmatch(
+        masked, "language_model/x_proj/weight"
+    )
 
 
 def test_the_proof_sees_what_momentum_moves_outside_the_mask(llava):
@@ -235,6 +244,28 @@ def test_a_checkpoint_restores_onto_another_mesh(llava, tmp_path):
     restored = checkpoint.Checkpoints(tmp_path / "c").restore(5, like)
     same(restored, first)
     assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, restored, like))
+
+
+@pytest.mark.parametrize("name, every", [("mmunlearner", "retain"), ("projected", "forget")])
+def test_a_run_that_goes_on_with_other_devices_ends_where_it_would_have(llava, tmp_path, name, every):
+    folder, _, model = llava
+    what, made = {"mmunlearner": ("mask", random_mask), "projected": ("factors", random_factors)}[name]
+
+    def go(devices, until=None, where=tmp_path / "c"):
+        data, mesh = streams(), sharding.make_mesh(devices)
+        dying(data[every], until)
+        limits = {what: made(model, hf.load(folder, model, mesh))}
+        options = {"learning_rate": 1e-4, "iterations": 12, "where": where, "mesh": mesh, "data": data}
+        with pytest.raises(Killed) if until else contextlib.nullcontext():
+            return run(model, hf.load(folder, model, mesh), name, **options, **limits)
+
+    straight = go(1, where=None)
+    go(1, 6)
+    go(8, 11)
+    assert checkpoint.Checkpoints(tmp_path / "c").latest == 10
+    ended = trees.flatten(go(2).params)
+    for leaf, expected in trees.flatten(straight.params).items():
+        np.testing.assert_allclose(ended[leaf], expected, rtol=0, atol=1e-5, err_msg=leaf)
 
 
 def test_nothing_of_the_past_changes_when_a_loss_is_not_finite(llava, tmp_path):
