@@ -86,10 +86,8 @@ def recognised(model: models.Model, params: Params, stream: streams.Stream, mesh
     """
     logps = []
     with jax.set_mesh(mesh):
-        for batch, values in sharding.ahead(
-            (batch, answer_logps(model, params, sharding.put(batch, mesh)))
-            for batch in stream.looks(mesh.shape["data"])
-        ):
+        looks = stream.looks(mesh.shape["data"])
+        for batch, values in sharding.ahead((b, answer_logps(model, params, sharding.put(b, mesh))) for b in looks):
             found = sharding.host(values)[batch["row"] >= 0]
             check_finite(np.isfinite(found), lambda i, b=batch: stream.describe({"row": b["row"][i : i + 1]}))
             logps.append(found)

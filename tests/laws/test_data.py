@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import twins
-from mmu_jax import InputError, hf, losses, models
+from mmu_jax import InputError, hf, losses, models, sharding
 from mmu_jax.data import IMAGE, TEXT, Example, builders, loader, schema, streams, text, tiny, vision
 from mmu_jax.data.picture import Picture
 from mmu_jax.data.sets import faces
@@ -239,3 +239,14 @@ def test_streams_refuse_nothing_and_mixed_rows(processor, benchmark):
         streams.stream("forget", processor, [], None, people=people, rows=4, seed=0)
     with pytest.raises(InputError, match="expected only Pure_Text rows"):
         streams.stream("text", processor, [Example("0", IMAGE, "q", "a")], None, people=people, rows=4, seed=0)
+
+
+def test_what_is_wrong_with_a_photo_of_a_batch_is_told():
+    def fill(target, row):
+        if row == 2:
+            raise InputError("expected a photo, found none in row 2; add it")
+        target.fill(row)
+
+    np.testing.assert_array_equal(sharding.rows((2, 3), fill), [[0] * 3, [1] * 3])
+    with pytest.raises(InputError, match="row 2"):
+        sharding.rows((4, 3), fill)

@@ -39,14 +39,12 @@ def test_every_module_has_its_page():
 def test_the_plans_of_published_models_are_those_that_the_page_tells():
     from experiments import footprint
 
-    found, name = {}, ""
-    for line in (
-        (ROOT / "docs" / "memory.md").read_text().split("## Published models")[1].split("\n## ")[0].splitlines()
-    ):
-        if cells := re.findall(r"\| (.*?) (?=\|)", line):
+    text, found, name = (ROOT / "docs" / "memory.md").read_text(), {}, ""
+    for line in text.split("## Published models")[1].split("\n## ")[0].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and re.fullmatch(r"\d x \d", cells[1]):
             name = cells[0].lower() or name
-            if " / " in cells[-1]:
-                found[name, cells[1]] = [tuple(map(int, cell.split(" / "))) for cell in cells[2:]]
+            found[name, cells[1]] = [tuple(map(int, cell.split(" / "))) for cell in cells[2:]]
     want = {
         (row["model"], "{} x {}".format(*row["devices"])): [
             tuple(map(round, row[how][:2])) for how in ("params", "lora")

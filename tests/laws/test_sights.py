@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmu_jax import evaluate, hf, models, sharding
-from mmu_jax.data import IMAGE, Choice, loader, streams, vision
+from mmu_jax.data import IMAGE, Choice, Example, loader, streams, vision
 from twins import photo
 
 QUESTIONS = ["Who is this?", "Where was this person born, if anyone knows?", "What is her job?", "How old is she?"]
@@ -55,6 +55,22 @@ def test_questions_about_one_photo_see_it_once(asked, shape, monkeypatch):
     np.testing.assert_allclose(logps, plain, atol=1e-5)
     assert said == also
     assert np.abs(logps[:2] - logps[4:6]).max() > 1e-4, "the same questions about other photos"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 2)], ids=str)
+def test_a_look_at_training_rows_sees_a_photo_once(asked, shape, monkeypatch):
+    folder, model, processor, album = asked
+    mesh = sharding.make_mesh(*shape)
+    rows = [Example("7", IMAGE, q, "Ada Becker", photo) for photo in (1, 0, 2) for q in QUESTIONS]
+    dealt = streams.stream("forget", processor, rows, album, people={"7": 0}, rows=8, seed=0)
+    seen, params, (first, *_) = list(dealt.looks(shape[0])), hf.load(folder, model, mesh), model.family.arrays
+    assert [len(batch[first]) for batch in seen] == [4 if shape[0] == 4 else 2] * 2
+    assert [batch["photo"].tolist() for batch in seen] == [[0] * 4 + [1] * 4, [0] * 8]
+    found = evaluate.recognised(model, params, dealt, mesh)
+    monkeypatch.setattr(streams.Stream, "looks", lambda self, devices: self.epoch())
+    apart = evaluate.recognised(model, params, dealt, mesh)
+    np.testing.assert_allclose(found.values, apart.values, rtol=1e-5)
+    assert len(found.values) == 12 and found.people.tolist() == apart.people.tolist() == ["7"] * 12
 
 
 def test_a_batch_of_as_many_photos_as_rows_sees_each(asked, monkeypatch):
