@@ -75,6 +75,9 @@ class LoRA:
                 "trains is lora.targets; put the scope there"
             )
 
+    def check_mask(self, mask: Mask) -> None:
+        del mask  # a plan shows how much of it the targets reach
+
     def start(self, params: Params, phases: Iterable["Phase"], seed: int) -> dict[str, Tree]:
         """New adapters, by kind."""
         key = jax.random.key(seed)
@@ -343,6 +346,5 @@ def moved(spec: LoRA, before: Tree, after: Tree, mask: Mask) -> Counts:
             return (jnp.sum(changed & ~layer[2], dtype=jnp.float32), jnp.sum(changed & layer[2], dtype=jnp.float32))
 
         layers = (old, second[name], masks[name])
-        found = jax.lax.map(one, layers) if masks[name].ndim > 2 else one(layers)
-        counts[name] = tuple(jnp.sum(x) for x in found)
+        counts[name] = tuple(map(jnp.sum, jax.lax.map(one, layers) if masks[name].ndim > 2 else one(layers)))
     return counts

@@ -190,8 +190,9 @@ def _official(source: str, *, clip_retain: bool) -> Method:
     of the language side); the CLEAR script can take its steps on the answer alone (``--ans_only``, which its README turns
     on, without the end of turn) and scores batches of 2: here every token, and the batch of the steps; scores are float32
     (there the dtype of the params, whose rounding decides much of the mask); a leaf that has no gradient at all in either set
-    is not selected, and the biases of keys in CLIP's tower have none (there what rounding makes of zero); clipping divides by the norm (there by the norm + 1e-6); a schedule falls step by step (there once an
-    epoch, so that in the one epoch of the recipe the rate is constant: ``schedule='constant'``).
+    is not selected, and the biases of keys in CLIP's tower have none (there what rounding makes of zero); clipping divides by the
+    norm (there by the norm + 1e-6); a schedule falls step by step (there once an epoch, so that in the one epoch of the recipe the
+    rate is constant: ``schedule='constant'``).
     """
     return Method(
         (

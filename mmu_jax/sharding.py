@@ -125,7 +125,12 @@ def places(tree: Tree) -> Places:
 
 @functools.cache
 def _makers() -> concurrent.futures.Executor:
-    return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "rows")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return concurrent.futures.ThreadPoolExecutor(cores, "rows")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_makers.cache_clear)  # a fork has none of the threads
 
 
 class Rows:

@@ -57,7 +57,8 @@ def fit(
       streams: by the names the method's losses use.
       mask: required if the method has one; checked against the params.
       factors: required if the method has a projected phase; trees of ``curvature.Factor`` like the params.
-      watched: required if the plan has a stop: the right answers about the people to forget, whose probability is looked at.
+      watched: required if the plan has a stop: the right answers about the people to forget, whose probability is looked at; a stream
+        with ``looks`` (``data.streams.Stream.looks``).
       programs: those of other runs of this model, with which this one shares what it can.
       checkpoints: where the state is kept every ``save_every`` iterations, and when ``save_minutes`` have gone by since it last
         was (0: by iterations alone); the same call again resumes from there and ends in the same bits, whenever it was kept.
@@ -204,6 +205,7 @@ def _check(p: Plan, params: Params, streams: dict[str, Stream], limits: Limits, 
         if limits.mask is None:
             raise InputError("expected a mask for this method, found none; run the saliency stage first")
         trees.check_like(limits.mask, params, "the mask", dtype=jnp.bool_)
+        p.trainable.check_mask(limits.mask)
     if p.method.projects:
         if limits.factors is None:
             raise InputError("expected factors for this method, found none; run the factors stage first")

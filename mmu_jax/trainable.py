@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import trees
+from mmu_jax import InputError, trees
 from mmu_jax.curvature import Factors
 from mmu_jax.trees import Mask, Params, Tree
 
@@ -78,6 +78,9 @@ class Trainable(Protocol):
     def check(self, method: "Method") -> None:
         """Raises InputError for a ``methods.Method`` that would not do here what its row says."""
 
+    def check_mask(self, mask: Mask) -> None:
+        """Raises InputError for a mask that selects what no masked step here would move, where nothing tells of it."""
+
     def start(self, params: Params, phases: Iterable["Phase"], seed: int) -> Tree:
         """What trains, at iteration 0."""
 
@@ -116,7 +119,7 @@ def states(method: "Method") -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """The params themselves, or those leaves of them that match ``scope``; in masked phases, that match ``masked`` too.
+    """The params themselves, or those leaves of them that match ``scope``; in masked phases, that match all of ``masked`` too.
 
     >>> view = Whole('w').view({'w': 1, 'b': 2}, None, Limits(), None)
     >>> view.part, view.whole({'w': 3, 'b': None})
@@ -124,11 +127,11 @@ class Whole:
 
     Attributes:
       scope: pattern of the leaves that train.
-      masked: pattern of those that a mask may select. Of the others a masked phase has no gradient and no moments.
+      masked: patterns of those that a mask may select. Of the others a masked phase has no gradient and no moments.
     """
 
     scope: str = ".*"
-    masked: str = dataclasses.field(default=".*", compare=False)  # :meth:`sees` tells it where a phase does
+    masked: tuple[str, ...] = dataclasses.field(default=(), compare=False)  # :meth:`sees` tells it where a phase does
     consumes = True
     limits_in_params = False
 
@@ -145,16 +148,23 @@ class Whole:
             return cls(method.scope)
         if method.moments == "shared":
             return cls(method.scope)
-        scored, side = rule.leaves or family.eligible, family.sides.get(rule.side, ".*")
-        return cls(method.scope, f"(?=(?:{side})$)(?:{scored})")
+        sides = () if rule.side == "both" else (family.sides[rule.side],)
+        return cls(method.scope, (rule.leaves or family.eligible, *sides))
 
     @property
     def reach(self) -> str:
         return self.scope
 
-    def _moves(self, phase: "Phase") -> str:
-        both = phase is not None and phase.masked and self.masked != ".*"
-        return f"(?=(?:{self.scope})$)(?:{self.masked})" if both else self.scope
+    def _also(self, phase: "Phase | None") -> tuple[str, ...]:
+        return self.masked if phase is not None and phase.masked else ()
+
+    def _split(self, tree: Tree, phase: "Phase | None") -> tuple[Tree, Tree]:
+        """What a phase moves of a tree like the params, and the rest."""
+        part, rest = trees.split(tree, self.scope)
+        for pattern in self._also(phase):
+            part, beside = trees.split(part, pattern)
+            rest = trees.merge(rest, beside)
+        return part, rest
 
     def check(self, method: "Method") -> None:
         del method  # every row of the table is written for it
@@ -165,11 +175,21 @@ class Whole:
 
     def view(self, trained: Tree, frozen: Params | None, limits: Limits, phase: "Phase") -> View:
         del frozen, limits
-        part, rest = trees.split(trained, self._moves(phase))
+        part, rest = self._split(trained, phase)
         return View(part, lambda part: trees.merge(part, rest), lambda part: trees.merge(part, rest))
 
-    def sees(self, phase: "Phase") -> Hashable:
-        return self._moves(phase)
+    def sees(self, phase: "Phase") -> tuple[str, tuple[str, ...]]:
+        return self.scope, self._also(phase)
+
+    def check_mask(self, mask: Mask) -> None:
+        may = trees.flatten(mask)
+        for pattern in self.masked:
+            may = trees.flatten(trees.split(may, pattern)[0])
+        if odd := [name for name, leaf in trees.flatten(mask).items() if name not in may and bool(jnp.any(leaf))]:
+            raise InputError(
+                f"expected a mask that selects nothing but leaves that match {' and '.join(self.masked)}, found entries of {odd[0]!r}; leave "
+                "them out (masks.restrict), or train Whole(), which has gradients and moments of all"
+            )
 
     def moved(self, before: Tree, after: Tree, mask: Mask) -> Counts:
         before, after, mask, counts = trees.flatten(before), trees.flatten(after), trees.flatten(mask), {}
@@ -189,7 +209,7 @@ class Whole:
         return None
 
     def needs(self, params: Params, method: "Method", count: Callable[..., int]) -> dict[str, int]:
-        parts = [count(trees.split(params, self._moves(phase))[0], np.float32) for phase in method.phases]
+        parts = [count(self._split(params, phase)[0], np.float32) for phase in method.phases]
         needs = {"gradients": max(parts), "moments": 2 * (sum(parts) if states(method) > 1 else parts[0])}
         return needs | ({"teacher": count(params, np.float32)} if "teacher" in method.needs else {})
 

@@ -1,6 +1,7 @@
 """Random batches, masks and small runs."""
 
 import dataclasses
+import re
 import types
 import zlib
 
@@ -55,7 +56,7 @@ class Batches:
     def epoch(self):
         return map(self.batch, range(self.steps))
 
-    def looks(self, devices):
+    def looks(self, devices=1):
         return self.epoch()
 
     def describe(self, batch):
@@ -75,7 +76,7 @@ def streams(**changes):
 def random_mask(model, params, seed=0):
     def leaf(name, p):
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-        chosen = jax.random.bernoulli(key, 0.4, p.shape) & ("proj/weight" in name)
+        chosen = jax.random.bernoulli(key, 0.4, p.shape) & bool(re.fullmatch(model.family.eligible, name))
         return jax.device_put(chosen, p.sharding)
 
     return trees.map_named(leaf, params)
@@ -170,7 +171,7 @@ class Rows:
     def epoch(self):
         return map(self.batch, range(self.steps))
 
-    def looks(self, devices):
+    def looks(self, devices=1):
         return self.epoch()
 
     def describe(self, batch):

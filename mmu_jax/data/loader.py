@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from PIL.Image import Image
 
 from mmu_jax.data import Choice, Example, Person, Processor, text, vision
-from mmu_jax.data.picture import Later, Picture
+from mmu_jax.data.picture import Later, Picture, levels
 from mmu_jax.data.sizes import ANY, Sizes, fit
 
 KEPT = 2**31  # bytes of the photos of an album that stay in memory: some six thousand of 336 x 336
@@ -53,8 +53,11 @@ def shown(
 ) -> list[Picture | Later]:
     """The same of encoded photos, each with what it is called in messages."""
 
+    shades = levels(processor.image_processor) if encoded else None
+
     def make(part):
-        return vision.pictures(processor, [vision.decode(*photo) for photo in part], max_pixels, [n for _, n in part])
+        images, names = [vision.decode(*photo) for photo in part], [name for _, name in part]
+        return vision.pictures(processor, images, max_pixels, names, shades)
 
     pictures: list[Picture | Later] = []
     for start in range(0, len(encoded), 256):

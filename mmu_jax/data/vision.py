@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import struct
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ TURNS = {
 }
 WHITES = {"I": (255, 65535, 2**31 - 1), "F": (1, 255, 65535)}  # the white levels that deep grey files are written with
 EDGES = (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels"))  # the spellings of the bounds in files
+_OPENING = threading.Lock()  # what becomes of a warning is decided for all threads
 LARGEST = 2**27  # pixels of a resized photo: only a stripe needs more, and it would take gigabytes
 
 
@@ -45,13 +47,13 @@ def decode(encoded: bytes, where: str) -> Image.Image:
       InputError: it is none of ``FORMATS``, is cut off or damaged, or would unpack to more pixels than Pillow allows.
     """
     try:
-        with warnings.catch_warnings():
+        with _OPENING, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-            image.load()
-            # Not ImageOps.exif_transpose: it also writes the EXIF block anew, which fails on odd tags.
-            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-            image = image if image.mode[0] in "IF" else _on_white(image)
+        image.load()
+        # Not ImageOps.exif_transpose: it also writes the EXIF block anew, which fails on odd tags.
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        image = image if image.mode[0] in "IF" else _on_white(image)
     except BOMBS as error:
         raise InputError(f"expected a photo of ordinary size, found {error} for {where}; shrink it") from error
     except FAULTS as error:
@@ -95,19 +97,23 @@ def _grey(image: Image.Image, where: str) -> Image.Image:
 
 
 def pictures(
-    processor: Processor, images: Sequence[Image.Image], max_pixels: int = 0, names: Sequence[str] = ()
+    processor: Processor,
+    images: Sequence[Image.Image],
+    max_pixels: int = 0,
+    names: Sequence[str] = (),
+    shades: np.ndarray | None = None,
 ) -> list[Picture]:
     """Resized, cropped and normalised by the processor.
 
     ``max_pixels`` bounds images that keep their own size, where the checkpoint's own bound is not smaller; ``names`` name
-    the images in errors.
+    the images in errors; ``shades`` are ``picture.levels`` of the image processor, where they are known.
 
     Raises:
       InputError: as :func:`measure`.
     """
     made, names = processor.image_processor, names or [f"image {i}" for i in range(len(images))]
     sizes = [measure(processor, image.size, max_pixels, name) for image, name in zip(images, names, strict=True)]
-    shades = levels(made)
+    shades = levels(made) if shades is None else shades
     if not _keeps_size(made):
         codes = coded(made, images)["pixel_values"]
         return [Picture(own, shades, size.tokens) for own, size in zip(codes, sizes, strict=True)]

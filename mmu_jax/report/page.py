@@ -38,8 +38,9 @@ DISTANCE = (
     "probabilities, from 0 (as gold) to 1; JS in bins of a tenth."
 )
 PROOF = (
-    "Counted on device in every masked step. With LoRA it is the merged update that is counted, and the mask is a factor of "
-    "it: nothing can move outside, and what moved inside shows that it acts."
+    "Counted on device in the first two masked steps and every eighth. Leaves of which a mask selects nothing take no part in them where "
+    "that is known beforehand: they stand with 0. With LoRA it is the merged update that is counted, and the mask is a factor of it: nothing "
+    "can move outside, and what moved inside shows that it acts."
 )
 LIMITS = (
     "A model that no longer answers has not been shown to hold nothing: forgetting is measured by behaviour. Intervals on "

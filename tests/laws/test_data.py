@@ -1,6 +1,9 @@
 """The embedded benchmark, the template, and streams that are pure functions of (seed, step)."""
 
 import dataclasses
+import subprocess
+import sys
+import warnings
 
 import jax
 import numpy as np
@@ -250,3 +253,29 @@ def test_what_is_wrong_with_a_photo_of_a_batch_is_told():
     np.testing.assert_array_equal(sharding.rows((2, 3), fill), [[0] * 3, [1] * 3])
     with pytest.raises(InputError, match="row 2"):
         sharding.rows((4, 3), fill)
+
+
+def test_photos_that_were_not_kept_are_decoded_by_threads_that_change_nothing_else(processor, benchmark):
+    kept, later = (loader.album(processor, benchmark.forget, keep=n).pictures for n in (loader.KEPT, 0))
+    before = list(warnings.filters)
+    for _ in range(5):
+        rows = (vision.arrays([[picture] for picture in pictures[:24]])["pixels"] for pictures in (kept, later))
+        np.testing.assert_array_equal(*rows)
+    assert warnings.filters == before, "what becomes of a warning is the caller's"
+
+
+def test_a_fork_deals_rows_too():
+    """As a worker of a loader of others would, on its own threads: in a process of its own, since JAX warns of forks."""
+    code = """if True:
+        import os
+        from mmu_jax import sharding
+
+        def rows():
+            return sharding.rows((4, 2), lambda target, row: target.fill(row)).tolist()
+
+        made, child = rows(), os.fork()
+        if not child:
+            os._exit(int(rows() != made))
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60).returncode == 0

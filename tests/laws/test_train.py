@@ -24,7 +24,7 @@ from mmu_jax import (
 )
 from mmu_jax.plan import Plan
 from mmu_jax.rules import Rule
-from mmu_jax.trainable import Whole
+from mmu_jax.trainable import Limits, Whole
 from toys import Batches, Killed, dying, make_batch, random_factors, random_mask, run, same, streams
 
 
@@ -130,15 +130,27 @@ _AHEAD = dataclasses.replace(_MASKED.phases[0], lookahead=0.3)
 )
 def test_what_acts_on_leaves_that_no_mask_selects_is_kept_there(llava, method):
     family = llava[2].family
-    assert Whole.of(method, family).masked == ".*" != Whole.of(_MASKED, family).masked
+    assert Whole.of(method, family).masked == () != Whole.of(_MASKED, family).masked
 
 
-def test_what_a_rule_scores_itself_is_what_its_steps_see(llava):
-    method = dataclasses.replace(_MASKED, mask=dataclasses.replace(_MASKED.mask, leaves=".*norm.*"))
-    masked = Whole.of(method, llava[2].family).masked
-    assert re.fullmatch(masked, "language_model/norm/weight") and not re.fullmatch(
-        masked, "language_model/x_proj/weight"
-    )
+@pytest.mark.parametrize("leaves", ["(?i).*NORM.*/weight", r"(.*)/(input|post_attention)_layer\w*/weight"])
+@pytest.mark.parametrize("side", ["both", "language"])
+def test_what_a_rule_scores_itself_is_what_its_steps_see(llava, leaves, side):
+    """As it stands, whatever else is asked of a leaf: a flag or a group of one pattern is not that of another."""
+    abstract, family = llava[2].abstract(), llava[2].family
+    method = dataclasses.replace(_MASKED, mask=dataclasses.replace(_MASKED.mask, leaves=leaves, side=side))
+    part = Whole.of(method, family).view(abstract, None, Limits(), method.phases[0]).part
+    scored = trees.flatten(trees.split(abstract, leaves)[0])
+    of_side = {name for name in scored if side == "both" or re.fullmatch(family.sides[side], name)}
+    assert trees.flatten(part).keys() == of_side and len(of_side) >= 2
+
+
+def test_a_mask_of_what_no_step_would_move_is_refused(llava):
+    folder, _, model = llava
+    params, method = hf.load(folder, model), methods.METHODS["mmunlearner"]
+    ones = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    with pytest.raises(InputError, match=r"found entries of 'language_model/embed_tokens/weight'; leave them out"):
+        run(model, params, "mmunlearner", mask=ones, trainable=Whole.of(method, model.family))
 
 
 def test_the_proof_sees_what_momentum_moves_outside_the_mask(llava):
@@ -256,6 +268,7 @@ def test_a_run_that_goes_on_with_other_devices_ends_where_it_would_have(llava, t
         dying(data[every], until)
         limits = {what: made(model, hf.load(folder, model, mesh))}
         options = {"learning_rate": 1e-4, "iterations": 12, "where": where, "mesh": mesh, "data": data}
+        options["trainable"] = Whole.of(methods.METHODS[name], model.family)
         with pytest.raises(Killed) if until else contextlib.nullcontext():
             return run(model, hf.load(folder, model, mesh), name, **options, **limits)
 
