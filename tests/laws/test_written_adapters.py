@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from mmu_jax import InputError, adapters, curvature, hf, lora, models, sharding, trees
+from mmu_jax import InputError, adapters, curvature, hf, lora, masks, models, sharding, trees
 from mmu_jax.directory import ADAPTER
 from mmu_jax.study import records
 from mmu_jax.study.study import Study
@@ -182,7 +182,7 @@ def trained_and_mask(llava, kinds=("free", "masked")):
 
 def test_a_mask_that_keeps_single_entries_leaves_no_factors(llava, tmp_path):
     folder, model, params, trained = trained_and_mask(llava)
-    low = lora.low_rank(SPEC, trained, random_mask(model, params))
+    low = lora.low_rank(SPEC, trained, masks.restrict(random_mask(model, params), ".*proj/weight"))
     targets = [name for name, yes in trees.flatten(trees.select(params, SPEC.targets)).items() if yes]
     touched = [name for name in targets if "proj/weight" in name]
     assert low.others == touched and touched
