@@ -1,12 +1,16 @@
 """SIGTERM, which a scheduler sends before it takes a machine away: a run ends in one line, and its training where it was."""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from mmu_jax import Stopped
+
+AGAIN = 0.1  # seconds until a signal that was heard in a destructor, whose exceptions Python drops, is sent once more
 
 
 class Stopping:
@@ -30,10 +34,12 @@ class Stopping:
             yield
             return
         self.asked = False  # of an earlier run in this process
-        before = signal.signal(signal.SIGTERM, self._hear)
+        before, told = signal.signal(signal.SIGTERM, self._hear), sys.unraisablehook
+        sys.unraisablehook = lambda dropped: _again(dropped, told)
         try:
             yield
         finally:
+            sys.unraisablehook = told
             signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: of no Python
 
     @contextlib.contextmanager
@@ -56,3 +62,13 @@ class Stopping:
 
     def _end(self) -> NoReturn:
         raise Stopped(f"in {self.doing}" if self.doing else "")
+
+
+def _again(dropped: Any, told: Callable[[Any], Any]) -> None:
+    """``sys.unraisablehook``: has SIGTERM come again where the exception that it raised was dropped; else what was there before."""
+    if not isinstance(dropped.exc_value, Stopped):
+        told(dropped)
+        return
+    timer = threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()

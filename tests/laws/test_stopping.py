@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import threading
+import time
 
 import pytest
 
@@ -34,6 +36,34 @@ def test_it_ends_what_is_done_at_once_and_the_handler_before_is_there_again(thei
         raise AssertionError("it went on")
     terminate()
     assert theirs == [True]
+
+
+def test_what_a_destructor_heard_is_heard_again(theirs, capsys):
+    """Python drops what is raised in one, and would print it."""
+
+    class Held:
+        def __del__(self):
+            terminate()
+            time.sleep(0)
+
+    before = sys.unraisablehook
+    with pytest.raises(Stopped, match="in data;"), Stopping("data").listening():
+        Held()
+        time.sleep(10)
+        raise AssertionError("it went on")
+    assert theirs == [] and sys.unraisablehook is before and capsys.readouterr() == ("", "")
+
+
+def test_what_else_is_dropped_is_told_as_before(monkeypatch):
+    class Held:
+        def __del__(self):
+            raise ValueError("of its own")
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(str(dropped.exc_value)))
+    with Stopping("data").listening():
+        Held()
+    assert told == ["of its own"]
 
 
 def test_a_loop_that_waits_is_told_and_says_where_it_ended(theirs):
