@@ -158,10 +158,10 @@ class Whole:
     def _also(self, phase: "Phase | None") -> tuple[str, ...]:
         return self.masked if phase is not None and phase.masked else ()
 
-    def _split(self, tree: Tree, phase: "Phase | None") -> tuple[Tree, Tree]:
-        """What a phase moves of a tree like the params, and the rest."""
+    def _split(self, tree: Tree, also: tuple[str, ...]) -> tuple[Tree, Tree]:
+        """The leaves of a tree like the params that match the scope and all of ``also``, and the rest."""
         part, rest = trees.split(tree, self.scope)
-        for pattern in self._also(phase):
+        for pattern in also:
             part, beside = trees.split(part, pattern)
             rest = trees.merge(rest, beside)
         return part, rest
@@ -175,20 +175,18 @@ class Whole:
 
     def view(self, trained: Tree, frozen: Params | None, limits: Limits, phase: "Phase") -> View:
         del frozen, limits
-        part, rest = self._split(trained, phase)
+        part, rest = self._split(trained, self._also(phase))
         return View(part, lambda part: trees.merge(part, rest), lambda part: trees.merge(part, rest))
 
     def sees(self, phase: "Phase") -> tuple[str, tuple[str, ...]]:
         return self.scope, self._also(phase)
 
     def check_mask(self, mask: Mask) -> None:
-        may = trees.flatten(mask)
-        for pattern in self.masked:
-            may = trees.flatten(trees.split(may, pattern)[0])
-        if odd := [name for name, leaf in trees.flatten(mask).items() if name not in may and bool(jnp.any(leaf))]:
+        beyond = trees.flatten(self._split(mask, self.masked)[1])
+        if odd := [name for name, leaf in beyond.items() if jnp.any(leaf)]:
             raise InputError(
-                f"expected a mask that selects nothing but leaves that match {' and '.join(self.masked)}, found entries of {odd[0]!r}; leave "
-                "them out (masks.restrict), or train Whole(), which has gradients and moments of all"
+                f"expected a mask that selects nothing but leaves that match {' and '.join((self.scope, *self.masked))}, found entries "
+                f"of {odd[0]!r}; leave them out (masks.restrict), or train Whole(), which has gradients and moments of all"
             )
 
     def moved(self, before: Tree, after: Tree, mask: Mask) -> Counts:
@@ -209,7 +207,7 @@ class Whole:
         return None
 
     def needs(self, params: Params, method: "Method", count: Callable[..., int]) -> dict[str, int]:
-        parts = [count(self._split(params, phase)[0], np.float32) for phase in method.phases]
+        parts = [count(self._split(params, self._also(phase))[0], np.float32) for phase in method.phases]
         needs = {"gradients": max(parts), "moments": 2 * (sum(parts) if states(method) > 1 else parts[0])}
         return needs | ({"teacher": count(params, np.float32)} if "teacher" in method.needs else {})
 
