@@ -37,7 +37,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["mmu_jax", "mmu_jax.*"]),
-    package_data={"mmu_jax": ["py.typed"], "mmu_jax.report": ["page.html"]},
+    package_data={"mmu_jax": ["py.typed"], "mmu_jax.data.general": ["everyday.tsv"], "mmu_jax.report": ["page.html"]},
     install_requires=["jax>=0.10", "flax>=0.12", "optax>=0.2.8", "numpy>=2.0", "safetensors>=0.6"],
     extras_require={
         "run": RUN,
@@ -45,6 +45,7 @@ setup(
         "test": [
             *RUN,
             "axe-core-python>=0.1",  # the file of axe, with which chromium judges the report
+            "gguf>=0.17",
             "ipykernel>=7",
             "nbclient>=0.10",
             "nbformat>=5.10",
@@ -61,6 +62,8 @@ setup(
         "wandb": ["wandb>=0.31"],
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        # To start from a language model in a GGUF file (config.model.language).
+        "gguf": ["gguf>=0.17"],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29", "ruff>=0.14"],
     },
 )

@@ -6,8 +6,7 @@ from mmu_jax.data import IMAGE, TEXT
 from mmu_jax.methods import METHODS
 
 Rates = tuple[float, float]  # of a method, and of its steps that only descend
-CHOOSING = [(3, 0), (3, 1)]  # pairs of seed and group on which rates are chosen, and which are not reported
-REPORTED = [(seed, group) for seed in (0, 1, 2) for group in (2, 3, 4, 5, 6)]
+Pair = tuple[int, int]  # of seed and group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Setting:
     Attributes:
       replay: share of the questions about the people to keep.
       methods: method -> the rates at which it is reported, written before that was run; of several the first are those that
-        it is named by.
+        it is named by. None: those that are best on the pairs that choose, by a rule that was.
       rates, retained: the grid of those, on the pairs that only choose; the second of methods that have such steps.
       primary: ``(axis, metric)`` by which the rates of each method are chosen.
       iterations: the most; a run ends before where its stop rule says.
@@ -31,7 +30,24 @@ class Setting:
     primary: tuple[str, str] = ("retain_test", "probability")
 
 
-COMPARED = {
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """What is compared on whom.
+
+    Attributes:
+      choosing: pairs of seed and group on which rates are chosen, and which are not reported.
+      reported: those that are.
+      settings: by name.
+      deep: settings whose models are relearned too.
+    """
+
+    choosing: tuple[Pair, ...]
+    reported: tuple[Pair, ...]
+    settings: dict[str, Setting]
+    deep: tuple[str, ...] = ()
+
+
+TINY = {
     "none": Setting(
         0.0,
         {
@@ -82,8 +98,29 @@ COMPARED = {
         primary=("forget_qa", "exact"),
     ),
 }
+# At the second size (configs/smol.py): one seed, three groups, and a fourth to choose on.
+SMOL = {
+    "none": Setting(
+        0.0,
+        {"ga": (), "npo": (), "mmunlearner": (), "mask_random": (), "projected": ()},
+        (3e-6, 1e-5, 3e-5, 1e-4),
+        300,
+    ),
+    "all": Setting(
+        1.0,
+        {"grad_diff": (), "grad_diff_alternate": (), "mmunlearner": (), "projected_retain": ()},
+        (1e-5, 3e-5, 1e-4),
+        400,
+        (2e-5,),
+    ),
+}
+DESIGNS = {
+    "tiny": Design(
+        ((3, 0), (3, 1)), tuple((seed, group) for seed in (0, 1, 2) for group in (2, 3, 4, 5, 6)), TINY, ("none", "all")
+    ),
+    "smol": Design(((0, 4),), ((0, 1), (0, 2), (0, 3)), SMOL),
+}
 GUARDS = (("forget_qa", "exact"), ("retain_qa", "exact"))
-DEEP = ("none", "all")  # settings whose models are relearned too
 # Axis -> split, kind of question.
 AXES = {
     "forget": ("forget", IMAGE),
@@ -97,7 +134,11 @@ AXES = {
 
 def label(setting: Setting, name: str, rates: Rates) -> str:
     """What a method at its rates is called: by its name alone at the first of them."""
-    return name if rates == setting.methods[name][0] else f"{name} at {said(setting, name, rates)}"
+    return (
+        name
+        if rates in setting.methods[name][:1] or not setting.methods[name]
+        else f"{name} at {said(setting, name, rates)}"
+    )
 
 
 def descends(setting: Setting, name: str) -> bool:

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,20 +22,27 @@ import numpy as np
 from absl import app, flags
 
 from experiments import command, told
-from experiments.design import AXES, CHOOSING, COMPARED, DEEP, GUARDS, REPORTED, Rates, Setting, descends, label, said
+from experiments.design import AXES, DESIGNS, GUARDS, Design, Rates, Setting, descends, label, said
 from mmu_jax import InputError, NotFiniteError, attacks, evaluate, files, train_state
 from mmu_jax.methods import METHODS
-from mmu_jax.study import attacking, scoring, settings, stages, steps, unlearning
+from mmu_jax.study import attacking, general, scoring, settings, stages, steps, unlearning
 from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 from mmu_jax.trees import Params
 
+DESIGN = flags.DEFINE_enum("design", "tiny", list(DESIGNS), "What is compared on whom (experiments/design.py).")
 PARTS = ("prepare", "choose", "measure", "tell")
 PART = flags.DEFINE_list("part", ["prepare", "measure", "tell"], f"Parts, in order, of {', '.join(PARTS)}.")
 SEEDS = flags.DEFINE_list("only_seeds", [], "Only these seeds.")
 GROUPS = flags.DEFINE_list("only_groups", [], "Only these groups.")
 SETTINGS = flags.DEFINE_list("only_settings", [], "Only these settings.")
 NAMES = flags.DEFINE_list("only_methods", [], "Only these methods.")
+
+
+def design() -> Design:
+    """What the flags say is compared on whom."""
+    return DESIGNS[DESIGN.value]
+
 
 ROW = {"setting": str, "method": str, "rate": float, "retain_rate": float, "axes": dict, "made": str}
 
@@ -75,7 +83,7 @@ def prepare(pairs: list[tuple[int, int]]) -> None:
 
 def prepare_pair(work: Workspace, pair: tuple[int, int]) -> None:
     """Factors and masks of a pair, and where it is reported its gold model and what that and vanilla know."""
-    names = {name for setting in COMPARED.values() for name in setting.methods}
+    names = {name for setting in design().settings.values() for name in setting.methods}
     with work.config.unlocked():
         work.config.unlearn.methods = tuple(sorted(names))
     if not work.factors.exists():
@@ -83,7 +91,7 @@ def prepare_pair(work: Workspace, pair: tuple[int, int]) -> None:
     masked = [name for name in names if METHODS[name].mask and not work.mask(name).exists()]
     for name in sorted(masked, key=lambda name: str(METHODS[name].mask.reads)):
         scoring.mask(work, name)
-    if pair in REPORTED:
+    if pair in design().reported:
         if not (work.folder("gold") / "config.json").exists():
             steps.fine_tune(work, "gold")
         baselines(pair)
@@ -102,7 +110,7 @@ def known(work: Workspace, params: Params) -> dict[str, dict[str, dict[str, floa
         found[axis] = {name: evaluate.by_person(items[name]) for name in ("probability", "exact")}
         if axis == "forget_test":
             found[axis]["items"] = [round(float(p), 5) for p in items["probability"].values]
-    return found
+    return found | {name: {"right": general.rights(work, params, name)} for name in work.general}
 
 
 def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
@@ -144,7 +152,7 @@ def rows_of(work: Workspace, setting: str, name: str) -> tuple[pathlib.Path, lis
 
 def there(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: bool = False) -> tuple[dict, dict | None]:
     """What the row of a method at its rates is known by, and the row, None if it was not measured."""
-    setting = COMPARED[key]
+    setting = design().settings[key]
     stop = of_pair(*pair).config.unlearn.stop.to_dict()
     made = json.dumps([METHODS[name].arithmetic(), setting.iterations, setting.replay, stop], sort_keys=True)
     sought = {"setting": key, "method": name, "rate": rates[0], "retain_rate": rates[1], "made": made}
@@ -158,7 +166,7 @@ def read(pair: tuple[int, int], key: str, name: str, rates: Rates) -> dict:
     Raises:
       InputError: it was not measured.
     """
-    row = there(pair, key, name, rates, deep=key in DEEP)[1]
+    row = there(pair, key, name, rates, deep=key in design().deep)[1]
     if row is None:
         raise InputError(
             f"expected every method measured on every pair, found no {name} at {rates[0]:g} / {rates[1]:g} of setting {key} on seed "
@@ -172,7 +180,7 @@ def measured(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: boo
     sought, row = there(pair, key, name, rates, deep)
     if row is not None:
         return row
-    work, setting = configured(of_pair(*pair), COMPARED[key]), COMPARED[key]
+    work, setting = configured(of_pair(*pair), design().settings[key]), design().settings[key]
     path = rows_of(work, key, name)[0]
     row = sought | {"seed": pair[0], "group": pair[1]} | measure(work, setting, name, rates, deep)
     files.write_json(path, [*rows_of(work, key, name)[1], row])  # another process may have measured meanwhile
@@ -203,7 +211,7 @@ def same_config() -> None:
 
 def wanted(key: str) -> list[str]:
     """The methods of a setting that the flags ask for."""
-    return [name for name in COMPARED[key].methods if not NAMES.value or name in NAMES.value]
+    return [name for name in design().settings[key].methods if not NAMES.value or name in NAMES.value]
 
 
 def choose(keys: list[str], pairs: list[tuple[int, int]]) -> None:
@@ -213,17 +221,15 @@ def choose(keys: list[str], pairs: list[tuple[int, int]]) -> None:
             for pair in pairs:
                 for rates in grid(key, name):
                     measured(pair, key, name, rates)
-            if pairs == CHOOSING:
-                best, written = chosen(key, name), COMPARED[key].methods[name][0]
-                print(
-                    f"{key} {name}: best at {best[0]:g} / {best[1]:g}, written {written[0]:g} / {written[1]:g}",
-                    flush=True,
-                )
+            if tuple(pairs) == design().choosing:
+                best, written = chosen(key, name), design().settings[key].methods[name][:1]
+                told_too = "".join(f", written {rate:g} / {retain:g}" for rate, retain in written)
+                print(f"{key} {name}: best at {best[0]:g} / {best[1]:g}{told_too}", flush=True)
 
 
 def grid(key: str, name: str) -> list[Rates]:
     """The rates at which a method is tried in a setting."""
-    setting = COMPARED[key]
+    setting = design().settings[key]
     retained = setting.retained if descends(setting, name) else setting.retained[:1]
     return [(rate, retain) for retain in retained for rate in setting.rates]
 
@@ -237,8 +243,8 @@ def chosen(key: str, name: str) -> Rates:
 
     Rates at which the guards hold go before others.
     """
-    axis, metric = COMPARED[key].primary
-    tried = {rates: [measured(pair, key, name, rates) for pair in CHOOSING] for rates in grid(key, name)}
+    axis, metric = design().settings[key].primary
+    tried = {rates: [measured(pair, key, name, rates) for pair in design().choosing] for rates in grid(key, name)}
 
     def guarded(rates):
         return all(mean(row, *guard) >= 0.97 for row in tried[rates] for guard in GUARDS)
@@ -249,6 +255,11 @@ def chosen(key: str, name: str) -> Rates:
     return best or max(ended, key=worth.get, default=grid(key, name)[-1])
 
 
+def reported(key: str, name: str) -> tuple[Rates, ...]:
+    """The rates at which a method is reported: those that are written, or where none are the best on the choosing pairs."""
+    return design().settings[key].methods[name] or (chosen(key, name),)
+
+
 def baselines(pair: tuple[int, int]) -> dict[str, dict]:
     """Vanilla and gold of a pair, asked and attacked as the methods are."""
     work, found = of_pair(*pair), {}
@@ -257,7 +268,8 @@ def baselines(pair: tuple[int, int]) -> dict[str, dict]:
         return files.read_json(path, "what vanilla and gold know")
     for name in ("vanilla", "gold"):
         params = work.load(work.folder(name), consumed=True)
-        found[name] = {"axes": known(work, params), "attacks": attacked(work, params)}
+        found[name] = {"axes": known(work, params)}
+        found[name] |= {"attacks": attacked(work, params)} if design().deep else {}
     files.write_json(path, found)
     return found
 
@@ -269,7 +281,7 @@ def numbers(values: list[str], flag: str) -> list[int]:
         raise InputError(f"expected whole numbers in --{flag}, found {','.join(values)!r}; correct it") from error
 
 
-def only(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def only(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Those pairs that the flags ask for."""
     seeds, groups = numbers(SEEDS.value, "only_seeds"), numbers(GROUPS.value, "only_groups")
     return [(s, g) for s, g in pairs if (not seeds or s in seeds) and (not groups or g in groups)]
@@ -281,9 +293,9 @@ def protocol() -> None:
         raise InputError("expected --workdir=DIR, found none; name a place for models and measurements")
     if command.SEEDS.present:
         raise InputError("expected --only_seeds, found --seeds, which the protocol names itself; remove it")
-    if strange := [name for name in (*PART.value, *SETTINGS.value) if name not in (*PARTS, *COMPARED)]:
+    if strange := [name for name in (*PART.value, *SETTINGS.value) if name not in (*PARTS, *design().settings)]:
         raise InputError(
-            f"expected parts among {', '.join(PARTS)} and settings among {', '.join(COMPARED)}, found {strange[0]!r}"
+            f"expected parts among {', '.join(PARTS)} and settings among {', '.join(design().settings)}, found {strange[0]!r}"
         )
     if given := settings.matching(
         command.given(),
@@ -298,33 +310,35 @@ def protocol() -> None:
         raise InputError(f"expected keys that the protocol does not set itself, found config.{given[0][0]}; remove it")
     same_config()
     with stages.keeping_compiled(pathlib.Path(command.WORKDIR.value) / "compiled"):
-        parts(set(PART.value), SETTINGS.value or list(COMPARED))
+        parts(set(PART.value), SETTINGS.value or list(design().settings))
 
 
 def parts(asked: set[str], keys: list[str]) -> None:
     """Those of the parts that are asked for, in the settings of ``keys``."""
     if "prepare" in asked:
-        choosing = CHOOSING if "choose" in asked else []
-        prepare(only(choosing + (REPORTED if "measure" in asked or not choosing else [])))
+        choosing = design().choosing if "choose" in asked else ()
+        prepare(only((*choosing, *(design().reported if "measure" in asked or not choosing else ()))))
     if "choose" in asked:
-        choose(keys, only(CHOOSING))
+        choose(keys, only(design().choosing))
     if "measure" in asked:
-        for pair in only(REPORTED):
+        for pair in only(design().reported):
             for key in keys:
                 for name in wanted(key):
-                    for rates in COMPARED[key].methods[name]:
-                        measured(pair, key, name, rates, deep=key in DEEP)
+                    for rates in reported(key, name):
+                        measured(pair, key, name, rates, deep=key in design().deep)
     if "tell" in asked:
-        shown = {
-            key: [(name, rates) for name, several in COMPARED[key].methods.items() for rates in several] for key in keys
-        }
-        rates = {
-            key: {label(COMPARED[key], *entry): said(COMPARED[key], *entry) for entry in entries}
-            for key, entries in shown.items()
-        }
-        rows = {(key, label(COMPARED[key], *entry), pair): read(pair, key, *entry)
-                for key, entries in shown.items() for entry in entries for pair in REPORTED}  # fmt: skip
-        told.write(pathlib.Path(command.WORKDIR.value), rates, rows, {pair: baselines(pair) for pair in REPORTED})
+        tell(keys)
+
+
+def tell(keys: list[str]) -> None:
+    """The tables of all that was measured in the settings of ``keys``."""
+    pairs, rates, rows = design().reported, {}, {}
+    for key in keys:
+        setting = design().settings[key]
+        entries = [(name, rate) for name in setting.methods for rate in reported(key, name)]
+        rates[key] = {label(setting, *entry): said(setting, *entry) for entry in entries}
+        rows |= {(key, label(setting, *entry), pair): read(pair, key, *entry) for entry in entries for pair in pairs}
+    told.write(pathlib.Path(command.WORKDIR.value), rates, rows, {p: baselines(p) for p in pairs}, design().deep)
 
 
 def main(argv: list[str]) -> None:

@@ -1,11 +1,11 @@
 """The tables of ``experiments.protocol``: means over pairs, paired differences with nested intervals, where runs landed."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.design import DEEP
 from mmu_jax import files, metrics
 from mmu_jax.report import figures
 from mmu_jax.report.tables import markdown
@@ -20,6 +20,7 @@ COLUMNS: tuple[Column, ...] = (
     ("Retain VQA exact ↑", "retain", "exact"),
     ("Forget QA exact ↑", "forget_qa", "exact"),
     ("Retain QA exact ↑", "retain_qa", "exact"),
+    ("Everyday ↑", "everyday", "right"),  # of models that were asked
 )
 ATTACKS = (("Relearned, own photos ↓", "relearn_own"), ("Relearned, others' photos ↓", "relearn_benign"))
 # Setting -> the method that the others are compared with, and the column that decides.
@@ -29,8 +30,6 @@ AGAINST = {
     "all": ("projected_retain", COLUMNS[2]),
     "text": ("text_ranks", COLUMNS[5]),
 }
-HEAD = ["Method", "Rate", *(column[0] for column in COLUMNS), "KS to gold", "JS to gold"]
-HEAD += [*(attack[0] for attack in ATTACKS), "Iterations", "Level reached"]
 TITLES = {
     "none": "Nothing replayed",
     "little": "One in a hundred retain questions replayed",
@@ -39,14 +38,30 @@ TITLES = {
 }
 
 
+def columns(axes: dict[str, Any]) -> list[Column]:
+    """The columns of which something was measured, by the ``axes`` of a row."""
+    return [column for column in COLUMNS if column[1] in axes]
+
+
+def head(axes: dict[str, Any]) -> list[str]:
+    """The titles of the table of a setting."""
+    titles = ["Method", "Rate", *(column[0] for column in columns(axes)), "KS to gold", "JS to gold"]
+    return [*titles, *(attack[0] for attack in ATTACKS), "Iterations", "Level reached"]
+
+
+def _alive(rows: list[dict]) -> dict[str, Any]:
+    """The axes of the first row that ended in numbers."""
+    return next((row["axes"] for row in rows if row["axes"]), {})
+
+
 def line(row: dict[str, Any]) -> None:
     """A run in a line."""
-    head = f"seed {row['seed']} group {row['group']} {row['setting']} {row['method']} at {row['rate']:g} / {row['retain_rate']:g}:"
+    lead = f"seed {row['seed']} group {row['group']} {row['setting']} {row['method']} at {row['rate']:g} / {row['retain_rate']:g}:"
     if not row["axes"]:
-        print(head, "diverged", flush=True)
+        print(lead, "diverged", flush=True)
         return
-    means = "  ".join(f"{axis} {100 * _mean(row, axis, metric):.1f}" for _, axis, metric in COLUMNS)
-    print(head, f"{row['iterations']} iterations, {'reached' if row['reached'] else 'NOT reached'};", means, flush=True)
+    means = "  ".join(f"{axis} {100 * _mean(row, axis, metric):.1f}" for _, axis, metric in columns(row["axes"]))
+    print(lead, f"{row['iterations']} iterations, {'reached' if row['reached'] else 'NOT reached'};", means, flush=True)
 
 
 def _mean(row: dict, axis: str, metric: str) -> float:
@@ -60,7 +75,7 @@ def _per_cent(values: list[float]) -> str:
 def _row(name: str, rate: str, rows: list[dict], golds: list[dict]) -> list[str]:
     """A method over the pairs on which it ended in numbers."""
     alive = [(row, gold) for row, gold in zip(rows, golds, strict=True) if row["axes"]]
-    cells = [_per_cent([_mean(row, axis, metric) for row, _ in alive]) for _, axis, metric in COLUMNS]
+    cells = [_per_cent([_mean(row, axis, metric) for row, _ in alive]) for _, axis, metric in columns(golds[0]["axes"])]
     items = [(row["axes"]["forget_test"]["items"], gold["axes"]["forget_test"]["items"]) for row, gold in alive]
     for distance in (metrics.ks, metrics.js):
         found = [distance(np.array(a), np.array(b)) for a, b in items]
@@ -111,29 +126,29 @@ def landed(row: dict, gold: dict) -> bool:
 
 def minus(best: list[dict], others: dict[str, list[dict]], pairs: list[Pair], first: Column) -> dict[str, dict]:
     """Other -> column -> difference; the ``first`` column is the one that decides."""
-    columns = [first, *(column for column in COLUMNS if column[1:] != first[1:])]
+    found = [first, *(column for column in columns(_alive(best)) if column[1:] != first[1:])]
     deep = all("attacks" in row for rows in (best, *others.values()) for row in rows)
-    columns += [(title, "attacks", attack) for title, attack in ATTACKS] if deep else []
+    found += [(title, "attacks", attack) for title, attack in ATTACKS] if deep else []
     return {
-        name: {title: difference(best, rows, pairs, axis, metric) for title, axis, metric in columns}
+        name: {title: difference(best, rows, pairs, axis, metric) for title, axis, metric in found}
         for name, rows in others.items()
     }
 
 
 def told(title: str, best: str, found: dict[str, dict]) -> list[str]:
     """A table of differences."""
-    columns = list(next(iter(found.values())))
-    rows = [[name, *(said(row[column]) for column in columns)] for name, row in found.items()]
+    titles = list(next(iter(found.values())))
+    rows = [[name, *(said(row[title]) for title in titles)] for name, row in found.items()]
     lead = f"{best} minus each, per cent, with a 95 % interval and how many pairs are above 0{title}:"
-    return [lead, markdown([["Minus", *columns], *rows])]
+    return [lead, markdown([["Minus", *titles], *rows])]
 
 
-def picture(rows: dict, rates: dict, known: dict[Pair, dict]) -> Any | None:
-    """Retain Test VQA of every method in the settings of ``DEEP``, None where there are none of these.
+def picture(rows: dict, rates: dict, known: dict[Pair, dict], keys: Sequence[str]) -> Any | None:
+    """Retain Test VQA of every method in the settings ``keys``, None where there are none of these.
 
     Pairs are dots, hollow where a run did not reach the level, their mean a bar.
     """
-    keys = [key for key in DEEP if key in rates]
+    keys = [key for key in keys if key in rates]
     if not keys:
         return None
     heights = [len(rates[key]) for key in keys]
@@ -174,13 +189,16 @@ def picture(rows: dict, rates: dict, known: dict[Pair, dict]) -> Any | None:
     return figure
 
 
-def write(workdir: pathlib.Path, rates: dict, rows: dict, known: dict[Pair, dict]) -> None:
-    """``results.md``, ``results.json`` and ``results.png`` of all that was measured; the first is printed too."""
+def write(workdir: pathlib.Path, rates: dict, rows: dict, known: dict[Pair, dict], drawn: Sequence[str]) -> None:
+    """``results.md``, ``results.json`` and, of the settings ``drawn``, ``results.png`` of all that was measured; the first is printed too."""
     pairs, parts, kept = list(known), [], {}
     golds = [known[pair]["gold"] for pair in pairs]
     for key, found in rates.items():
         of = {name: [rows[key, name, pair] for pair in pairs] for name in found}
-        table = [HEAD, *(_row(name, "", [known[p][name] for p in pairs], golds) for name in ("vanilla", "gold"))]
+        table = [
+            head(golds[0]["axes"]),
+            *(_row(name, "", [known[p][name] for p in pairs], golds) for name in ("vanilla", "gold")),
+        ]
         table += [_row(name, found[name], of[name], golds) for name in found]
         best, decides = AGAINST[key]
         rivals = {name: of[name] for name in found if name != best} | {"vanilla": [known[p]["vanilla"] for p in pairs]}
@@ -197,7 +215,7 @@ def write(workdir: pathlib.Path, rates: dict, rows: dict, known: dict[Pair, dict
         parts += ["## Nothing replayed against all of it"]
         parts += told(" (projected without replay, the others with all retain questions)", "projected", kept["across"])
     files.write_json(workdir / "results.json", kept)
-    if (figure := picture(rows, rates, known)) is not None:
+    if (figure := picture(rows, rates, known, drawn)) is not None:
         figures.png(figure, workdir / "results.png")
     text = "\n\n".join(parts) + "\n"
     (workdir / "results.md").write_text(text, encoding="utf-8")

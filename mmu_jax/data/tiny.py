@@ -6,7 +6,7 @@ from mmu_jax.data import Processor
 from mmu_jax.data.sets import faces
 
 if TYPE_CHECKING:
-    from transformers import LlavaConfig, PreTrainedTokenizerBase
+    from transformers import LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -54,8 +54,8 @@ def tokenizer(vocab_size: int = 768) -> "PreTrainedTokenizerBase":
     )
 
 
-def processor(image_size: int = 24, patch_size: int = 12) -> Processor:
-    """An ordinary LLaVA processor for ``image_size`` square photographs."""
+def processor(image_size: int = 24, patch_size: int = 12, tokens: "PreTrainedTokenizerBase | None" = None) -> Processor:
+    """An ordinary LLaVA processor for ``image_size`` square photographs; default the embedded tokenizer and template."""
     from transformers import LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -67,29 +67,35 @@ def processor(image_size: int = 24, patch_size: int = 12) -> Processor:
     )
     return LlavaProcessor(
         images,
-        tokenizer(),
+        tokens or tokenizer(),
         patch_size=patch_size,
         vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=tokens.chat_template if tokens else CHAT_TEMPLATE,
         image_token="<image>",
         num_additional_image_tokens=1,
     )
 
 
-def config(tokens: "PreTrainedTokenizerBase", *, vision: dict, text: dict) -> "LlavaConfig":
-    """A ``transformers.LlavaConfig`` for the tokenizer; ``vision`` and ``text`` are the sizes of the two networks."""
+def config(tokens: "PreTrainedTokenizerBase", *, vision: dict, text: "dict | LlamaConfig") -> "LlavaConfig":
+    """A ``transformers.LlavaConfig`` for the tokenizer; ``vision`` and ``text`` are the sizes of the two networks.
+
+    ``text`` may be the whole config of a language model that there is.
+    """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-    return LlavaConfig(
-        vision_config=CLIPVisionConfig(**vision),
-        text_config=LlamaConfig(
+    if isinstance(text, dict):
+        text = LlamaConfig(
             vocab_size=len(tokens),
             bos_token_id=tokens.bos_token_id,
             eos_token_id=tokens.eos_token_id,
             pad_token_id=tokens.pad_token_id,
             max_position_embeddings=256,
             **text,
-        ),
+        )
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision),
+        text_config=text,
+        tie_word_embeddings=text.tie_word_embeddings,
         image_token_id=tokens.convert_tokens_to_ids("<image>"),
         image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
         pad_token_id=tokens.pad_token_id,

@@ -7,7 +7,21 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mmu_jax import Faults, InputError, attacks, factor, hf, hub, lora, memory, methods, models, questions, trees
+from mmu_jax import (
+    Faults,
+    InputError,
+    attacks,
+    factor,
+    hf,
+    hub,
+    lora,
+    memory,
+    methods,
+    models,
+    questions,
+    together,
+    trees,
+)
 from mmu_jax.data import IMAGE, TEXT, branches, builders, text, vision
 from mmu_jax.data.picture import Picture
 from mmu_jax.data.streams import longest
@@ -29,19 +43,27 @@ def fine_tuning(rows: dict[str, int]) -> methods.Method:
 
 
 def trainable(config: ConfigDict, section: str, model: models.Model) -> Trainable | None:
-    """What trains by a section of the config (``vanilla``, ``unlearn``): a LoRA, or None for the params themselves.
+    """What trains by a section of the config (``vanilla``, ``unlearn``): a LoRA, with leaves beside it, or None for the params themselves.
 
     Raises:
-      InputError: its targets are not linear weights of the model, or match none.
+      InputError: its targets are not linear weights of the model, or match none; or so do the leaves beside it.
     """
     if not config[section].lora.rank:
         return None
-    spec = lora.LoRA(**config[section].lora)
+    given = config[section].lora.to_dict()
+    whole, spec = given.pop("whole", ""), lora.LoRA(**given)
     try:
         lora.check_targets(spec, model.abstract(), model.family.eligible)
     except InputError as error:
         raise InputError(f"config.{section}.lora.targets: {error}") from error
-    return spec
+    if not whole:
+        return spec
+    both = together.Together(spec, whole)
+    try:
+        both.check_leaves(model.abstract())
+    except InputError as error:
+        raise InputError(f"config.{section}.lora.whole: {error}") from error
+    return both
 
 
 def preflight(work: Workspace, wanted: list[str]) -> None:

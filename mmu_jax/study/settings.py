@@ -187,7 +187,8 @@ def _unread(c: ConfigDict, given: dict[str, Any]) -> list[str]:
             f"{c.data.name} needs none: name the data set in config.data.name, or benchmark=mllmu after the config's colon",
         ),
         (r"model\.path", whole, "config.vanilla.path is the model that is unlearned"),
-        (r"model\.(vision|text)\..*", c.model.path, "config.model.path has sizes of its own"),
+        (r"model\.(vision|text)\..*|model\.language", c.model.path, "config.model.path has sizes of its own"),
+        (r"model\.text\..*", c.model.language, "config.model.language has sizes of its own"),
         (r"gold", own and c.gold, "nothing is trained beside config.vanilla.path"),
     ]
     brought = [key for key, value in given.items() if value not in ("", None)]
@@ -231,7 +232,7 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
         (r"attack\.(?!names).*", not any(attacks.ATTACKS[n].trains for n in c.attack.names), "no attack trains"),
         (r"general\.drawn", not any(c.general[name] for name in GENERAL), "no general benchmark is given"),
         (r"unlearn\.lora\.(alpha|targets)", not c.unlearn.lora.rank, "config.unlearn.lora.rank is 0"),
-        (r"vanilla\.lora\.(alpha|targets)", not c.vanilla.lora.rank, "config.vanilla.lora.rank is 0"),
+        (r"vanilla\.lora\.(alpha|targets|whole)", not c.vanilla.lora.rank, "config.vanilla.lora.rank is 0"),
     ]
     table += [
         (rf"unlearn\.(learning|retain)_rate\.{name}", name not in c.unlearn.methods, "the method is not run")

@@ -24,6 +24,7 @@ from mmu_jax import (
 from mmu_jax.data import builders, loader, tiny
 from mmu_jax.files import stamp
 from mmu_jax.methods import METHODS, PROSE
+from mmu_jax.models import gguf
 from mmu_jax.plan import Plan
 from mmu_jax.report import results
 from mmu_jax.study import attacking, checks, gate, general, records, scoring, unlearning
@@ -54,7 +55,7 @@ def stages(work: Workspace) -> list[Stage]:
     gold = []
     if not given:
         made = {key: value for key, value in c["model"].items() if key not in ("dtype", "param_dtype")}
-        made = _known(work, made, "path")
+        made = _known(work, made, "path", "language")
         made_base = _fitting(work, make_base) if c["model"]["path"] else functools.partial(make_base, work)
         begun = () if c["model"]["path"] else (work.base,)
         start += [Stage("base", {"model": made, "seed": c["seed"]}, ("data",), _by_one(made_base), models=begun)]
@@ -226,15 +227,22 @@ def merge(work: Workspace) -> None:
 
 
 def make_base(work: Workspace) -> dict:
-    """The model that is fine-tuned: the one that is given, or a small one from nothing."""
+    """The model that is fine-tuned: the one that is given, or a small one from nothing or around a language model."""
     c = work.config.model
     if c.path:
         model = models.Model(hf.read_config(work.base))
     else:
-        vision, text = c.vision.to_dict(), c.text.to_dict()
-        processor = tiny.processor(vision["image_size"], vision["patch_size"])
+        tokens, text, own = None, c.text.to_dict(), {}
+        if c.language:
+            language = gguf.read(gguf.find(c.language))
+            tokens = gguf.tokenizer(language)
+            text = gguf.config(language, tokens)
+            own = gguf.weights(language, text.vocab_size)
+        vision = c.vision.to_dict()
+        processor = tiny.processor(vision["image_size"], vision["patch_size"], tokens)
         model = models.Model(tiny.config(processor.tokenizer, vision=vision, text=text))
-        hf.create(model.init(work.config.seed), model, processor, work.base, work.config.seed)
+        params = trees.map_named(lambda name, drawn: own.get(name, drawn), model.init(work.config.seed))
+        hf.create(params, model, processor, work.base, work.config.seed)
     return {"parameters": trees.size(model.abstract())}
 
 

@@ -23,11 +23,19 @@ def row(p, exact=1.0, guard=1.0, reached=True, **others):
     return {"axes": axes, "reached": reached, "iterations": 8} | others
 
 
+@pytest.fixture(autouse=True)
+def of_tiny(monkeypatch):
+    """What is compared unless the flag says otherwise."""
+    from experiments import design, protocol
+
+    monkeypatch.setattr(protocol, "design", lambda: design.DESIGNS["tiny"])
+
+
 def choose(monkeypatch, table):
     from experiments import protocol
 
     def measured(pair, key, name, rates, deep=False):
-        return table[rates[0]][protocol.CHOOSING.index(pair)]
+        return table[rates[0]][protocol.design().choosing.index(pair)]
 
     monkeypatch.setattr(protocol, "measured", measured)
     monkeypatch.setattr(protocol, "grid", lambda key, name: [(rate, 2e-4) for rate in table])
@@ -51,20 +59,20 @@ def test_a_rate_is_chosen_as_the_protocol_says(monkeypatch, table, rate):
 def test_rates_that_are_written_are_of_the_grid_and_named_apart():
     from experiments import design, protocol
 
-    for key, setting in design.COMPARED.items():
+    for key, setting in design.DESIGNS["tiny"].settings.items():
         for name, several in setting.methods.items():
             assert set(several) <= set(protocol.grid(key, name))
             names = [design.label(setting, name, rates) for rates in several]
             assert names[0] == name and len(set(names)) == len(several)
-    assert any(len(several) > 1 for several in design.COMPARED["all"].methods.values())
+    assert any(len(several) > 1 for several in design.DESIGNS["tiny"].settings["all"].methods.values())
 
 
 def test_no_pair_that_is_reported_was_chosen_on():
     from experiments import protocol
 
-    assert not {seed for seed, _ in protocol.CHOOSING} & {seed for seed, _ in protocol.REPORTED}
-    assert not {group for _, group in protocol.CHOOSING} & {group for _, group in protocol.REPORTED}
-    assert len(protocol.REPORTED) == 15
+    assert not {seed for seed, _ in protocol.design().choosing} & {seed for seed, _ in protocol.design().reported}
+    assert not {group for _, group in protocol.design().choosing} & {group for _, group in protocol.design().reported}
+    assert len(protocol.design().reported) == 15
 
 
 def test_the_tables_say_what_was_measured(tmp_path):
@@ -77,7 +85,7 @@ def test_the_tables_say_what_was_measured(tmp_path):
     known = {pair: {"vanilla": row(0.94) | deep, "gold": gold} for pair in pairs}
     rows = {("none", "projected", pair): row(0.9 - 0.1 * i) | deep for i, pair in enumerate(pairs)}
     rows |= {("none", "ga", pair): row(0.5) | deep for pair in pairs}
-    told.write(tmp_path, {"none": {"projected": "0.0001", "ga": "1e-05"}}, rows, known)
+    told.write(tmp_path, {"none": {"projected": "0.0001", "ga": "1e-05"}}, rows, known, ["none"])
     text = (tmp_path / "results.md").read_text()
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
     assert "| projected | 0.0001 | 20.0 | 0.0 | 85.0 | 100.0 |" in text and "| 8 | 2 of 2 |" in text
@@ -94,7 +102,7 @@ def test_what_has_no_picture_or_ended_nowhere_is_told_all_the_same(tmp_path):
 
     known = {(0, 2): {"vanilla": row(0.94), "gold": row(0.95)}}
     rows = {("text", "text_ranks", (0, 2)): row(0.9), ("text", "text_own", (0, 2)): {"axes": {}, "diverged": "NaN"}}
-    told.write(tmp_path, {"text": {"text_ranks": "0.0016", "text_own": "0.0016"}}, rows, known)
+    told.write(tmp_path, {"text": {"text_ranks": "0.0016", "text_own": "0.0016"}}, rows, known, ["none", "all"])
     assert not (tmp_path / "results.png").exists()
     assert f"| text_own | 0.0016 |{' – |' * 13}" in (tmp_path / "results.md").read_text()
 
@@ -112,15 +120,15 @@ def test_parts_prepare_the_pairs_that_they_need(monkeypatch, parts, prepared, do
     from experiments import protocol
 
     made, ran = [], set()
-    wanted = {"choosing": protocol.CHOOSING, "reported": protocol.REPORTED}
-    wanted["both"] = protocol.CHOOSING + protocol.REPORTED
+    wanted = {"choosing": protocol.design().choosing, "reported": protocol.design().reported}
+    wanted["both"] = protocol.design().choosing + protocol.design().reported
     monkeypatch.setattr(protocol, "only", lambda pairs: pairs)
     monkeypatch.setattr(protocol, "wanted", lambda key: ["ga"])
     monkeypatch.setattr(protocol, "prepare", made.extend)
     monkeypatch.setattr(protocol, "choose", lambda keys, pairs: ran.add("choose"))
     monkeypatch.setattr(protocol, "measured", lambda *_, **__: ran.add("measure"))
     protocol.parts(set(parts), ["none"])
-    assert made == wanted[prepared] and sorted(ran) == done
+    assert made == list(wanted[prepared]) and sorted(ran) == done
 
 
 def test_tables_are_made_of_what_was_measured_and_nothing_is_run_for_them(monkeypatch, tmp_path):
@@ -131,7 +139,7 @@ def test_tables_are_made_of_what_was_measured_and_nothing_is_run_for_them(monkey
     monkeypatch.setattr(protocol, "of_pair", lambda *pair: work)
     path = tmp_path / "rows.json"
     monkeypatch.setattr(protocol, "rows_of", lambda *_: (path, []))
-    (rates,) = design.COMPARED["none"].methods["ga"]
+    (rates,) = design.DESIGNS["tiny"].settings["none"].methods["ga"]
     with pytest.raises(
         InputError, match="found no ga at 1e-05 .* on seed 0, group 2; run --part=prepare,measure first"
     ):
@@ -146,12 +154,12 @@ def test_tables_are_made_of_what_was_measured_and_nothing_is_run_for_them(monkey
 
 
 def test_a_second_rate_is_told_where_there_are_steps_that_only_descend():
-    from experiments.design import COMPARED, label, said
+    from experiments.design import TINY, label, said
 
     rates = (1e-4, 5e-5)
-    assert said(COMPARED["none"], "projected_retain", rates) == said(COMPARED["all"], "grad_diff", rates) == "0.0001"
-    assert said(COMPARED["all"], "projected_retain", rates) == "0.0001 / 5e-05"
-    assert label(COMPARED["all"], "grad_diff", (2e-5, 2e-4)) == "grad_diff at 2e-05"
+    assert said(TINY["none"], "projected_retain", rates) == said(TINY["all"], "grad_diff", rates) == "0.0001"
+    assert said(TINY["all"], "projected_retain", rates) == "0.0001 / 5e-05"
+    assert label(TINY["all"], "grad_diff", (2e-5, 2e-4)) == "grad_diff at 2e-05"
 
 
 def test_the_picture_shows_every_pair_and_their_mean():
@@ -163,7 +171,7 @@ def test_the_picture_shows_every_pair_and_their_mean():
         ("all", "ga at 1e-05", pair): row(0.5, reached=False) if pair == (0, 2) else {"axes": {}} for pair in known
     }
     rates = {"all": {"projected_retain": "0.0001 / 0.0002", "ga at 1e-05": "1e-05"}, "text": {}}
-    (panel,) = told.picture(rows, rates, known).axes
+    (panel,) = told.picture(rows, rates, known, ["none", "all"]).axes
     assert [tick.get_text() for tick in panel.get_yticklabels()] == ["ga at 1e-05", "projected_retain"]
     dots = [line for line in panel.lines if line.get_marker() == "o"]
     assert [line.get_xydata()[0].tolist() for line in dots] == [

@@ -4,6 +4,7 @@ import re
 
 from mmu_jax.data.general.items import Question
 from mmu_jax.letters import strict_letter
+from mmu_jax.metrics import words
 
 
 def denied(said: str, question: Question | None = None) -> str:
@@ -56,3 +57,17 @@ def phrase(said: str, question: Question | None = None) -> str:
     'left'
     """
     return said.strip().rstrip(".").lower()
+
+
+def held(said: str, question: Question) -> str | None:
+    """The right answer where one of its spellings, with ``|`` between them, stands in what was said as words of their own.
+
+    >>> asked = Question('How many days has a week?', 'seven|7')
+    >>> [held(said, asked) for said in ('A week has 7 days.', 'Seventy.')]
+    ['seven|7', None]
+    """
+    heard = words(said)
+    for spelling in map(words, question.answer.split("|")):
+        if any(heard[i : i + len(spelling)] == spelling for i in range(len(heard))):
+            return question.answer
+    return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mmu_jax import InputError
-from mmu_jax.data.general import answers, gqa, mmbench, mme, pope, scienceqa
+from mmu_jax.data.general import answers, everyday, gqa, mmbench, mme, pope, scienceqa
 from mmu_jax.data.general.items import Item, Question
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -42,7 +42,7 @@ class General:
       instruction: what is asked below every question, as LLaVA-1.5 is asked (arXiv 2310.03744).
       parse: ``(said, question) -> what was chosen``, right where it is the question's answer.
       measures: title of a column -> value of every item, from how many of its questions are right and how many there are.
-      hub: a repository with a copy.
+      hub: a repository with a copy; empty where it comes with this library.
       source: the paper.
     """
 
@@ -60,7 +60,7 @@ class General:
         ['Which?', 'A. cat', 'B. dog']
         """
         options = (f"{letter}. {option}" for letter, option in question.options.items())
-        return "\n".join((question.text, *options, self.instruction))
+        return "\n".join(filter(None, (question.text, *options, self.instruction)))
 
     def right(self, item: Item, said: list[str]) -> int:
         """How many of an item's questions were answered rightly."""
@@ -95,6 +95,9 @@ GENERAL: dict[str, General] = {
     "mme": General(
         mme.read, WORD, answers.beginning, {"MME": share, "MME acc+": every}, "lmms-lab/MME", "arXiv 2306.13394"
     ),
+    "everyday": General(
+        everyday.read, "", answers.held, {"Everyday questions": share}, "", "two hundred of this library, text alone"
+    ),
 }
 
 
@@ -105,7 +108,7 @@ def read(name: str, source: str | pathlib.Path) -> list[Item]:
       InputError: there is none, it is damaged or empty, or two items have one id.
     """
     path = pathlib.Path(source)
-    if not path.exists():
+    if GENERAL[name].hub and not path.exists():
         raise InputError(
             f"expected a copy of the benchmark, found nothing at {path}; download it there (dataset {GENERAL[name].hub} on the hub)"
         )

@@ -22,17 +22,17 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """What counts as one: its questions, all about one image.
+    """What counts as one: its questions, all about one image, or about none.
 
     Attributes:
       id: its name in the benchmark.
-      image: encoded bytes, or the file that holds them.
+      image: encoded bytes, or the file that holds them; None of an item that is text alone.
       where: file and row, for messages.
     """
 
     id: str
     questions: tuple[Question, ...]
-    image: bytes | pathlib.Path
+    image: bytes | pathlib.Path | None
     where: str
 
 
@@ -53,9 +53,9 @@ def draw(items: Sequence[Item], count: int, seed: int) -> tuple[Item, ...]:
     return tuple(dataclasses.replace(items[i], image=_encoded(items[i], found)) for i in chosen)
 
 
-def _encoded(item: Item, found: dict[pathlib.Path, bytes]) -> bytes:
+def _encoded(item: Item, found: dict[pathlib.Path, bytes]) -> bytes | None:
     """The bytes of an item's image; those of a file are read once."""
-    if isinstance(item.image, bytes):
+    if item.image is None or isinstance(item.image, bytes):
         return item.image
     try:
         return found.get(item.image) or found.setdefault(item.image, item.image.read_bytes())
@@ -67,7 +67,12 @@ def _encoded(item: Item, found: dict[pathlib.Path, bytes]) -> bytes:
 
 
 def images(items: Sequence[Item]) -> tuple[list[tuple[bytes, str]], np.ndarray]:
-    """The images of drawn items, each once and with where it stands, and ``[N]``, which of them every item is about."""
+    """The images of drawn items, each once and with where it stands, and ``[N]``, which of them every item is about.
+
+    Of items without an image there is none, and each is about one of its own.
+    """
+    if not any(item.image for item in items):
+        return [], np.arange(len(items))
     places: dict[bytes, int] = {}
     found = []
     for item in items:
@@ -79,7 +84,10 @@ def images(items: Sequence[Item]) -> tuple[list[tuple[bytes, str]], np.ndarray]:
 
 def stamp(items: Sequence[Item]) -> str:
     """A hash by which drawn items are known: their questions, options and answers, and the bytes of their images."""
-    found, shown = hashlib.sha256(), {image: hashlib.sha256(image).digest() for image in {i.image for i in items}}
+    found, shown = (
+        hashlib.sha256(),
+        {image: hashlib.sha256(image or b"").digest() for image in {i.image for i in items}},
+    )
     for item in items:
         said = [[q.text, q.answer, list(q.options.items())] for q in item.questions]
         found.update(json.dumps([item.id, said]).encode() + shown[item.image])

