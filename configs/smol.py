@@ -20,8 +20,12 @@ METHODS = ("ga", "grad_diff", "mmunlearner", "projected", "projected_retain")
 def get_config(argument: str | None = None):
     config = tiny.get_config(argument)
     config.model.language = gguf.SMOLLM2
+    config.model.dtype = "bfloat16"
     config.model.text = {}
     config.data.tokens = (48, 64, 80, 128, 256, 640, 1024)
+    # Of 5e-4, 1e-3 and 2e-3 the one at which the faces were learned first.
+    config.vanilla.learning_rate = 5e-4
+    config.vanilla.epochs = 16.0
     config.vanilla.lora.rank = 16
     config.vanilla.lora.alpha = 32.0
     config.vanilla.lora.whole = r"(vision_tower|multi_modal_projector)/.*"

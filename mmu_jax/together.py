@@ -60,10 +60,9 @@ class Together:
 
     def start(self, params: Params, phases: Iterable["Phase"], seed: int) -> dict[str, Tree]:
         part = trees.split(params, self.whole)[0]
-        return {
-            "lora": self.lora.start(params, phases, seed),
-            "whole": jax.tree.map(lambda x: x.astype(jnp.float32), part),
-        }
+        # Copies: the state is donated, and the params stay.
+        own = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), part)
+        return {"lora": self.lora.start(params, phases, seed), "whole": own}
 
     def view(self, trained: dict[str, Tree], frozen: Params, limits: Limits, phase: "Phase") -> View:
         inner = self.lora.view(trained["lora"], frozen, limits, phase)

@@ -2,6 +2,9 @@
 
 from ml_collections import ConfigDict
 
+from mmu_jax import InputError
+from mmu_jax.models import gguf
+
 WIDEST, DEEPEST = 2**16, 2**10
 SIZES = {
     "vision": (
@@ -26,6 +29,11 @@ def problems(c: ConfigDict) -> list[str]:
         return [
             "expected no sizes in config.model.text beside config.model.language, which has its own, found some; leave them out"
         ]
+    if c.model.language:
+        try:
+            gguf.find(c.model.language)
+        except InputError as error:
+            return [f"config.model.language: {error}"]
     if not vision or not (text or c.model.language):
         return [
             "expected a model to start from, found config.model.path empty and no sizes in config.model.vision and "

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from folders import POINTER, refused
-from mmu_jax.data.general import answers, items, mmbench
+from mmu_jax.data.general import answers, everyday, items, mmbench
 from mmu_jax.data.general.benchmarks import GENERAL, every, read, share
 from mmu_jax.data.general.items import Question
 from published import CASES, LAYOUTS, POPE, mmbench_rows, mme_rows, parquet, photo, png, pope_rows, put, tsv
@@ -48,7 +48,23 @@ def test_every_layout_is_read_to_the_same_items(name, write, tmp_path):
 
 
 def test_every_row_of_the_table_is_read_here():
-    assert set(GENERAL) == set(LAYOUTS) == set(READ)
+    assert {name for name, row in GENERAL.items() if row.hub} == set(LAYOUTS) == set(READ)
+
+
+def test_everyday_questions_come_with_the_library():
+    found = read("everyday", everyday.EMBEDDED)
+    asked = [question.text for item in found for question in item.questions]
+    assert len(asked) == len(set(asked)) == 200 and all(item.image is None for item in found)
+    row, (question,) = GENERAL["everyday"], found[0].questions
+    assert row.ask(question) == question.text == "How many days are there in a week?"
+    assert row.parse("A week has 7 days.", question) == row.parse("Seven!", question) == question.answer == "seven|7"
+    assert row.parse("A week has 17 days.", question) is None
+    # No question holds its own answer, but for a name that is longer than what is asked for.
+    told = [q.text for item in found for q in item.questions if answers.held(q.text, q)]
+    assert told == []
+    drawn = items.draw(found, 5, seed=0)
+    assert items.images(drawn)[0] == [] and items.images(drawn)[1].tolist() == [0, 1, 2, 3, 4]
+    assert items.stamp(drawn) != items.stamp(found)
 
 
 def test_a_tsv_is_read_by_its_own_name_too(tmp_path):

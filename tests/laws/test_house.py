@@ -19,6 +19,7 @@ FLOORS = (
     ("curvature",),
     ("trainable", "transforms"),
     ("lora",),
+    ("together",),
     ("rules",),
     ("data", "models"),
     ("objectives", "questions"),
