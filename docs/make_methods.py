@@ -8,6 +8,7 @@ import html
 import inspect
 import re
 
+from mmu_jax.edits import EDITS
 from mmu_jax.methods import FAMILIES, METHODS, Method, Phase
 from mmu_jax.objectives import LOSSES
 
@@ -40,13 +41,24 @@ TITLES = {
     "variant": "Variants",
     "ablation": "Ablations of the mask",
 }
-ELSEWHERE = ("phases", "mask", "family", "source", "note")  # in columns of their own
+ELSEWHERE = ("phases", "mask", "edit", "options", "family", "source", "note")  # in columns of their own
 FALLS = {1: "lowered", -1: "raised", 0: "neither"}
 LOSSES_HEAD = """\
 Equations and papers stand in the docstrings of [`mmu_jax.losses`](api/losses.md). *Cross-entropy* says what a loss does to
 the cross-entropy of its stream; a step whose losses all lower it has the learning rate `config.unlearn.retain_rate.<method>`,
 unless the row says `one_rate`. A stream is a row of `mmu_jax.data.slices.STREAMS`: photo or text questions, whose they are, and
 which answers are taught.
+"""
+
+
+EDITS_HEAD = """\
+Params changed without steps; equations and papers stand in the docstrings of [`mmu_jax.edits`](api/training.md#mmu_jax.edits). *Reads* is
+what an edit is computed from: *scores*, saliency of the linear weights example by example.
+
+An edit has no steps to stop. Its *strength* is one number: the run begins with `config.unlearn.strength.<method>`, doubles or halves it until
+the right answers about the people to forget are at the level where steps would stop (`config.unlearn.stop`), and bisects down to the weakest
+that gets there, within 2 %. Where there is no level (`config.unlearn.stop.every=0`) the strength of the config is used as it is. Edits are of
+the params themselves: with a LoRA (`config.unlearn.lora.rank`) they are refused.
 """
 
 
@@ -93,7 +105,9 @@ def step(phase: Phase) -> str:
 def steps(method: Method) -> str:
     """The steps of an iteration, numbered where there are several."""
     shown = [step(phase) for phase in method.phases]
-    return "<br>".join(f"{i}. {text}" for i, text in enumerate(shown, 1)) if len(shown) > 1 else shown[0]
+    numbered = [f"{i}. {text}" for i, text in enumerate(shown, 1)] if len(shown) > 1 else shown
+    named = ", ".join(f"{key}={value!r}" for key, value in method.options.items())
+    return "<br>".join([*numbered, *[f"edit `{method.edit}({named})`"] * bool(method.edit)])
 
 
 def mask(method: Method) -> str:
@@ -126,6 +140,19 @@ def page() -> str:
         rows = {name: method for name, method in METHODS.items() if method.family == family}
         cells = [(code(name), steps(m), mask(m), needs(m), told(m)) for name, m in rows.items()]
         parts += [f"## {TITLES[family]}\n", table(("Name", "Steps", "Mask", "Needs", "Source"), cells), ""]
+    rows = [
+        (
+            f"`{name}`",
+            row.reads,
+            ", ".join(f"`{stream}`" for stream in row.streams) or "none",
+            f"`{row.strength}`, {'more' if row.limit > row.start else 'less'} does more",
+            ", ".join(f"`{key}={value!r}`" for key, value in row.options.items()),
+            ", ".join(f"`{m}`" for m, method in METHODS.items() if method.edit == name) or "none",
+        )
+        for name, row in EDITS.items()
+    ]
+    parts += ["## Edits\n", EDITS_HEAD]
+    parts += [table(("Name", "Reads", "Streams", "Strength", "Options", "Methods"), rows), ""]
     rows = [
         (f"`{name}`", FALLS[loss.sign], needs(loss), options(name), ", ".join(f"`{m}`" for m in users(name)) or "none")
         for name, loss in LOSSES.items()

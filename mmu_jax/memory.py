@@ -7,13 +7,14 @@ inside of one layer, and the logits; and it makes weights of the params, in anot
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jax.typing import DTypeLike
 
-from mmu_jax import InputError, curvature, factor, methods, models, sharding, trees
+from mmu_jax import InputError, curvature, edits, factor, methods, models, sharding, trees
 from mmu_jax.models import attention, decoder
 from mmu_jax.objectives import LOSSES
 from mmu_jax.rules import Rule
@@ -138,6 +139,29 @@ class Ledger:
             updates = 3 * self.bytes(trees.split(whole, self.model.family.eligible)[0], np.float32) // 2
             needs |= {"updates beyond activations": updates - activations} if updates > activations else {}
         return needs | {"activations (estimate)": activations}
+
+    def editing(self, method: methods.Method, shape: Shape, chunk: int, trained: Sequence[Needs] = ()) -> Needs:
+        """Of measuring what an edit reads, or of looking at what it made, beside the params that stay: what -> bytes on a device.
+
+        ``trained``: of training its updates one after the other (:meth:`training`), of which every one keeps those before.
+        """
+        row, whole = edits.EDITS[method.edit], self.model.abstract()
+        part = self.bytes(trees.split(whole, row.leaves or self.model.family.eligible)[0], np.float32)
+        held = {"params": self.params()}
+        looking = held | {
+            "edited params": self.params(),
+            "activations (estimate)": self.activations(shape, backward=False),
+        }
+        if row.reads == "updates":
+            looking |= {"updates": len(trained) * self.bytes(whole, np.float32)}
+            kept = [needs | {"updates": i * self.bytes(whole, np.float32)} for i, needs in enumerate(trained)]
+            return max(looking, *kept, key=lambda needs: sum(needs.values()))
+        rows = min(chunk, shape.rows) if row.reads == "scores" else shape.rows
+        measuring = held | {"activations (estimate)": self.activations(dataclasses.replace(shape, rows=rows))}
+        if row.reads == "scores":
+            measuring |= {"scores": len(row.streams) * part, "gradients": part}
+            looking |= {"scores": len(row.streams) * part}
+        return max(measuring, looking, key=lambda needs: sum(needs.values()))
 
     def saliency(self, wanted: list[Rule], shape: Shape, chunk: int, keep_scores: bool) -> Needs:
         """Of scoring, or of choosing as many entries as a ratio does, where that needs more; what -> bytes on a device.

@@ -1,4 +1,4 @@
-"""Methods are data: losses on streams x what may move x how it is restricted. The loop in ``train`` never forks.
+"""Methods are data: losses on streams x what may move x how it is restricted x what is edited. The loop in ``train`` never forks.
 
 To add a method, add a row to ``METHODS``; a new loss is a row of ``objectives.LOSSES``.
 """
@@ -8,6 +8,7 @@ from typing import Any
 
 from mmu_jax import InputError
 from mmu_jax.data.slices import STREAMS
+from mmu_jax.edits import EDITS
 from mmu_jax.objectives import LOSSES, known
 from mmu_jax.rules import Rule
 
@@ -75,7 +76,10 @@ class Method:
     (frozenset({'reference'}), True)
 
     Attributes:
-      phases: the steps of one iteration, in order.
+      phases: the steps of one iteration, in order; none for an edit that is made of the params as they are.
+      edit: a row of ``edits.EDITS``: what is done without steps, to the params as they were. Where it reads updates, every phase
+        is trained from there by itself, and gives one.
+      options: keyword arguments of the edit, where they are not its defaults.
       mask: what the masked phases may move; None for unmasked methods.
       scope: pattern of the leaves that train at all.
       moments: one optimizer state for all phases (``'shared'``) or one each (``'separate'``).
@@ -95,6 +99,8 @@ class Method:
     family: str = "baseline"
     source: str = ""
     note: str = ""
+    edit: str = ""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         known("moments of a method", [self.moments], ("shared", "separate"))
@@ -102,7 +108,14 @@ class Method:
         if any(phase.masked for phase in self.phases) and self.mask is None:
             raise InputError("expected a rule for the masked phase of a method, found mask=None; give it one")
         known("the loss of a mask rule", [self.mask.loss] if self.mask else [], LOSSES)
-        if all(phase.spread for phase in self.phases):
+        known("the edit of a method", [self.edit] if self.edit else [], EDITS)
+        known("options of the edit of a method", self.options, EDITS[self.edit].options if self.edit else {})
+        if self.edit and len(self.phases) != EDITS[self.edit].updates:
+            raise InputError(
+                f"expected a phase for each of the {EDITS[self.edit].updates} updates that {self.edit} reads, found "
+                f"{len(self.phases)}; correct the row"
+            )
+        if not self.edit and all(phase.spread for phase in self.phases):
             raise InputError(
                 "expected a phase that is not spread, over whose steps the others are, found none; add one"
             )
@@ -116,6 +129,19 @@ class Method:
     def projects(self) -> bool:
         """Whether it needs the factors of what is kept."""
         return any(phase.projected for phase in self.phases)
+
+    @property
+    def trained(self) -> "tuple[Method, ...]":
+        """What is trained from the params as they were: itself, or of an edit every phase by itself."""
+        if not self.edit:
+            return (self,)
+        return tuple(dataclasses.replace(self, phases=(phase,), edit="", options={}) for phase in self.phases)
+
+    @property
+    def strength(self) -> float:
+        """How much of its edit is done, where no config says so."""
+        row = EDITS[self.edit]
+        return self.options.get(row.strength, row.start)
 
     @property
     def has_own_rate(self) -> bool:
@@ -137,9 +163,10 @@ class Method:
             if own:
                 options = {name: value for name, value in phase.options.items() if name in own.values()}
                 kept.append(dataclasses.replace(phase, losses=own, options=options, spread=False))
-        if not kept:
+        measured = EDITS[self.edit].streams if self.edit else ()
+        if not (kept or measured) or any(STREAMS[stream].who != "forget" for stream in measured):
             raise InputError(
-                "expected a method with a step on the people to forget, found one that only trains on others, of whom nothing is "
+                "expected a method with a step on the people to forget, found one that trains on or measures others alone, of whom nothing is "
                 "replayed; choose another method, or replay them"
             )
         return dataclasses.replace(self, phases=tuple(kept))
@@ -155,6 +182,11 @@ class Method:
         """The streams that its losses take batches of."""
         return {name for phase in self.phases for name in phase.losses}
 
+    @property
+    def reads(self) -> set[str]:
+        """These, and those that its edit is computed from."""
+        return self.streams | set(EDITS[self.edit].streams if self.edit else ())
+
     def arithmetic(self) -> dict[str, Any]:
         """What changes a number, by which a result is known: every field but prose, the options that losses have by default
         and the slices that streams are."""
@@ -162,7 +194,10 @@ class Method:
         for phase, row in zip(self.phases, kept["phases"], strict=True):
             names = sorted(set(phase.losses.values()))
             row["options"] = {name: LOSSES[name].options | phase.options.get(name, {}) for name in names}
-        return kept | {"streams": {name: dataclasses.asdict(STREAMS[name]) for name in sorted(self.streams)}}
+        edited = {key: kept.pop(key) for key in ("edit", "options")}
+        if self.edit:
+            kept |= edited | {"options": EDITS[self.edit].options | self.options}
+        return kept | {"streams": {name: dataclasses.asdict(STREAMS[name]) for name in sorted(self.reads)}}
 
 
 _RETAIN = Phase({"retain": "descent"})
@@ -271,4 +306,12 @@ METHODS: dict[str, Method] = {
     ),
     "mask_top_k": _ablation(Rule(by="top_k"), "ablation: as dense, largest forget scores"),
     "mask_salun": _ablation(Rule(by="salun"), "SalUn's mask, arXiv 2310.12508"),
+    # ---- edits: params changed without steps
+    "ssd": Method(
+        (),
+        edit="ssd",
+        options={"alpha": 1.0},
+        source="selective synaptic dampening, arXiv 2308.07707",
+        note="of the paper's alpha of 10 nothing is selected where a tenth of everyone is forgotten; linear weights alone",
+    ),
 }

@@ -121,7 +121,7 @@ def memory_plan(work: Workspace) -> None:
     """
     if work.planned:
         return
-    more = {name for method in _rows(work.config) for name in method.streams}
+    more = {name for method in _rows(work.config) for name in method.reads}
     c, names = work.config, ("forget", "retain", "text", *sorted(more))
     streams = {name: work.stream(name, c.unlearn.rows) for name in dict.fromkeys(names) if work.asked_of(name)}
     stages, limit = needs(
@@ -159,7 +159,7 @@ def supply(work: Workspace) -> None:
     """
     lacking = []
     for name, row in zip(work.config.unlearn.methods, _rows(work.config), strict=True):
-        needed = row.streams | ({"forget", "retain", "text"} if row.mask and row.mask.scored else set())
+        needed = row.reads | ({"forget", "retain", "text"} if row.mask and row.mask.scored else set())
         if missing := sorted(stream for stream in needed if not work.asked_of(stream)):
             lacking.append(f"{name} ({', '.join(missing)})")
     if lacking:
@@ -219,6 +219,20 @@ def _rows(config: ConfigDict) -> list[methods.Method]:
     return [method(config, name) for name in config.unlearn.methods]
 
 
+def _check_reach(work: Workspace, spec: Trainable | None) -> None:
+    """Raises InputError where a LoRA reaches nothing of the side that a method masks."""
+    eligible = trees.split(work.model.abstract(), work.model.family.eligible)[0]
+    for name in work.config.unlearn.methods if spec else ():
+        mask = methods.METHODS[name].mask
+        side = ".*" if mask is None or mask.side == "both" else work.model.family.sides[mask.side]
+        reached = trees.split(eligible, spec.targets)[0]
+        if not any(re.fullmatch(side, leaf) for leaf in trees.flatten(reached)):
+            raise InputError(
+                f"expected config.unlearn.lora.targets that reach the side {name} masks ({mask.side}), found "
+                f"{spec.targets!r} which does not; name leaves of that side, such as those of {side!r}"
+            )
+
+
 def needs(
     work: Workspace,
     largest: dict[str, int],
@@ -236,17 +250,8 @@ def needs(
     def shape(rows, lengths=largest, answers=0):
         return memory.Shape(rows, images=1, answers=answers, **lengths)
 
-    stages, eligible = {}, trees.split(work.model.abstract(), work.model.family.eligible)[0]
-    spec = trainable(c, "unlearn", work.model)
-    for name in c.unlearn.methods if spec else ():
-        mask = methods.METHODS[name].mask
-        side = ".*" if mask is None or mask.side == "both" else work.model.family.sides[mask.side]
-        reached = trees.split(eligible, spec.targets)[0]
-        if not any(re.fullmatch(side, leaf) for leaf in trees.flatten(reached)):
-            raise InputError(
-                f"expected config.unlearn.lora.targets that reach the side {name} masks ({mask.side}), found "
-                f"{spec.targets!r} which does not; name leaves of that side, such as those of {side!r}"
-            )
+    stages, spec = {}, trainable(c, "unlearn", work.model)
+    _check_reach(work, spec)
     if not c.vanilla.path:
         rows, there = c.vanilla.rows.to_dict(), dataclasses.replace(ledger, mesh=work.training_mesh)
         stages["vanilla"] = there.training(
@@ -262,10 +267,15 @@ def needs(
     share = 1.0 if c.factors.alpha else c.factors.fraction or memory.SHARE
     if any(row.projects for row in table.values()) and not c.factors.path:
         stages["factors"] = ledger.factors(shape(c.factors.rows, answers=answers), c.factors.blocks, share)
+    look = ledger.activations(shape(c.unlearn.stop.rows or c.unlearn.rows, answers=answers), backward=False)
     for name, row in table.items():
         how = spec or Whole.of(row, work.model.family)
-        needed = ledger.training(row, shape(c.unlearn.rows, answers=answers), how, share)
-        look = ledger.activations(shape(c.unlearn.stop.rows or c.unlearn.rows, answers=answers), backward=False)
+        steps = [ledger.training(one, shape(c.unlearn.rows, answers=answers), how, share) for one in row.trained]
+        if row.edit:
+            rows = max(c.unlearn.rows, c.saliency.rows, c.unlearn.stop.rows)
+            stages[f"unlearn/{name}"] = ledger.editing(row, shape(rows, answers=answers), c.saliency.chunk, steps)
+            continue
+        (needed,) = steps
         needed["activations (estimate)"] = max(needed["activations (estimate)"], look * bool(c.unlearn.stop.every))
         stages[f"unlearn/{name}"] = needed
     if any(attacks.ATTACKS[name].trains for name in c.attack.names):

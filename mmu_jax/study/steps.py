@@ -136,10 +136,11 @@ def _scored(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
 
 def _unlearned(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
     c = work.config.to_dict()
-    rates = ("learning_rate", "retain_rate")
-    how = {k: v for k, v in c["unlearn"].items() if k not in ("methods", *rates)}
-    how |= {key: c["unlearn"][key].get(name) for key in rates} | {"seed": c["seed"]}
     method, inputs = checks.method(work.config, name), [start]
+    rates = ("learning_rate", "retain_rate")
+    how = {k: v for k, v in c["unlearn"].items() if k not in ("methods", "strength", *rates)}
+    rates += ("strength",) if method.edit else ()
+    how |= {key: c["unlearn"][key].get(name) for key in rates} | {"seed": c["seed"]}
     reads = {"unlearn": how, "method": method.arithmetic(), "numbers": numbers}
     inputs += [f"saliency/{name}"] if method.mask else []
     if method.projects and c["factors"]["path"]:

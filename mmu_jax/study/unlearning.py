@@ -8,7 +8,7 @@ import numpy as np
 from mmu_jax import InputError, curvature, evaluate, factor, masks, metrics
 from mmu_jax.data import Example, facts
 from mmu_jax.plan import Plan, Stop
-from mmu_jax.study import checks, records
+from mmu_jax.study import checks, editing, records
 from mmu_jax.study.fitting import Job, fit
 from mmu_jax.study.workspace import Workspace
 from mmu_jax.trainable import Limits, Whole
@@ -149,6 +149,8 @@ def unlearn(work: Workspace, name: str) -> dict:
             "expected a vanilla model that knows the people to forget, found one whose evaluation ended otherwise; run "
             "--stages=evaluate/vanilla, which says what to do"
         )
+    if (method := checks.method(work.config, name)).edit:
+        return editing.edit(work, name, method, find_stop(work))
     job = prepare(work, name)
     params = work.load(work.vanilla, consumed=job.plan.trainable.consumes)
     return fit(work, f"unlearn/{name}", job, params, work.mesh)

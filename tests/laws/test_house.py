@@ -22,6 +22,7 @@ FLOORS = (
     ("rules",),
     ("data", "models"),
     ("objectives", "questions"),
+    ("edits",),
     ("methods",),
     ("hf", "memory", "plan"),
     ("generate", "train_state"),
