@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mmu_jax import (
+        activations,
         adapters,
         attacks,
         checkpoint,
@@ -63,6 +64,7 @@ __all__ = [
     "NotFiniteError",
     "Stopped",
     "__version__",
+    "activations",
     "adapters",
     "attacks",
     "checkpoint",

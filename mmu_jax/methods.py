@@ -110,10 +110,11 @@ class Method:
         known("the loss of a mask rule", [self.mask.loss] if self.mask else [], LOSSES)
         known("the edit of a method", [self.edit] if self.edit else [], EDITS)
         known("options of the edit of a method", self.options, EDITS[self.edit].options if self.edit else {})
-        if self.edit and len(self.phases) != EDITS[self.edit].updates:
+        wanted = EDITS[self.edit].trained if self.edit else ()
+        if self.edit and (found := tuple(next(iter(phase.losses)) for phase in self.phases)) != wanted:
             raise InputError(
-                f"expected a phase for each of the {EDITS[self.edit].updates} updates that {self.edit} reads, found "
-                f"{len(self.phases)}; correct the row"
+                f"expected phases that begin with the streams whose updates {self.edit} reads ({', '.join(wanted) or 'none'}), found "
+                f"{', '.join(found) or 'none'}; correct the row"
             )
         if not self.edit and all(phase.spread for phase in self.phases):
             raise InputError(
@@ -313,5 +314,22 @@ METHODS: dict[str, Method] = {
         options={"alpha": 1.0},
         source="selective synaptic dampening, arXiv 2308.07707",
         note="of the paper's alpha of 10 nothing is selected where a tenth of everyone is forgotten; linear weights alone",
+    ),
+    "manu": Method((), edit="manu", source="MANU, arXiv 2502.15910", note="the neurons of whole MLPs, in all layers"),
+    "kvw": Method(
+        (), edit="kvw", source="KVW: knowledge vectors weakened", note="measured on the model as it was, in all layers"
+    ),
+    "task_vector": Method(
+        (Phase({"forget": "descent"}),),
+        edit="task_vector",
+        one_rate=True,
+        source="a negated task vector, arXiv 2212.04089",
+    ),
+    "smfa": Method(
+        (Phase({"refusal": "descent", "retain": "descent"}), _RETAIN),
+        edit="smfa",
+        one_rate=True,
+        source="SMFA: what refusals add, but where it undoes what the retain set adds",
+        note="of the params themselves, photo questions alone",
     ),
 }

@@ -36,8 +36,8 @@ class Job:
         return train.fit(self.plan, work.model, params, self.streams, **given, **options)
 
 
-def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.sharding.Mesh) -> dict:
-    """Trains and writes the model, its curves and what the record of the stage keeps."""
+def trained(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.sharding.Mesh) -> TrainState:
+    """What a job ends in; told of, and kept in checkpoints, under the name of a stage or of a part of one."""
     work.scores.drop()  # room for the moments
     plan = job.plan
     print(describe(plan, params, *job.limits), flush=True)
@@ -49,19 +49,27 @@ def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.shardin
     bar = Progress(stage, plan.iterations)
     with contextlib.closing(kept), contextlib.closing(bar), work.stopping.waiting():
         told = {"report": work.tracker.beside(stage, bar.to), "stop_asked": lambda: work.stopping.asked}
-        state = job.fit(work, params, mesh, checkpoints=kept, **when, **told)
+        return job.fit(work, params, mesh, checkpoints=kept, **when, **told)
+
+
+def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.sharding.Mesh) -> dict:
+    """Trains and writes the model, its curves and what the record of the stage keeps."""
+    state, plan = trained(work, stage, job, params, mesh), job.plan
     name = stage.removeprefix("unlearn/")
     source = work.base if name in ("vanilla", "gold") else work.vanilla
     share = write(work, name, source, plan.trainable.change(state.params, job.limits))
-    done = int(state.step)
-    curves = {key: curve[:done] for key, curve in jax.device_get(state.history).items()}
-    history = {key: [None if np.isnan(x) else float(x) for x in curve] for key, curve in curves.items()}
-    records.write(work.curves(stage), history)
-    numbers = {"iterations": done, "spacing": plan.spacing, "changed_in_file": share}
+    records.write(work.curves(stage), curves(state))
+    numbers = {"iterations": int(state.step), "spacing": plan.spacing, "changed_in_file": share}
     numbers |= {"stopped": _stopped(plan, state)} if plan.stop else {}
     if source == work.vanilla:
         numbers |= _adapter(work, name, plan.trainable.low_rank(state.params, job.limits))
     return numbers | {"mask_proof": train_state.mask_proof(state, job.limits.mask)}
+
+
+def curves(state: TrainState) -> dict[str, list[float | None]]:
+    """What was seen of every loss in every iteration that was made, None where nothing was."""
+    made = {key: curve[: int(state.step)] for key, curve in jax.device_get(state.history).items()}
+    return {key: [None if np.isnan(x) else float(x) for x in curve] for key, curve in made.items()}
 
 
 def write(work: Workspace, name: str, source: pathlib.Path, change: Change) -> float:

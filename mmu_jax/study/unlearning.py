@@ -1,12 +1,14 @@
 """How a method of the table becomes a job: its streams, mask and factors, its rates, and when it is to stop."""
 
 import collections
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mmu_jax import InputError, curvature, evaluate, factor, masks, metrics
 from mmu_jax.data import Example, facts
+from mmu_jax.methods import Method
 from mmu_jax.plan import Plan, Stop
 from mmu_jax.study import checks, editing, records
 from mmu_jax.study.fitting import Job, fit
@@ -16,8 +18,21 @@ from mmu_jax.trees import Mask
 
 
 def prepare(work: Workspace, name: str, **rates: float) -> Job:
-    """The job of a method; ``learning_rate`` and ``retain_rate`` stand for those of the config."""
-    c, method = work.config.unlearn, checks.method(work.config, name)
+    """The job of a method; ``learning_rate`` and ``retain_rate`` stand for those of the config.
+
+    Raises:
+      InputError: the method is an edit, of which steps are at most a part; or something that it needs is not there.
+    """
+    if (method := checks.method(work.config, name)).edit:
+        raise InputError(
+            f"expected a method that is its steps, found {name}, which edits params ({method.edit}) and has a strength instead of a rate "
+            "and a place to stop; leave it out"
+        )
+    return _job(work, name, method, find_stop(work), **rates)
+
+
+def _job(work: Workspace, name: str, method: Method, stop: Stop | None, **rates: float) -> Job:
+    c = work.config.unlearn
     numbers = {key: c[key] for key in ("schedule", "clip")}
     numbers |= {
         "learning_rate": c.learning_rate.get(name),
@@ -33,7 +48,6 @@ def prepare(work: Workspace, name: str, **rates: float) -> Job:
         logps = evaluate.reference_logps(work.model, work.load(work.vanilla), streams[stream], work.mesh)
         streams[stream].columns["ref_logps"] = logps
     limits = Limits(_read_mask(work, name) if method.mask else None, _read_factors(work) if method.projects else None)
-    stop = find_stop(work)
     if stop and stop.facts:
         streams["forget"].columns["floor"] = _floors(work, stop, streams["forget"].examples)
     plan = Plan.of(method, streams, c.epochs, stop=stop, **numbers)
@@ -150,7 +164,8 @@ def unlearn(work: Workspace, name: str) -> dict:
             "--stages=evaluate/vanilla, which says what to do"
         )
     if (method := checks.method(work.config, name)).edit:
-        return editing.edit(work, name, method, find_stop(work))
+        jobs = functools.partial(_job, work, name, stop=None)
+        return editing.edit(work, name, method, find_stop(work), jobs)
     job = prepare(work, name)
     params = work.load(work.vanilla, consumed=job.plan.trainable.consumes)
     return fit(work, f"unlearn/{name}", job, params, work.mesh)

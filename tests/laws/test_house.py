@@ -21,7 +21,7 @@ FLOORS = (
     ("lora",),
     ("rules",),
     ("data", "models"),
-    ("objectives", "questions"),
+    ("activations", "objectives", "questions"),
     ("edits",),
     ("methods",),
     ("hf", "memory", "plan"),
