@@ -84,6 +84,7 @@ __all__ = [
     "models",
     "objectives",
     "optimizers",
+    "phases",
     "plan",
     "programs",
     "questions",

@@ -22,6 +22,7 @@ FLOORS = (
     ("rules",),
     ("data", "models"),
     ("objectives", "questions"),
+    ("phases",),
     ("methods",),
     ("hf", "memory", "plan"),
     ("generate", "train_state"),
