@@ -9,8 +9,9 @@ import inspect
 import re
 
 from mmu_jax.edits import EDITS
-from mmu_jax.methods import FAMILIES, METHODS, Method, Phase
+from mmu_jax.methods import METHODS
 from mmu_jax.objectives import LOSSES
+from mmu_jax.phases import FAMILIES, Method, Phase
 
 HEAD = """\
 # Methods

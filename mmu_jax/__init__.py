@@ -88,6 +88,7 @@ __all__ = [
     "models",
     "objectives",
     "optimizers",
+    "phases",
     "plan",
     "programs",
     "questions",

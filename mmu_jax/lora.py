@@ -29,7 +29,7 @@ from mmu_jax.trainable import Change, Counts, Limits, LowRank, View, states
 from mmu_jax.trees import Mask, Params, Tree
 
 if TYPE_CHECKING:
-    from mmu_jax.methods import Method, Phase
+    from mmu_jax.phases import Method, Phase
 
 KINDS = ("free", "masked", "projected")
 

@@ -14,7 +14,7 @@ from mmu_jax import InputError, curvature, masks, optimizers, transforms, trees
 from mmu_jax.curvature import Factors
 from mmu_jax.data.slices import STREAMS
 from mmu_jax.data.streams import Stream
-from mmu_jax.methods import Method, Phase
+from mmu_jax.phases import Method, Phase
 from mmu_jax.trainable import Trainable, Whole
 from mmu_jax.trees import Mask, Params
 

@@ -17,10 +17,10 @@ import numpy as np
 import optax
 
 from mmu_jax import losses, objectives, sharding, trees
-from mmu_jax.methods import Phase
 from mmu_jax.models import Model
 from mmu_jax.objectives import Seen
 from mmu_jax.optimizers import Pace
+from mmu_jax.phases import Phase
 from mmu_jax.plan import Optimizer, Plan
 from mmu_jax.train_state import TrainState
 from mmu_jax.trainable import Limits, Trainable

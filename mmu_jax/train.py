@@ -17,8 +17,8 @@ import numpy as np
 from mmu_jax import InputError, NotFiniteError, Stopped, checkpoint, curvature, sharding, trees
 from mmu_jax.curvature import Factors
 from mmu_jax.data.streams import Stream
-from mmu_jax.methods import Phase
 from mmu_jax.models import Model
+from mmu_jax.phases import Phase
 from mmu_jax.plan import Plan
 from mmu_jax.programs import Programs, counted, make_step, make_watch, note_program
 from mmu_jax.train_state import WATCHED, TrainState, abstract, init, latest, looks

@@ -1,5 +1,6 @@
 """A method that edits params: what its edit is computed from, how much of it is done, and the model that comes out of it."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ from mmu_jax import activations, edits, evaluate, objectives, saliency, trees
 from mmu_jax.activations import Moments
 from mmu_jax.data.streams import Pass, Stream
 from mmu_jax.edits import EDITS, Edit, Evidence
-from mmu_jax.methods import Method
+from mmu_jax.phases import Method
 from mmu_jax.plan import Stop
 from mmu_jax.study import records
 from mmu_jax.study.fitting import Job, curves, trained, write
@@ -67,10 +68,16 @@ MEASURES: dict[str, Callable[[Workspace, Edit], Evidence]] = {
 def _updates(
     work: Workspace, name: str, method: Method, jobs: Callable[[Method], Job]
 ) -> tuple[Evidence, dict[str, Any]]:
-    """The params trained on every phase by itself, to its last pass; its curves, and what the record keeps of it."""
+    """The params trained on every phase by itself, and what the record keeps of it.
+
+    Nothing stops them: all passes are made, each of the others takes as many steps as the first.
+    """
     found, seen, iterations = {}, {}, 0
     for stream, one in zip(EDITS[method.edit].trained, method.trained, strict=True):
         job, params = jobs(one), work.load(work.vanilla, consumed=True)
+        if found:
+            alike = dataclasses.replace(job.plan, iterations=iterations // len(found))
+            job = dataclasses.replace(job, plan=alike)
         state = trained(work, f"unlearn/{name}/{stream}", job, params, work.mesh)
         found[stream], iterations = state.params, iterations + int(state.step)
         seen |= {f"{curve} of {stream}" if curve in seen else curve: values for curve, values in curves(state).items()}

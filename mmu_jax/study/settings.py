@@ -17,6 +17,7 @@ from mmu_jax.data.slices import STREAMS
 from mmu_jax.edits import EDITS
 from mmu_jax.files import flat
 from mmu_jax.metrics import METRICS
+from mmu_jax.phases import Method
 from mmu_jax.study import networks, trackers
 from mmu_jax.study.config import base
 from mmu_jax.study.ranges import RULES
@@ -216,7 +217,7 @@ def _unread(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     ]
 
 
-def _only_descends(row: methods.Method) -> bool:
+def _only_descends(row: Method) -> bool:
     return not row.one_rate and all(phase.descends for phase in row.phases)
 
 
@@ -259,7 +260,7 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     return [f"config.{key} is not read: {reason}" for key, reason in matching(given, table + _unused_numbers(c, rows))]
 
 
-def _unused_numbers(c: ConfigDict, rows: list[methods.Method]) -> list[tuple[str, Any, str]]:
+def _unused_numbers(c: ConfigDict, rows: list[Method]) -> list[tuple[str, Any, str]]:
     """Of the numbers that every method has of its own, those that are not read; rows of a table for :func:`matching`."""
     table: list[tuple[str, Any, str]] = [
         (

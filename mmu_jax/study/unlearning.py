@@ -8,7 +8,7 @@ import numpy as np
 
 from mmu_jax import InputError, curvature, evaluate, factor, masks, metrics
 from mmu_jax.data import Example, facts
-from mmu_jax.methods import Method
+from mmu_jax.phases import Method
 from mmu_jax.plan import Plan, Stop
 from mmu_jax.study import checks, editing, records
 from mmu_jax.study.fitting import Job, fit

@@ -23,6 +23,7 @@ FLOORS = (
     ("data", "models"),
     ("activations", "objectives", "questions"),
     ("edits",),
+    ("phases",),
     ("methods",),
     ("hf", "memory", "plan"),
     ("generate", "train_state"),

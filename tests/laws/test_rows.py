@@ -10,7 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmu_jax import InputError, losses, masks, methods, metrics, models, objectives, rules, sharding, train, trees
+from mmu_jax import (
+    InputError,
+    losses,
+    masks,
+    methods,
+    metrics,
+    models,
+    objectives,
+    phases,
+    rules,
+    sharding,
+    train,
+    trees,
+)
 from mmu_jax.data import IMAGE, TEXT, slices
 from toys import make_batch
 
@@ -104,7 +117,7 @@ METHODS = sorted(methods.METHODS)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_names_rows_that_there_are(name):
     method = methods.METHODS[name]
-    assert method.family in methods.FAMILIES and method.source
+    assert method.family in phases.FAMILIES and method.source
     assert method.streams <= set(slices.STREAMS)
     assert {loss for phase in method.phases for loss in phase.losses.values()} <= set(LOSSES)
     assert all(set(phase.options) <= set(phase.losses.values()) for phase in method.phases)
