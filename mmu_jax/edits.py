@@ -85,8 +85,8 @@ def manu(params: Params, evidence: Evidence, *, share: float = 0.1) -> Params:
         start += score.size
 
     def leaf(name, p):
-        layer, part, kind = ("", *name.rsplit("/", 2))[-3:]
-        if layer not in kept or not re.fullmatch(PRUNED, name):
+        layer, part, kind = name.rsplit("/", 2) if re.fullmatch(PRUNED, name) else ("", "", "")
+        if layer not in kept:
             return p
         if part in ("down_proj", "fc2"):
             return jnp.where(kept[layer][..., None, :], p, 0) if kind == "weight" else p
