@@ -19,7 +19,7 @@ HEAD = """\
 <!-- Made by `python docs/make_methods.py > docs/methods.md`; edit mmu_jax/methods.py and objectives.py, not this page. -->
 
 A method is a row of `mmu_jax.methods.METHODS`: the optimizer steps of one iteration, each a sum of losses on streams of
-batches, and what may move in them. The loop that runs a row is the same for all. You choose rows with
+batches, and what may move in them; or an edit of the params without steps. The loop that runs a row is the same for all. You choose rows with
 `config.unlearn.methods`; [Add a method](add-a-method.md) says how to write one.
 
 How to read the tables:
@@ -28,6 +28,7 @@ How to read the tables:
   several. *Spread*: taken only every `len(retain) // len(forget)` iterations, once for each forget batch. *Masked*: only
   entries in the mask move. *Projected*: nothing moves along the directions that carry what is kept, nor any leaf that is no
   linear weight (`mmu_jax.curvature`). *With look-ahead*: a second gradient is taken beside the path. *Not clipped*: the norm of its gradient is not bounded.
+  An *edit* changes params without steps ([Edits](#edits)); steps beside it are those whose updates it reads.
 - **Mask** is the [rule](api/masks.md#mmu_jax.rules.Rule) by which scores become a mask; what it does not state has the default. The default
   is `1[(F_f + eps) / (F_p + eps) >= tau]`, F the mean of squared per-example gradients: on forget VQA, and on retain VQA
   for the vision side, retain VQA and the text QA of everyone for the language side.
@@ -54,7 +55,9 @@ which answers are taught.
 
 EDITS_HEAD = """\
 Params changed without steps; equations and papers stand in the docstrings of [`mmu_jax.edits`](api/training.md#mmu_jax.edits). *Reads* is
-what an edit is computed from: *scores*, saliency of the linear weights example by example.
+what an edit is computed from, once, at the vanilla params: *scores*, saliency of the linear weights example by example; *moments* and
+*excess*, what the neurons say on batches of its streams ([`mmu_jax.activations`](api/training.md#mmu_jax.activations)); *updates*, the params after
+each of the method's steps was trained from the vanilla model by itself, over all passes of `config.unlearn.epochs`.
 
 An edit has no steps to stop. Its *strength* is one number: the run begins with `config.unlearn.strength.<method>`, doubles or halves it until
 the right answers about the people to forget are at the level where steps would stop (`config.unlearn.stop`), and bisects down to the weakest
