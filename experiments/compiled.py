@@ -129,7 +129,7 @@ def stepping(
     phase, like, own = plan.method.phases[0], abstract(plan, model, params, mesh), plan.moments(0)
     limits, none = limits_of(plan, params, model.family.eligible), Limits()
     frozen, reads, others = (None, none, limits) if trained.consumes else (params, limits, none)
-    batches = {stream: batch(model, shape, mesh) for stream in phase.losses}
+    batches = {stream: batch(model, shape, mesh) for stream in phase.streams}
     part = trained.view(like.params, frozen, none, phase).part
     number = like.step.update(dtype=jnp.float32)
     pace = Pace(number, like.step, like.step)

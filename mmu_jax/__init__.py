@@ -68,6 +68,7 @@ __all__ = [
     "curvature",
     "data",
     "directory",
+    "distillation",
     "evaluate",
     "factor",
     "files",

@@ -81,7 +81,30 @@ METHODS: dict[str, Method] = {
     "idk": Method(
         (Phase({"refusal": "descent", "retain": "descent"}),),
         one_rate=True,
-        source="descent on refusals beside the retain set, arXiv 2401.06121",
+        source="preference optimisation (PO): descent on refusals beside the retain set, arXiv 2401.06121",
+    ),
+    "simnpo": Method(
+        (Phase({"forget": "simnpo", "retain": "descent"}, weights={"forget": 0.125}),),
+        source="SimNPO, arXiv 2410.07163",
+    ),
+    "dpo": Method(
+        (Phase({"forget": "dpo", "retain": "descent"}),),
+        source="DPO of refusals over answers, arXiv 2305.18290, beside the retain set",
+    ),
+    "llmu": Method(
+        (Phase({"forget": "ascent", "refusal": "descent", "retain": "kl"}),),
+        source="LLMU, arXiv 2310.10683",
+        note="the mismatched answers are refusals",
+    ),
+    "wga": Method((Phase({"forget": "wga", "retain": "descent"}),), source="WGA, arXiv 2502.19301"),
+    "satimp": Method(
+        (Phase({"forget": "satimp", "retain": "descent"}, weights={"forget": 0.1}),), source="SatImp, arXiv 2505.11953"
+    ),
+    "undial": Method((Phase({"forget": "undial"}),), source="UNDIAL, arXiv 2402.10052", note="no retain term"),
+    "ce_u": Method(
+        (Phase({"forget": "ce_u"}, options={"ce_u": {"skip": 1}}),),
+        source="CE-U, arXiv 2503.01224",
+        note="no retain term; the first token of an answer is left out, as a footnote of the paper says",
     ),
     "projected": Method((dataclasses.replace(_PROJECTED, spread=False),), family="projected", source=_OWN),
     "projected_retain": Method(

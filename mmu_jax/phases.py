@@ -4,6 +4,8 @@ The rows that there are stand in ``methods.METHODS``; none is asked for by name.
 """
 
 import dataclasses
+import math
+from collections.abc import Iterable
 from typing import Any
 
 from mmu_jax import InputError
@@ -18,10 +20,13 @@ class Phase:
 
     >>> Phase({'retain': 'descent'}).descends, Phase({'forget': 'npo'}, options={'npo': {'beta': 0.2}}).descends
     (True, False)
+    >>> Phase({'forget': 'dpo', 'retain': 'descent'}, weights={'retain': 0.5}).streams
+    ('forget', 'refusal', 'retain')
 
     Attributes:
       losses: stream name (a row of ``data.slices.STREAMS``) -> loss name; several are summed into one step.
       options: loss name -> its keyword arguments, where they are not its defaults.
+      weights: stream name -> what its loss is multiplied by in the sum, 1 where it is not named.
       spread: take the step only every so many iterations, and once for each batch of its stream, so that one pass over the
         stream of the other phases (``retain``) makes one over its own (``forget``).
       masked: whether the method's mask covers this step.
@@ -34,6 +39,7 @@ class Phase:
 
     losses: dict[str, str]
     options: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)
     spread: bool = False
     masked: bool = False
     projected: bool = False
@@ -56,6 +62,22 @@ class Phase:
             raise InputError(f"expected options of losses of the phase, found those of {', '.join(idle)}; correct it")
         for name, given in self.options.items():
             known(f"options of {name}", given, LOSSES[name].options)
+        known("weights of a phase", self.weights, self.losses)
+        if wrong := sorted(name for name, weight in self.weights.items() if not 0 < weight < math.inf):
+            raise InputError(f"expected weights above 0, found others of {', '.join(wrong)}; correct them")
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that it takes batches of: those of its losses, and those that a loss takes beside its own."""
+        named = ((stream, *LOSSES[name].beside) for stream, name in self.losses.items())
+        return tuple(dict.fromkeys(stream for streams in named for stream in streams))
+
+    def of(self, streams: Iterable[str]) -> "Phase":
+        """The same of its losses on ``streams`` alone."""
+        losses = {stream: name for stream, name in self.losses.items() if stream in streams}
+        options = {name: value for name, value in self.options.items() if name in losses.values()}
+        weights = {stream: weight for stream, weight in self.weights.items() if stream in losses}
+        return dataclasses.replace(self, losses=losses, options=options, weights=weights)
 
     @property
     def descends(self) -> bool:
@@ -134,10 +156,8 @@ class Method:
         """
         kept = []
         for phase in self.phases:
-            own = {stream: name for stream, name in phase.losses.items() if STREAMS[stream].who == "forget"}
-            if own:
-                options = {name: value for name, value in phase.options.items() if name in own.values()}
-                kept.append(dataclasses.replace(phase, losses=own, options=options, spread=False))
+            if own := [stream for stream in phase.losses if STREAMS[stream].who == "forget"]:
+                kept.append(dataclasses.replace(phase.of(own), spread=False))
         if not kept:
             raise InputError(
                 "expected a method with a step on the people to forget, found one that only trains on others, of whom nothing is "
@@ -148,13 +168,13 @@ class Method:
     @property
     def referenced(self) -> set[str]:
         """The streams of whose answers the reference's log-probabilities are needed."""
-        pairs = [pair for phase in self.phases for pair in phase.losses.items()]
-        return {stream for stream, name in pairs if "reference" in LOSSES[name].needs}
+        pairs = [pair for phase in self.phases for pair in phase.losses.items() if "reference" in LOSSES[pair[1]].needs]
+        return {stream for own, name in pairs for stream in (own, *LOSSES[name].beside)}
 
     @property
     def streams(self) -> set[str]:
         """The streams that its losses take batches of."""
-        return {name for phase in self.phases for name in phase.losses}
+        return {name for phase in self.phases for name in phase.streams}
 
     def arithmetic(self) -> dict[str, Any]:
         """What changes a number, by which a result is known: every field but prose, the options that losses have by default
@@ -163,4 +183,6 @@ class Method:
         for phase, row in zip(self.phases, kept["phases"], strict=True):
             names = sorted(set(phase.losses.values()))
             row["options"] = {name: LOSSES[name].options | phase.options.get(name, {}) for name in names}
+            if not phase.weights:
+                del row["weights"]  # so that a result from before there were any is known by the same
         return kept | {"streams": {name: dataclasses.asdict(STREAMS[name]) for name in sorted(self.streams)}}

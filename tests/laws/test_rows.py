@@ -36,6 +36,8 @@ BATCH = {
     "row": jnp.array([0]),
     "ref_logps": jnp.array([-1.0]),
 }
+# The same question with the second token as its answer, of which the reference had log p = -2: beside it, in the other stream.
+OTHER = BATCH | {"tokens": jnp.array([[0, 1, 1]]), "ref_logps": jnp.array([-2.0])}
 PARAMS = jnp.log(jnp.array([[[0.25, 0.75], [0.5, 0.5], [0.9, 0.1]]]))
 VANILLA = jnp.log(jnp.array([[[0.25, 0.75], [0.25, 0.75], [0.9, 0.1]]]))
 MODEL = types.SimpleNamespace(forward=lambda params, batch: params)
@@ -48,12 +50,22 @@ HAND = {
     "kl": (0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5), 1),
     "sketch": (0.0, 1),  # sum of v is zero, and both logits are the same
     "npo": (20 * math.log(1 + math.exp(0.1 * (1 - math.log(2)))), 1),
+    "simnpo": (2 / 4.5 * math.log(1 + 2**-4.5), 1),
+    "dpo": (
+        math.log(1 + math.exp(-0.1)),
+        1,
+    ),  # both answers have 1/2, and the reference thought the one likelier by a nat
+    "wga": (-math.log(2) / 2, 1),
+    "satimp": (-math.log(2) / 2**6, 1),
+    "ce_u": (math.log(2), 1),  # all of the target is on the token that has 1/2
+    "undial": (math.log(2), 1),  # whatever the target, both tokens have 1/2
 }
 LOSSES = sorted(objectives.LOSSES)
 
 
-def take(name, params=PARAMS, vanilla=VANILLA, batch=BATCH, options=None):
-    return objectives.take(name, objectives.Seen(MODEL, params, vanilla), batch, options)
+def take(name, params=PARAMS, vanilla=VANILLA, batch=BATCH, options=None, other=OTHER):
+    others = [other] * len(objectives.LOSSES[name].beside)
+    return objectives.take(name, objectives.Seen(MODEL, params, vanilla), batch, options, others)
 
 
 class Losses(chex.TestCase):
@@ -94,11 +106,12 @@ def test_a_step_moves_the_answer_as_the_sign_of_the_loss_says(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_rows_that_only_fill_the_batch_count_for_nothing(name):
-    filled = {key: jnp.concatenate([value, value]) for key, value in BATCH.items()}
-    filled["weights"] = filled["weights"].at[1].set(0.0)
-    filled["row"] = jnp.array([0, -1])
+    def filled(batch):
+        twice = {key: jnp.concatenate([value, value]) for key, value in batch.items()}
+        return twice | {"weights": twice["weights"].at[1].set(0.0), "row": jnp.array([0, -1])}
+
     twice = jnp.concatenate([PARAMS, PARAMS]), jnp.concatenate([VANILLA, VANILLA])
-    chex.assert_trees_all_close(take(name, *twice, filled), take(name), rtol=1e-6)
+    chex.assert_trees_all_close(take(name, *twice, filled(BATCH), other=filled(OTHER)), take(name), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -119,7 +132,8 @@ def test_a_method_names_rows_that_there_are(name):
     method = methods.METHODS[name]
     assert method.family in phases.FAMILIES and method.source
     assert method.streams <= set(slices.STREAMS)
-    assert {loss for phase in method.phases for loss in phase.losses.values()} <= set(LOSSES)
+    for phase in method.phases:
+        assert set(phase.losses.values()) <= set(LOSSES) and set(phase.weights) <= set(phase.losses)
     assert all(set(phase.options) <= set(phase.losses.values()) for phase in method.phases)
     assert bool(method.mask) == any(phase.masked for phase in method.phases)
     assert method.mask is None or method.mask.by in rules.CHOICES
@@ -131,6 +145,17 @@ def test_a_citation_is_no_part_of_what_a_result_is_known_by(name):
     other = dataclasses.replace(method, source="elsewhere", note="another", family="control")
     assert other.arithmetic() == method.arithmetic()
     assert dataclasses.replace(method, one_rate=not method.one_rate).arithmetic() != method.arithmetic()
+
+
+def test_a_weight_is_part_of_what_a_result_is_known_by_and_none_is_not():
+    assert "weights" not in methods.METHODS["npo_retain"].arithmetic()["phases"][0]
+    assert methods.METHODS["simnpo"].arithmetic()["phases"][0]["weights"] == {"forget": 0.125}
+
+
+def test_where_nothing_is_replayed_weights_and_what_stands_beside_are_those_of_the_rest():
+    (phase,) = methods.METHODS["simnpo"].alone().phases
+    assert phase.losses == {"forget": "simnpo"} and phase.weights == {"forget": 0.125}
+    assert methods.METHODS["dpo"].alone().streams == methods.METHODS["dpo"].referenced == {"forget", "refusal"}
 
 
 def test_what_a_loss_and_a_stream_are_by_default_is_part_of_what_a_result_is_known_by(monkeypatch):
@@ -208,6 +233,16 @@ def test_a_stream_deals_what_its_slice_says(name, faces):
     assert not {e.person for e in slices.examples(part, faces, frozenset(forgotten))} & forgotten
 
 
+def test_streams_of_the_same_questions_are_dealt_in_one_order(faces):
+    """Row r of a batch of refusals asks what row r of the forget set asks, of the same photo."""
+    assert {name: slices.dealt_as(name) for name in slices.STREAMS} == {
+        "forget": "forget", "retain": "retain", "text": "text", "refusal": "forget", "vqa": "vqa"
+    }  # fmt: skip
+    for name in slices.STREAMS:
+        found, first = (slices.examples(slices.STREAMS[one], faces) for one in (name, slices.dealt_as(name)))
+        assert [(e.person, e.question, e.photo) for e in found] == [(e.person, e.question, e.photo) for e in first]
+
+
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     from mmu_jax.data import builders
@@ -256,6 +291,14 @@ SLIPS = {
     "a stream that is none": (
         lambda: methods.Phase({"forgot": "ascent"}),
         "streams of a phase among forget, .* found 'forgot'",
+    ),
+    "a weight that is none": (
+        lambda: methods.Phase({"forget": "npo"}, weights={"forget": 0.0}),
+        "expected weights above 0, found others of forget",
+    ),
+    "a weight of another stream": (
+        lambda: methods.Phase({"forget": "npo"}, weights={"retain": 2.0}),
+        "weights of a phase among forget, found 'retain'",
     ),
     "an option that is none": (
         lambda: methods.Phase({"forget": "npo"}, options={"npo": {"betta": 1.0}}),
