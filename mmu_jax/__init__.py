@@ -97,6 +97,7 @@ __all__ = [
     "selection",
     "separable",
     "sharding",
+    "sine",
     "study",
     "train",
     "train_state",

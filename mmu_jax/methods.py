@@ -16,6 +16,8 @@ _TEXT = Rule(side="language", fraction=0.2)
 _REPAIR = dataclasses.replace(_RETAIN, projected=True)
 _MMU = "MMUnlearner, arXiv 2502.11051"
 _MASK_NOTE = "where it was measured, its mask protects no better than a random one as dense"
+_VISION = r"(?!(language_model|lm_head)/).*"  # in every family all that is not the language side
+_PROJECTOR = r"(multi_modal_projector/linear_[12]|visual/merger/mlp/[02])/weight"
 _OWN = "ascent projected off the directions that carry what is kept (mmu_jax.curvature)"
 
 
@@ -105,6 +107,29 @@ METHODS: dict[str, Method] = {
         (Phase({"forget": "ce_u"}, options={"ce_u": {"skip": 1}}),),
         source="CE-U, arXiv 2503.01224",
         note="no retain term; the first token of an answer is left out, as a footnote of the paper says",
+    ),
+    "scrub": Method(
+        (Phase({"retain": "distil"}), Phase({"forget": "diverge"}, spread=True)),
+        moments="shared",
+        source="SCRUB, arXiv 2302.09880",
+        note="minimum and maximum alternate by step, not by epoch, and the minimum begins: at the vanilla model the maximum has no gradient",
+    ),
+    "rmu": Method(
+        (Phase({"forget": "rmu", "retain": "keep_states"}, weights={"retain": 1200.0}),),
+        scope="language_model/layers/mlp/down_proj/weight",
+        source="RMU, arXiv 2403.03218",
+        note="on the tokens that predict an answer; in all layers up to the one that is read, where the paper moves the last three",
+    ),
+    "vkd": Method(
+        (Phase({"forget": "ascent", "retain": "keep_features"}),),
+        scope=_VISION,
+        source="VKD, arXiv 2512.11325",
+        note="from its abstract: the language side is frozen, and visual features of the retain set stay as they were",
+    ),
+    "sine_project": Method(
+        (Phase({"forget": "ascent", "retain": "descent"}),),
+        bounded=_PROJECTOR,
+        source="SineProject, arXiv 2511.18444, with the losses of GradDiff",
     ),
     "projected": Method((dataclasses.replace(_PROJECTED, spread=False),), family="projected", source=_OWN),
     "projected_retain": Method(

@@ -126,6 +126,29 @@ def _undial(seen: Seen, batch: Batch, beta: float = 10.0) -> losses.Pair:
     return distillation.undial(seen.teacher.answers(batch)[0], *seen.answers(batch), beta=beta)
 
 
+def _distil(seen: Seen, batch: Batch, alpha: float = 1.0, gamma: float = 1.0) -> losses.Pair:
+    (alike, count), (taught, _) = _kl(seen, batch), _cross_entropy(seen, batch)
+    return alpha * alike + gamma * taught, count
+
+
+def _predicting(batch: Batch) -> jax.Array:
+    """1 at the places that predict a token of the answer, 0 elsewhere, ``[B, T]``."""
+    return jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1)))
+
+
+def _rmu(seen: Seen, batch: Batch, layer: int | float = 0.25, coefficient: float = 6.5, seed: int = 0) -> losses.Pair:
+    return distillation.rmu(seen.states(batch, layer), _predicting(batch), coefficient=coefficient, seed=seed)
+
+
+def _keep_states(seen: Seen, batch: Batch, layer: int | float = 0.25) -> losses.Pair:
+    return distillation.distance(seen.states(batch, layer), seen.teacher.states(batch, layer), _predicting(batch))
+
+
+def _keep_features(seen: Seen, batch: Batch) -> losses.Pair:
+    features, there = seen.features(batch)
+    return distillation.distance(features, seen.teacher.features(batch)[0], there * _rows(batch)[:, None])
+
+
 def _dpo(seen: Seen, batch: Batch, refusal: Batch, beta: float = 0.1) -> losses.Pair:
     better, worse = (seen.logps(each) - each["ref_logps"] for each in (refusal, batch))
     return losses.dpo(better, worse, _rows(batch) * _rows(refusal), beta=beta)
@@ -202,6 +225,11 @@ LOSSES: dict[str, Loss] = {
     "satimp": Loss(lambda m, b, beta1=5.0, beta2=1.0: losses.satimp(*m.answers(b), beta1=beta1, beta2=beta2)),
     "ce_u": Loss(lambda m, b, skip=0: distillation.ce_u(*m.answers(b), skip=skip)),
     "undial": Loss(_undial, frozenset({"teacher"})),
+    "distil": Loss(_distil, frozenset({"teacher"})),
+    "diverge": Loss(lambda m, b: losses.negated(_kl(m, b)), frozenset({"teacher"})),
+    "rmu": Loss(_rmu, reads="states"),
+    "keep_states": Loss(_keep_states, frozenset({"teacher"}), reads="states"),
+    "keep_features": Loss(_keep_features, frozenset({"teacher"}), reads="features"),
 }
 
 

@@ -10,8 +10,11 @@ from typing import Any
 
 from mmu_jax import InputError
 from mmu_jax.data.slices import STREAMS
+from mmu_jax.models.family import Family
 from mmu_jax.objectives import LOSSES, known
 from mmu_jax.rules import Rule
+from mmu_jax.sine import Sine
+from mmu_jax.trainable import Trainable, Whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Method:
       phases: the steps of one iteration, in order.
       mask: what the masked phases may move; None for unmasked methods.
       scope: pattern of the leaves that train at all.
+      bounded: pattern of the leaves that train as ``W + sin(D)`` (``sine``), and no others; empty for a method that trains params.
       moments: one optimizer state for all phases (``'shared'``) or one each (``'separate'``).
       adam: keyword arguments of ``optimizers.adam`` that belong to the method.
       one_rate: the phases that only descend have the learning rate of the others, whatever the plan's ``retain_rate``.
@@ -112,6 +116,7 @@ class Method:
     phases: tuple[Phase, ...]
     mask: Rule | None = None
     scope: str = ".*"
+    bounded: str = ""
     moments: str = "separate"
     adam: dict[str, Any] = dataclasses.field(default_factory=dict)
     one_rate: bool = False
@@ -124,6 +129,10 @@ class Method:
         known("family of a method", [self.family], FAMILIES)
         if any(phase.masked for phase in self.phases) and self.mask is None:
             raise InputError("expected a rule for the masked phase of a method, found mask=None; give it one")
+        if self.bounded and self.scope != ".*":
+            raise InputError(
+                f"expected a scope or what is bounded, found {self.scope!r} and {self.bounded!r}; what is bounded is all that trains"
+            )
         known("the loss of a mask rule", [self.mask.loss] if self.mask else [], LOSSES)
         if all(phase.spread for phase in self.phases):
             raise InputError(
@@ -134,6 +143,15 @@ class Method:
     def needs(self) -> frozenset[str]:
         """What its losses need beside params and batches: ``'teacher'``, ``'reference'`` (:class:`Loss`)."""
         return frozenset().union(*(LOSSES[name].needs for phase in self.phases for name in phase.losses.values()))
+
+    def trains(self, family: Family | None = None) -> Trainable:
+        """What of the params it trains where no LoRA is asked for: the leaves in its scope, or those that are bounded.
+
+        With a ``family``, whatever its mask freezes beforehand has neither gradient nor moments (``trainable.Whole.of``).
+        """
+        if self.bounded:
+            return Sine(self.bounded)
+        return Whole.of(self, family) if family is not None else Whole(self.scope)
 
     @property
     def projects(self) -> bool:
@@ -185,4 +203,6 @@ class Method:
             row["options"] = {name: LOSSES[name].options | phase.options.get(name, {}) for name in names}
             if not phase.weights:
                 del row["weights"]  # so that a result from before there were any is known by the same
+        if not self.bounded:
+            del kept["bounded"]
         return kept | {"streams": {name: dataclasses.asdict(STREAMS[name]) for name in sorted(self.streams)}}

@@ -74,3 +74,36 @@ def test_ce_u_equals_torch_on_all_but_the_first_tokens_of_an_answer(skip, left):
     close(total, theirs)
     close(grads, gradient)
     assert float(count) == left
+
+
+def test_distances_equal_torch_row_by_row():
+    values, target = (torch.tensor(x[..., :4]) for x in (LOGITS, TEACHER))
+    each = ((values - target) ** 2).mean(-1) * torch.tensor(WEIGHTS)
+    theirs = each.sum(-1) / torch.tensor(WEIGHTS).sum(-1)
+    total, count = distillation.distance(LOGITS[..., :4], TEACHER[..., :4], WEIGHTS)
+    close(total / count, theirs.mean())
+    gone = WEIGHTS * np.array([1.0, 1.0, 0.0])[:, None]
+    total, count = distillation.distance(LOGITS[..., :4], TEACHER[..., :4], gone)
+    close(total / count, theirs[:2].mean())
+    assert float(count) == 2
+
+
+def test_rmu_pushes_states_to_one_direction_whatever_the_row():
+    u = np.asarray(distillation.direction(7, seed=3))
+    total, count = distillation.rmu(jnp.asarray(LOGITS), WEIGHTS, coefficient=2.0, seed=3)
+    close(total / count, distillation.distance(LOGITS, np.broadcast_to(2 * u, LOGITS.shape), WEIGHTS)[0] / 3)
+    assert abs(float(np.linalg.norm(u)) - 1) < 1e-6 and (u >= 0).all()
+    assert (u != np.asarray(distillation.direction(7, seed=4))).any()
+    grads = np.asarray(
+        jax.grad(lambda x: distillation.rmu(x, WEIGHTS, coefficient=2.0, seed=3)[0])(jnp.asarray(LOGITS))
+    )
+    per_place = 2 * (LOGITS - 2 * u) / 7 * (WEIGHTS / WEIGHTS.sum(-1, keepdims=True))[..., None]
+    close(grads, per_place)
+
+
+@pytest.mark.parametrize("name", ["undial", "ce_u", "distance"])
+def test_what_is_in_bfloat16_is_taken_in_float32(name):
+    low = jnp.asarray(LOGITS, jnp.bfloat16)
+    given = {"undial": (low, low, TOKENS, WEIGHTS), "ce_u": (low, TOKENS, WEIGHTS), "distance": (low, low + 1, WEIGHTS)}
+    total, count = getattr(distillation, name)(*given[name])
+    assert total.dtype == count.dtype == jnp.float32

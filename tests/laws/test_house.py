@@ -29,7 +29,7 @@ FLOORS = (
     ("saliency",),
     ("curvature",),
     ("trainable", "transforms"),
-    ("lora",),
+    ("lora", "sine"),
     ("rules",),
     ("data", "models"),
     ("objectives", "questions"),
