@@ -16,6 +16,8 @@ _TEXT = Rule(side="language", fraction=0.2)
 _REPAIR = dataclasses.replace(_RETAIN, projected=True)
 _MMU = "MMUnlearner, arXiv 2502.11051"
 _MASK_NOTE = "where it was measured, its mask protects no better than a random one as dense"
+_VISION = r"(?!(language_model|lm_head)/).*"  # in every family all that is not the language side
+_PROJECTOR = r"(multi_modal_projector/linear_[12]|visual/merger/mlp/[02])/weight"
 _OWN = "ascent projected off the directions that carry what is kept (mmu_jax.curvature)"
 
 
@@ -81,7 +83,53 @@ METHODS: dict[str, Method] = {
     "idk": Method(
         (Phase({"refusal": "descent", "retain": "descent"}),),
         one_rate=True,
-        source="descent on refusals beside the retain set, arXiv 2401.06121",
+        source="preference optimisation (PO): descent on refusals beside the retain set, arXiv 2401.06121",
+    ),
+    "simnpo": Method(
+        (Phase({"forget": "simnpo", "retain": "descent"}, weights={"forget": 0.125}),),
+        source="SimNPO, arXiv 2410.07163",
+    ),
+    "dpo": Method(
+        (Phase({"forget": "dpo", "retain": "descent"}),),
+        source="DPO of refusals over answers, arXiv 2305.18290, beside the retain set",
+    ),
+    "llmu": Method(
+        (Phase({"forget": "ascent", "refusal": "descent", "retain": "kl"}),),
+        source="LLMU, arXiv 2310.10683",
+        note="the mismatched answers are refusals",
+    ),
+    "wga": Method((Phase({"forget": "wga", "retain": "descent"}),), source="WGA, arXiv 2502.19301"),
+    "satimp": Method(
+        (Phase({"forget": "satimp", "retain": "descent"}, weights={"forget": 0.1}),), source="SatImp, arXiv 2505.11953"
+    ),
+    "undial": Method((Phase({"forget": "undial"}),), source="UNDIAL, arXiv 2402.10052", note="no retain term"),
+    "ce_u": Method(
+        (Phase({"forget": "ce_u"}, options={"ce_u": {"skip": 1}}),),
+        source="CE-U, arXiv 2503.01224",
+        note="no retain term; the first token of an answer is left out, as a footnote of the paper says",
+    ),
+    "scrub": Method(
+        (Phase({"retain": "distil"}), Phase({"forget": "diverge"}, spread=True)),
+        moments="shared",
+        source="SCRUB, arXiv 2302.09880",
+        note="minimum and maximum alternate by step, not by epoch, and the minimum begins: at the vanilla model the maximum has no gradient",
+    ),
+    "rmu": Method(
+        (Phase({"forget": "rmu", "retain": "keep_states"}, weights={"retain": 1200.0}),),
+        scope="language_model/layers/mlp/down_proj/weight",
+        source="RMU, arXiv 2403.03218",
+        note="on the tokens that predict an answer; in all layers up to the one that is read, where the paper moves the last three",
+    ),
+    "vkd": Method(
+        (Phase({"forget": "ascent", "retain": "keep_features"}),),
+        scope=_VISION,
+        source="VKD, arXiv 2512.11325",
+        note="from its abstract: the language side is frozen, and visual features of the retain set stay as they were",
+    ),
+    "sine_project": Method(
+        (Phase({"forget": "ascent", "retain": "descent"}),),
+        bounded=_PROJECTOR,
+        source="SineProject, arXiv 2511.18444, with the losses of GradDiff",
     ),
     "projected": Method((dataclasses.replace(_PROJECTED, spread=False),), family="projected", source=_OWN),
     "projected_retain": Method(

@@ -4,13 +4,18 @@ The rows that there are stand in ``methods.METHODS``; none is asked for by name.
 """
 
 import dataclasses
+import math
+from collections.abc import Iterable
 from typing import Any
 
 from mmu_jax import InputError
 from mmu_jax.data.slices import STREAMS
 from mmu_jax.edits import EDITS
+from mmu_jax.models.family import Family
 from mmu_jax.objectives import LOSSES, known
 from mmu_jax.rules import Rule
+from mmu_jax.sine import Sine
+from mmu_jax.trainable import Trainable, Whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +24,13 @@ class Phase:
 
     >>> Phase({'retain': 'descent'}).descends, Phase({'forget': 'npo'}, options={'npo': {'beta': 0.2}}).descends
     (True, False)
+    >>> Phase({'forget': 'dpo', 'retain': 'descent'}, weights={'retain': 0.5}).streams
+    ('forget', 'refusal', 'retain')
 
     Attributes:
       losses: stream name (a row of ``data.slices.STREAMS``) -> loss name; several are summed into one step.
       options: loss name -> its keyword arguments, where they are not its defaults.
+      weights: stream name -> what its loss is multiplied by in the sum, 1 where it is not named.
       spread: take the step only every so many iterations, and once for each batch of its stream, so that one pass over the
         stream of the other phases (``retain``) makes one over its own (``forget``).
       masked: whether the method's mask covers this step.
@@ -35,6 +43,7 @@ class Phase:
 
     losses: dict[str, str]
     options: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)
     spread: bool = False
     masked: bool = False
     projected: bool = False
@@ -57,6 +66,22 @@ class Phase:
             raise InputError(f"expected options of losses of the phase, found those of {', '.join(idle)}; correct it")
         for name, given in self.options.items():
             known(f"options of {name}", given, LOSSES[name].options)
+        known("weights of a phase", self.weights, self.losses)
+        if wrong := sorted(name for name, weight in self.weights.items() if not 0 < weight < math.inf):
+            raise InputError(f"expected weights above 0, found others of {', '.join(wrong)}; correct them")
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that it takes batches of: those of its losses, and those that a loss takes beside its own."""
+        named = ((stream, *LOSSES[name].beside) for stream, name in self.losses.items())
+        return tuple(dict.fromkeys(stream for streams in named for stream in streams))
+
+    def of(self, streams: Iterable[str]) -> "Phase":
+        """The same of its losses on ``streams`` alone."""
+        losses = {stream: name for stream, name in self.losses.items() if stream in streams}
+        options = {name: value for name, value in self.options.items() if name in losses.values()}
+        weights = {stream: weight for stream, weight in self.weights.items() if stream in losses}
+        return dataclasses.replace(self, losses=losses, options=options, weights=weights)
 
     @property
     def descends(self) -> bool:
@@ -83,6 +108,7 @@ class Method:
       options: keyword arguments of the edit, where they are not its defaults.
       mask: what the masked phases may move; None for unmasked methods.
       scope: pattern of the leaves that train at all.
+      bounded: pattern of the leaves that train as ``W + sin(D)`` (``sine``), and no others; empty for a method that trains params.
       moments: one optimizer state for all phases (``'shared'``) or one each (``'separate'``).
       adam: keyword arguments of ``optimizers.adam`` that belong to the method.
       one_rate: the phases that only descend have the learning rate of the others, whatever the plan's ``retain_rate``.
@@ -94,6 +120,7 @@ class Method:
     phases: tuple[Phase, ...]
     mask: Rule | None = None
     scope: str = ".*"
+    bounded: str = ""
     moments: str = "separate"
     adam: dict[str, Any] = dataclasses.field(default_factory=dict)
     one_rate: bool = False
@@ -108,6 +135,10 @@ class Method:
         known("family of a method", [self.family], FAMILIES)
         if any(phase.masked for phase in self.phases) and self.mask is None:
             raise InputError("expected a rule for the masked phase of a method, found mask=None; give it one")
+        if self.bounded and self.scope != ".*":
+            raise InputError(
+                f"expected a scope or what is bounded, found {self.scope!r} and {self.bounded!r}; what is bounded is all that trains"
+            )
         known("the loss of a mask rule", [self.mask.loss] if self.mask else [], LOSSES)
         known("the edit of a method", [self.edit] if self.edit else [], EDITS)
         known("options of the edit of a method", self.options, EDITS[self.edit].options if self.edit else {})
@@ -126,6 +157,15 @@ class Method:
     def needs(self) -> frozenset[str]:
         """What its losses need beside params and batches: ``'teacher'``, ``'reference'`` (:class:`Loss`)."""
         return frozenset().union(*(LOSSES[name].needs for phase in self.phases for name in phase.losses.values()))
+
+    def trains(self, family: Family | None = None) -> Trainable:
+        """What of the params it trains where no LoRA is asked for: the leaves in its scope, or those that are bounded.
+
+        With a ``family``, whatever its mask freezes beforehand has neither gradient nor moments (``trainable.Whole.of``).
+        """
+        if self.bounded:
+            return Sine(self.bounded)
+        return Whole.of(self, family) if family is not None else Whole(self.scope)
 
     @property
     def projects(self) -> bool:
@@ -161,10 +201,8 @@ class Method:
         """
         kept = []
         for phase in self.phases:
-            own = {stream: name for stream, name in phase.losses.items() if STREAMS[stream].who == "forget"}
-            if own:
-                options = {name: value for name, value in phase.options.items() if name in own.values()}
-                kept.append(dataclasses.replace(phase, losses=own, options=options, spread=False))
+            if own := [stream for stream in phase.losses if STREAMS[stream].who == "forget"]:
+                kept.append(dataclasses.replace(phase.of(own), spread=False))
         measured = EDITS[self.edit].streams if self.edit else ()
         if not (kept or measured) or any(STREAMS[stream].who != "forget" for stream in measured):
             raise InputError(
@@ -176,13 +214,13 @@ class Method:
     @property
     def referenced(self) -> set[str]:
         """The streams of whose answers the reference's log-probabilities are needed."""
-        pairs = [pair for phase in self.phases for pair in phase.losses.items()]
-        return {stream for stream, name in pairs if "reference" in LOSSES[name].needs}
+        pairs = [pair for phase in self.phases for pair in phase.losses.items() if "reference" in LOSSES[pair[1]].needs]
+        return {stream for own, name in pairs for stream in (own, *LOSSES[name].beside)}
 
     @property
     def streams(self) -> set[str]:
         """The streams that its losses take batches of."""
-        return {name for phase in self.phases for name in phase.losses}
+        return {name for phase in self.phases for name in phase.streams}
 
     @property
     def reads(self) -> set[str]:
@@ -196,6 +234,10 @@ class Method:
         for phase, row in zip(self.phases, kept["phases"], strict=True):
             names = sorted(set(phase.losses.values()))
             row["options"] = {name: LOSSES[name].options | phase.options.get(name, {}) for name in names}
+            if not phase.weights:
+                del row["weights"]  # so that a result from before there were any is known by the same
+        if not self.bounded:
+            del kept["bounded"]
         edited = {key: kept.pop(key) for key in ("edit", "options")}
         if self.edit:
             kept |= edited | {"options": EDITS[self.edit].options | self.options}
