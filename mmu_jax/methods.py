@@ -162,6 +162,11 @@ METHODS: dict[str, Method] = {
     ),
     "mask_top_k": _ablation(Rule(by="top_k"), "ablation: as dense, largest forget scores"),
     "mask_salun": _ablation(Rule(by="salun"), "SalUn's mask, arXiv 2310.12508"),
+    "null_space": Method(
+        (dataclasses.replace(_PROJECTED, spread=False),),
+        factors="inputs",
+        source="ascent in the null space of what the kept photos and texts make the weights read (AlphaEdit, arXiv 2410.02355)",
+    ),
     # ---- edits: params changed without steps
     "ssd": Method(
         (),
@@ -179,6 +184,14 @@ METHODS: dict[str, Method] = {
         edit="task_vector",
         one_rate=True,
         source="a negated task vector, arXiv 2212.04089",
+    ),
+    "vl_eraser": Method(
+        (Phase({"forget": "descent"}, projected=True),),
+        edit="task_vector",
+        one_rate=True,
+        factors="inputs",
+        source="a negated task vector in the null space of what the kept photos and texts make the weights read, as VL-Eraser is described",
+        note="from a description of it; there is no public code",
     ),
     "smfa": Method(
         (Phase({"refusal": "descent", "retain": "descent"}), _RETAIN),

@@ -89,6 +89,10 @@ class Phase:
         return all(LOSSES[name].sign > 0 for name in self.losses.values())
 
 
+FACTORS = {
+    "gradients": "Grams of the gradients of what is kept (curvature): a step is not felt there",
+    "inputs": "Grams of what its weights read of what is kept (activations): a step changes nothing that they say there",
+}
 PROSE = ("family", "source", "note")
 FAMILIES = ("control", "baseline", "projected", "masked", "variant", "ablation")
 
@@ -106,6 +110,7 @@ class Method:
       edit: a row of ``edits.EDITS``: what is done without steps, to the params as they were. Where it reads updates, every phase
         is trained from there by itself, and gives one.
       options: keyword arguments of the edit, where they are not its defaults.
+      factors: of :data:`FACTORS`: of what the factors of projected phases are the top directions.
       mask: what the masked phases may move; None for unmasked methods.
       scope: pattern of the leaves that train at all.
       bounded: pattern of the leaves that train as ``W + sin(D)`` (``sine``), and no others; empty for a method that trains params.
@@ -129,8 +134,10 @@ class Method:
     note: str = ""
     edit: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    factors: str = "gradients"
 
     def __post_init__(self):
+        known("factors of a method", [self.factors], FACTORS)
         known("moments of a method", [self.moments], ("shared", "separate"))
         known("family of a method", [self.family], FAMILIES)
         if any(phase.masked for phase in self.phases) and self.mask is None:
@@ -171,6 +178,11 @@ class Method:
     def projects(self) -> bool:
         """Whether it needs the factors of what is kept."""
         return any(phase.projected for phase in self.phases)
+
+    @property
+    def reads_factors(self) -> bool:
+        """Whether these are the factors of the model that a file holds, not some of its own."""
+        return self.projects and self.factors == "gradients"
 
     @property
     def trained(self) -> "tuple[Method, ...]":
@@ -238,6 +250,8 @@ class Method:
                 del row["weights"]  # so that a result from before there were any is known by the same
         if not self.bounded:
             del kept["bounded"]
+        if self.factors == "gradients":
+            del kept["factors"]
         edited = {key: kept.pop(key) for key in ("edit", "options")}
         if self.edit:
             kept |= edited | {"options": EDITS[self.edit].options | self.options}

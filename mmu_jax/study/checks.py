@@ -68,7 +68,7 @@ def preflight(work: Workspace, wanted: list[str]) -> None:
             hub.fetch(path, key, patterns=hub.SMALL)
         except InputError as error:
             problems.append(str(error))
-    projected = {f"unlearn/{name}" for name in c.unlearn.methods if methods.METHODS[name].projects}
+    projected = {f"unlearn/{name}" for name in c.unlearn.methods if methods.METHODS[name].reads_factors}
     if c.factors.path and projected & set(wanted):
         try:
             factor.head(c.factors.path)
@@ -265,7 +265,7 @@ def needs(
     if scored:
         stages["saliency"] = max(scored, key=lambda need: sum(need.values()))
     share = 1.0 if c.factors.alpha else c.factors.fraction or memory.SHARE
-    if any(row.projects for row in table.values()) and not c.factors.path:
+    if any(row.reads_factors for row in table.values()) and not c.factors.path:
         stages["factors"] = ledger.factors(shape(c.factors.rows, answers=answers), c.factors.blocks, share)
     look = ledger.activations(shape(c.unlearn.stop.rows or c.unlearn.rows, answers=answers), backward=False)
     for name, row in table.items():
@@ -276,6 +276,9 @@ def needs(
             stages[f"unlearn/{name}"] = ledger.editing(row, shape(rows, answers=answers), c.saliency.chunk, steps)
             continue
         (needed,) = steps
+        if row.projects and not row.reads_factors:  # measured first, all layers at once
+            made = ledger.factors(shape(c.factors.rows, answers=answers), 1, share)
+            needed = max(needed, made, key=lambda need: sum(need.values()))
         needed["activations (estimate)"] = max(needed["activations (estimate)"], look * bool(c.unlearn.stop.every))
         stages[f"unlearn/{name}"] = needed
     if any(attacks.ATTACKS[name].trains for name in c.attack.names):

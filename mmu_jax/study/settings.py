@@ -246,7 +246,16 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
         (r"saliency\.eps", all(row.mask.eps is not None for row in rows if row.mask), "every mask has its own"),
         (r"saliency\.noise", all(row.mask.noise is not None for row in rows if row.mask), "every mask has its own"),
         (r"factors\..*", not any(row.projects for row in rows), "no method is projected"),
-        (r"factors\.(?!path).*", c.factors.path, "config.factors.path is the file"),
+        (
+            r"factors\.(?!path).*",
+            c.factors.path and all(row.reads_factors for row in rows if row.projects),
+            "config.factors.path is the file",
+        ),
+        (
+            r"factors\.(path|loss|blocks)",
+            not any(row.reads_factors for row in rows),
+            "the factors of these methods are of inputs, measured by each",
+        ),
         (r"factors\.share", c.factors.fraction or c.factors.alpha, "config.factors.fraction or .alpha says how many"),
         (r"unlearn\.stop\.(rows|level|margin|facts)", not c.unlearn.stop.every, "config.unlearn.stop.every is 0"),
         (r"unlearn\.stop\.margin", c.unlearn.stop.level, "config.unlearn.stop.level says where to stop"),

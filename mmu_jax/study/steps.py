@@ -65,7 +65,7 @@ def stages(work: Workspace) -> list[Stage]:
     # Nothing is unlearned from a model that does not know what is to be forgotten.
     known = _evaluated(work, "vanilla", first, numbers)
     scored = [_scored(work, name, first, numbers) for name in _by_scores(work)]
-    if any(METHODS[name].projects for name in work.config.unlearn.methods) and not c["factors"]["path"]:
+    if any(METHODS[name].reads_factors for name in work.config.unlearn.methods) and not c["factors"]["path"]:
         scored += [_factors(work, first, numbers)]
     unlearned = [_unlearned(work, name, first, numbers) for name in work.config.unlearn.methods]
     others = [name for name in work.names() if name != "vanilla"]
@@ -144,7 +144,10 @@ def _unlearned(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
     how |= {key: c["unlearn"][key].get(name) for key in rates} | {"seed": c["seed"]}
     reads = {"unlearn": how, "method": method.arithmetic(), "numbers": numbers}
     inputs += [f"saliency/{name}"] if method.mask else []
-    if method.projects and c["factors"]["path"]:
+    measured = {key: value for key, value in c["factors"].items() if key not in ("path", "blocks", "loss")}
+    if method.projects and not method.reads_factors:
+        reads |= {"factors": measured}
+    elif method.projects and c["factors"]["path"]:
         reads |= _known(work, {"factors": c["factors"]["path"]}, "factors")
     elif method.projects:
         inputs += ["factors"]

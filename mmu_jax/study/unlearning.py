@@ -10,7 +10,7 @@ from mmu_jax import InputError, curvature, evaluate, factor, masks, metrics
 from mmu_jax.data import Example, facts
 from mmu_jax.phases import Method
 from mmu_jax.plan import Plan, Stop
-from mmu_jax.study import checks, editing, records
+from mmu_jax.study import checks, editing, records, scoring
 from mmu_jax.study.fitting import Job, fit
 from mmu_jax.study.workspace import Workspace
 from mmu_jax.trainable import Limits
@@ -47,7 +47,9 @@ def _job(work: Workspace, name: str, method: Method, stop: Stop | None, **rates:
     for stream in sorted(method.referenced):
         logps = evaluate.reference_logps(work.model, work.load(work.vanilla), streams[stream], work.mesh)
         streams[stream].columns["ref_logps"] = logps
-    limits = Limits(_read_mask(work, name) if method.mask else None, _read_factors(work) if method.projects else None)
+    limits = Limits(
+        _read_mask(work, name) if method.mask else None, _factors(work, method) if method.projects else None
+    )
     if stop and stop.facts:
         streams["forget"].columns["floor"] = _floors(work, stop, streams["forget"].examples)
     plan = Plan.of(method, streams, c.epochs, stop=stop, **numbers)
@@ -121,6 +123,10 @@ def _read_mask(work: Workspace, name: str) -> Mask:
         return masks.load(work.mask(name), work.load(work.vanilla))
     except InputError as error:
         raise InputError(f"{error} (delete it, and the saliency stage makes it again)") from error
+
+
+def _factors(work: Workspace, method: Method) -> curvature.Factors:
+    return _read_factors(work) if method.reads_factors else scoring.input_factors(work)
 
 
 def _read_factors(work: Workspace) -> curvature.Factors:
