@@ -253,7 +253,7 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
         ),
         (
             r"factors\.(path|loss|blocks)",
-            not any(row.reads_factors for row in rows),
+            any(row.projects for row in rows) and not any(row.reads_factors for row in rows),
             "the factors of these methods are of inputs, measured by each",
         ),
         (r"factors\.share", c.factors.fraction or c.factors.alpha, "config.factors.fraction or .alpha says how many"),

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from mmu_jax import InputError, activations, edits, hf, sharding, trees
-from toys import make_batch
+from mmu_jax import InputError, activations, curvature, edits, hf, sharding, trees
+from toys import make_batch, run
 from twins import QWEN_ROWS, qwen_batch, torch_inputs
 
 
@@ -57,6 +57,45 @@ def test_moments_are_those_of_what_torch_reads(llava, over):
     places = rows[:, None] & (batch["valid"] if over == "tokens" else batch["weights"] > 0)
     theirs = hooked(reference, model, torch_inputs(batch))
     agree(seen, theirs, lambda name: rows if "vision_tower" in name else places)
+
+
+def test_grams_are_those_of_what_torch_reads(qwen):
+    folder, reference, model = qwen
+    batch, inputs = qwen_batch(folder, QWEN_ROWS["two sizes in a row"])
+    params, valid = hf.load(folder, model), batch["valid"].astype(bool)
+    leaves = curvature.matrices(
+        params, model.family.eligible
+    )  # those of the merger too, which read four patches as one
+    (seen,) = activations.each(model, params, [batch], leaves=leaves, kind="grams")
+    (square,) = activations.each(model, params, [batch], leaves=leaves)
+    traces = activations.means(square)["square"]
+    theirs = hooked(reference, model, inputs)
+    for name, ours in trees.flatten(seen).items():
+        places = np.asarray(trees.flatten(square)[name])[..., -1:, 0]
+        diagonal = np.diagonal(np.asarray(ours), axis1=-2, axis2=-1)
+        np.testing.assert_allclose(diagonal, places * np.asarray(trees.flatten(traces)[name]), rtol=1e-4, atol=1e-4)
+        for layer in theirs.get(name, ()):
+            x = theirs[name][layer][... if "visual" in name else valid].reshape(-1, ours.shape[-1])
+            right = x.T @ x
+            np.testing.assert_allclose(ours[layer], right, rtol=1e-4, atol=1e-5 * np.abs(right).max(), err_msg=name)
+
+
+def test_what_is_kept_out_of_inputs_leaves_whole_what_weights_say_of_them(alone, llava):
+    folder, _, model = llava
+    (batch, _), _ = alone
+    params = hf.load(folder, model)
+    leaves = r"language_model/layers/(self_attn/(q|k|v)_proj|mlp/(gate|up)_proj)/weight"
+    grams = activations.total(activations.each(model, params, [batch], leaves=leaves, kind="grams"))
+    factors = curvature.joined([curvature.factors(grams, share=0.95)], params)
+    state = run(model, params, "null_space", iterations=4, factors=factors)
+    before, after, made = trees.flatten(params), trees.flatten(state.params), curvature.by_name(factors)
+    for name, gram in trees.flatten(grams).items():
+        step = np.asarray(after[name] - before[name], np.float64)
+        values = np.linalg.eigvalsh(np.asarray(gram, np.float64))[:, ::-1]
+        taken = np.asarray(made[name].strength).sum(axis=-1).astype(int)
+        # What the weight says changes by no more, for the length of the step, than along the first direction that is left.
+        felt = np.einsum("loi,lij,loj->l", step, gram, step) / np.square(step).sum(axis=(1, 2))
+        assert (felt <= 1.001 * values[range(len(values)), taken]).all() and (felt < values.mean(axis=1)).all(), name
 
 
 def test_patches_that_only_fill_count_for_nothing(qwen):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from mmu_jax import InputError, activations, edits, hf, methods, objectives, phases, saliency, sharding, trees
+from mmu_jax import InputError, activations, edits, hf, methods, phases, sharding, trees
 from mmu_jax.edits import EDITS
-from mmu_jax.study import records, settings, unlearning
+from mmu_jax.study import checks, records, settings, unlearning
 from mmu_jax.study.study import Study
 from runs import small_config
 from toys import make_batch
@@ -89,7 +89,7 @@ def batches(seed):
 
 
 def evidence_of(name, model, params, mesh):
-    """What a row reads, of two batches of every stream; its updates are random."""
+    """What a row reads, of two batches of every stream; its scores and updates are random."""
     row, found = EDITS[name], {}
     put = {s: [sharding.put(b, mesh) for b in batches(10 * i)] for i, s in enumerate(row.streams, 1)}
 
@@ -100,8 +100,8 @@ def evidence_of(name, model, params, mesh):
     with jax.set_mesh(mesh):
         for i, stream in enumerate(row.streams):
             if row.reads == "scores":
-                loss = objectives.of_rows("descent", model)
-                found[stream] = saliency.scores(loss, params, put[stream], leaves=model.family.eligible)
+                part, rng = trees.split(params, model.family.eligible)[0], np.random.default_rng(i)
+                found[stream] = jax.tree.map(lambda p, rng=rng: jnp.asarray(rng.random(p.shape), jnp.float32), part)
             elif row.reads == "moments":
                 found[stream] = activations.total(each(stream, "tokens"))
             elif row.reads == "updates":
@@ -267,11 +267,28 @@ def test_an_edit_is_refused_with_a_lora_and_where_what_it_measures_is_not_replay
     with pytest.raises(InputError, match=rf"lora.rank=0 for {name}, found 4: an edit"):
         settings.judge(config, {})
     config.unlearn.lora.rank, config.unlearn.replay = 0, 0.0
-    if name == "task_vector":  # of whom to forget alone
+    if methods.METHODS[name].edit == "task_vector":  # of whom to forget alone
         settings.judge(config, {})
     else:
         with pytest.raises(InputError, match=f"replay=0: {name}: "):
             settings.judge(config, {})
+
+
+def test_factors_of_inputs_are_a_methods_own(whole, tmp_path):
+    config = small_config()
+    config.vanilla.path, config.unlearn.methods = str(whole["llava"]), ("null_space", "vl_eraser", "ssd")
+    table = Study(config, tmp_path / "w").stages.table
+    assert "factors" not in table
+    assert {"share", "text"} <= set(table["unlearn/null_space"].reads["factors"]) and "loss" not in table[
+        "unlearn/vl_eraser"
+    ].reads["factors"]
+    assert settings.unused(config, {"factors.share": 0.9}) == []
+    (line,) = settings.unused(config, {"factors.loss": "sketch"})
+    assert "the factors of these methods are of inputs" in line
+    needs = checks.needs(Study(config, tmp_path / "w").work, {"tokens": 32, "patches": 0})[0]
+    assert "factors" not in needs and needs["unlearn/null_space"]["factors"] > 0 and needs["unlearn/ssd"]["scores"] > 0
+    config.unlearn.methods = ("projected", "null_space")
+    assert "factors" in Study(config, tmp_path / "w").stages.table
 
 
 # ---- a run
