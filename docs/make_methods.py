@@ -5,11 +5,12 @@ python docs/make_methods.py > docs/methods.md
 
 import dataclasses
 import html
-import inspect
 import re
 
-from mmu_jax.methods import FAMILIES, METHODS, Method, Phase
+from mmu_jax.edits import EDITS
+from mmu_jax.methods import METHODS
 from mmu_jax.objectives import LOSSES
+from mmu_jax.phases import FAMILIES, Method, Phase
 
 HEAD = """\
 # Methods
@@ -17,15 +18,16 @@ HEAD = """\
 <!-- Made by `python docs/make_methods.py > docs/methods.md`; edit mmu_jax/methods.py and objectives.py, not this page. -->
 
 A method is a row of `mmu_jax.methods.METHODS`: the optimizer steps of one iteration, each a sum of losses on streams of
-batches, and what may move in them. The loop that runs a row is the same for all. You choose rows with
+batches, and what may move in them; or an edit of the params without steps. The loop that runs a row is the same for all. You choose rows with
 `config.unlearn.methods`; [Add a method](add-a-method.md) says how to write one.
 
 How to read the tables:
 
-- **Steps** are numbered in the order in which one iteration takes them; `loss(stream)`, joined by + where one step takes
-  several. *Spread*: taken only every `len(retain) // len(forget)` iterations, once for each forget batch. *Masked*: only
+- **Steps** are numbered in the order in which one iteration takes them; `loss(stream)`, or `loss(stream, other)` where row by
+  row it takes another stream beside, joined by + where one step takes several, each after its weight where that is not 1. *Spread*: taken only every `len(retain) // len(forget)` iterations, once for each forget batch. *Masked*: only
   entries in the mask move. *Projected*: nothing moves along the directions that carry what is kept, nor any leaf that is no
   linear weight (`mmu_jax.curvature`). *With look-ahead*: a second gradient is taken beside the path. *Not clipped*: the norm of its gradient is not bounded.
+  An *edit* changes params without steps ([Edits](#edits)); steps beside it are those whose updates it reads.
 - **Mask** is the [rule](api/masks.md#mmu_jax.rules.Rule) by which scores become a mask; what it does not state has the default. The default
   is `1[(F_f + eps) / (F_p + eps) >= tau]`, F the mean of squared per-example gradients: on forget VQA, and on retain VQA
   for the vision side, retain VQA and the text QA of everyone for the language side.
@@ -40,13 +42,26 @@ TITLES = {
     "variant": "Variants",
     "ablation": "Ablations of the mask",
 }
-ELSEWHERE = ("phases", "mask", "family", "source", "note")  # in columns of their own
+ELSEWHERE = ("phases", "mask", "edit", "options", "family", "source", "note")  # in columns of their own
 FALLS = {1: "lowered", -1: "raised", 0: "neither"}
 LOSSES_HEAD = """\
 Equations and papers stand in the docstrings of [`mmu_jax.losses`](api/losses.md). *Cross-entropy* says what a loss does to
 the cross-entropy of its stream; a step whose losses all lower it has the learning rate `config.unlearn.retain_rate.<method>`,
 unless the row says `one_rate`. A stream is a row of `mmu_jax.data.slices.STREAMS`: photo or text questions, whose they are, and
 which answers are taught.
+"""
+
+
+EDITS_HEAD = """\
+Params changed without steps; equations and papers stand in the docstrings of [`mmu_jax.edits`](api/training.md#mmu_jax.edits). *Reads* is
+what an edit is computed from, once, at the vanilla params: *scores*, saliency of the linear weights example by example; *moments* and
+*excess*, what the neurons say on batches of its streams ([`mmu_jax.activations`](api/training.md#mmu_jax.activations)); *updates*, the params after
+each of the method's steps was trained from the vanilla model by itself, over all passes of `config.unlearn.epochs`.
+
+An edit has no steps to stop. Its *strength* is one number: the run begins with `config.unlearn.strength.<method>`, doubles or halves it until
+the right answers about the people to forget are at the level where steps would stop (`config.unlearn.stop`), and bisects down to the weakest
+that gets there, within 2 %. Where there is no level (`config.unlearn.stop.every=0`) the strength of the config is used as it is. Edits are of
+the params themselves: with a LoRA (`config.unlearn.lora.rank`) they are refused.
 """
 
 
@@ -83,7 +98,10 @@ def linked(source: str) -> str:
 def step(phase: Phase) -> str:
     """One kind of step: losses on streams, and how it is taken."""
     options = {name: ", ".join(f"{k}={v!r}" for k, v in given.items()) for name, given in phase.options.items()}
-    taken = [f"`{n}({s}{', ' + options[n] if options.get(n) else ''})`" for s, n in phase.losses.items()]
+    taken = [
+        f"{phase.weights.get(s, '')} `{n}({', '.join((s, *LOSSES[n].beside, *filter(None, [options.get(n)])))})`".strip()
+        for s, n in phase.losses.items()
+    ]
     marks = (("spread", phase.spread), ("masked", phase.masked), ("projected", phase.projected))
     how = [word for word, yes in marks if yes]
     how += [f"with look-ahead {phase.lookahead:g}"] * bool(phase.lookahead) + ["not clipped"] * (not phase.clip)
@@ -93,7 +111,9 @@ def step(phase: Phase) -> str:
 def steps(method: Method) -> str:
     """The steps of an iteration, numbered where there are several."""
     shown = [step(phase) for phase in method.phases]
-    return "<br>".join(f"{i}. {text}" for i, text in enumerate(shown, 1)) if len(shown) > 1 else shown[0]
+    numbered = [f"{i}. {text}" for i, text in enumerate(shown, 1)] if len(shown) > 1 else shown
+    named = ", ".join(f"{key}={value!r}" for key, value in method.options.items())
+    return "<br>".join([*numbered, *[f"edit `{method.edit}({named})`"] * bool(method.edit)])
 
 
 def mask(method: Method) -> str:
@@ -115,8 +135,7 @@ def needs(row: object) -> str:
 
 def options(name: str) -> str:
     """The options of a loss with their defaults."""
-    taken = list(inspect.signature(LOSSES[name].of).parameters.values())[2:]
-    return ", ".join(f"`{option.name}={option.default!r}`" for option in taken) or "none"
+    return ", ".join(f"`{option}={value!r}`" for option, value in LOSSES[name].options.items()) or "none"
 
 
 def page() -> str:
@@ -126,6 +145,19 @@ def page() -> str:
         rows = {name: method for name, method in METHODS.items() if method.family == family}
         cells = [(code(name), steps(m), mask(m), needs(m), told(m)) for name, m in rows.items()]
         parts += [f"## {TITLES[family]}\n", table(("Name", "Steps", "Mask", "Needs", "Source"), cells), ""]
+    rows = [
+        (
+            f"`{name}`",
+            row.reads,
+            ", ".join(f"`{stream}`" for stream in row.streams) or "none",
+            f"`{row.strength}`, {'more' if row.limit > row.start else 'less'} does more",
+            ", ".join(f"`{key}={value!r}`" for key, value in row.options.items()),
+            ", ".join(f"`{m}`" for m, method in METHODS.items() if method.edit == name) or "none",
+        )
+        for name, row in EDITS.items()
+    ]
+    parts += ["## Edits\n", EDITS_HEAD]
+    parts += [table(("Name", "Reads", "Streams", "Strength", "Options", "Methods"), rows), ""]
     rows = [
         (f"`{name}`", FALLS[loss.sign], needs(loss), options(name), ", ".join(f"`{m}`" for m in users(name)) or "none")
         for name, loss in LOSSES.items()

@@ -21,8 +21,8 @@ from mmu_jax import InputError, NotFiniteError, metrics, sharding, train_state, 
 from mmu_jax.data import IMAGE, Benchmark, Choice, Example, loader, slices
 from mmu_jax.data.streams import Stream
 from mmu_jax.evaluate import Examiner, Items
-from mmu_jax.methods import Method, Phase
 from mmu_jax.models import Model
+from mmu_jax.phases import Method, Phase
 from mmu_jax.plan import Plan
 from mmu_jax.programs import Programs, counted, make_step
 from mmu_jax.trainable import Limits

@@ -7,17 +7,18 @@ inside of one layer, and the logits; and it makes weights of the params, in anot
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jax.typing import DTypeLike
 
-from mmu_jax import InputError, curvature, factor, methods, models, sharding, trees
+from mmu_jax import InputError, curvature, edits, factor, methods, models, sharding, trees
 from mmu_jax.models import attention, decoder
 from mmu_jax.objectives import LOSSES
 from mmu_jax.rules import Rule
-from mmu_jax.trainable import Trainable, Whole
+from mmu_jax.trainable import Trainable
 from mmu_jax.trees import Tree
 
 Needs = dict[str, int]  # what -> bytes on a device
@@ -117,15 +118,15 @@ class Ledger:
     def training(
         self, method: methods.Method, shape: Shape, trainable: Trainable | None = None, fraction: float = SHARE
     ) -> Needs:
-        """Of ``train.fit`` with a ``trainable``, None for the params in the method's scope: what -> bytes on a device.
+        """Of ``train.fit`` with a ``trainable``, None for what of the params the method trains: what -> bytes on a device.
 
         ``fraction``: of the inputs of a weight, the directions that its factor has (:data:`SHARE`).
         """
         whole = self.model.abstract()
-        trainable = trainable or Whole(method.scope)
+        trainable = trainable or method.trains()
         needs = {"params": self.params()} | trainable.needs(whole, method, self.bytes)
-        together = max(len(phase.losses) for phase in method.phases)
-        whole_rows = any(LOSSES[name].over != "answers" for phase in method.phases for name in phase.losses.values())
+        together = max(len(phase.streams) for phase in method.phases)
+        whole_rows = any(LOSSES[name].reads == "logits" for phase in method.phases for name in phase.losses.values())
         shape = dataclasses.replace(shape, rows=shape.rows * together, answers=0 if whole_rows else shape.answers)
         if method.mask:
             needs["mask"] = self.bytes(whole, np.bool_)
@@ -138,6 +139,29 @@ class Ledger:
             updates = 3 * self.bytes(trees.split(whole, self.model.family.eligible)[0], np.float32) // 2
             needs |= {"updates beyond activations": updates - activations} if updates > activations else {}
         return needs | {"activations (estimate)": activations}
+
+    def editing(self, method: methods.Method, shape: Shape, chunk: int, trained: Sequence[Needs] = ()) -> Needs:
+        """Of measuring what an edit reads, or of looking at what it made, beside the params that stay: what -> bytes on a device.
+
+        ``trained``: of training its updates one after the other (:meth:`training`), of which every one keeps those before.
+        """
+        row, whole = edits.EDITS[method.edit], self.model.abstract()
+        part = self.bytes(trees.split(whole, row.leaves or self.model.family.eligible)[0], np.float32)
+        held = {"params": self.params()}
+        looking = held | {
+            "edited params": self.params(),
+            "activations (estimate)": self.activations(shape, backward=False),
+        }
+        if row.reads == "updates":
+            looking |= {"updates": len(trained) * self.bytes(whole, np.float32)}
+            kept = [needs | {"updates": i * self.bytes(whole, np.float32)} for i, needs in enumerate(trained)]
+            return max(looking, *kept, key=lambda needs: sum(needs.values()))
+        rows = min(chunk, shape.rows) if row.reads == "scores" else shape.rows
+        measuring = held | {"activations (estimate)": self.activations(dataclasses.replace(shape, rows=rows))}
+        if row.reads == "scores":
+            measuring |= {"scores": len(row.streams) * part, "gradients": part}
+            looking |= {"scores": len(row.streams) * part}
+        return max(measuring, looking, key=lambda needs: sum(needs.values()))
 
     def saliency(self, wanted: list[Rule], shape: Shape, chunk: int, keep_scores: bool) -> Needs:
         """Of scoring, or of choosing as many entries as a ratio does, where that needs more; what -> bytes on a device.

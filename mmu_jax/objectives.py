@@ -5,13 +5,13 @@ To add one, write its equation in ``losses`` and add a row to ``LOSSES``.
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mmu_jax import InputError, losses, rowwise
+from mmu_jax import InputError, distillation, losses, rowwise
 from mmu_jax.models import Model
 from mmu_jax.trees import Batch, Params
 
@@ -43,9 +43,18 @@ class Seen:
         """log p(answer | prompt) of every row, ``[B]``."""
         return losses.sequence_logps(*self.answers(batch))
 
-    def teacher(self, batch: Batch) -> jax.Array:
-        """The logits of :meth:`answers` of the vanilla model."""
-        return _tail(self.model, self.vanilla, batch)
+    def states(self, batch: Batch, layer: int | float) -> jax.Array:
+        """What decoder layer ``layer`` says, ``[B, T, D]`` (``Model.states``)."""
+        return self.model.states(self.params, batch, layer)
+
+    def features(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """What images are to the language model, ``[B, N, D]``, and which there are, ``[B, N]`` (``Model.features``)."""
+        return self.model.features(self.params, batch)
+
+    @property
+    def teacher(self) -> "Seen":
+        """The vanilla model, seen likewise; nothing has a gradient into it."""
+        return Seen(self.model, jax.lax.stop_gradient(self.vanilla))
 
 
 def _tail(model: Model, params: Params, batch: Batch) -> jax.Array:
@@ -60,9 +69,9 @@ def _of_tail(batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Said(Seen):
-    """A model of which it is known what it says of a batch: the logits of all tokens, or of :meth:`answers`."""
+    """A model of which it is known what it says of a batch: one of :data:`READS`."""
 
-    said: jax.Array | None = None
+    said: Any = None
 
     def logits(self, batch: Batch) -> jax.Array:
         del batch
@@ -70,6 +79,23 @@ class Said(Seen):
 
     def answers(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         return self.said, *_of_tail(batch)
+
+    def states(self, batch: Batch, layer: int | float) -> jax.Array:
+        del batch, layer
+        return self.said
+
+    def features(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        del batch
+        return self.said
+
+
+# What a loss reads of a model -> ``(seen, batch, options) -> `` it.
+READS: dict[str, Callable[[Seen, Batch, dict[str, Any]], Any]] = {
+    "answers": lambda seen, batch, options: seen.answers(batch)[0],
+    "logits": lambda seen, batch, options: seen.logits(batch),
+    "states": lambda seen, batch, options: seen.states(batch, options["layer"]),
+    "features": lambda seen, batch, options: seen.features(batch),
+}
 
 
 def _rows(batch: Batch) -> jax.Array:
@@ -86,9 +112,46 @@ def _cross_entropy_of_all(seen: Seen, batch: Batch) -> losses.Pair:
     return losses.cross_entropy(seen.logits(batch), batch["tokens"], weights)
 
 
+def _lengths(batch: Batch) -> jax.Array:
+    """Tokens of every row's answer, ``[B]``."""
+    return batch["weights"][:, 1:].sum(axis=-1)
+
+
 def _kl(seen: Seen, batch: Batch) -> losses.Pair:
     logits, _, weights = seen.answers(batch)
-    return losses.kl(seen.teacher(batch), logits, weights)
+    return distillation.kl(seen.teacher.answers(batch)[0], logits, weights)
+
+
+def _undial(seen: Seen, batch: Batch, beta: float = 10.0) -> losses.Pair:
+    return distillation.undial(seen.teacher.answers(batch)[0], *seen.answers(batch), beta=beta)
+
+
+def _distil(seen: Seen, batch: Batch, alpha: float = 1.0, gamma: float = 1.0) -> losses.Pair:
+    (alike, count), (taught, _) = _kl(seen, batch), _cross_entropy(seen, batch)
+    return alpha * alike + gamma * taught, count
+
+
+def _predicting(batch: Batch) -> jax.Array:
+    """1 at the places that predict a token of the answer, 0 elsewhere, ``[B, T]``."""
+    return jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1)))
+
+
+def _rmu(seen: Seen, batch: Batch, layer: int | float = 0.25, coefficient: float = 6.5, seed: int = 0) -> losses.Pair:
+    return distillation.rmu(seen.states(batch, layer), _predicting(batch), coefficient=coefficient, seed=seed)
+
+
+def _keep_states(seen: Seen, batch: Batch, layer: int | float = 0.25) -> losses.Pair:
+    return distillation.distance(seen.states(batch, layer), seen.teacher.states(batch, layer), _predicting(batch))
+
+
+def _keep_features(seen: Seen, batch: Batch) -> losses.Pair:
+    features, there = seen.features(batch)
+    return distillation.distance(features, seen.teacher.features(batch)[0], there * _rows(batch)[:, None])
+
+
+def _dpo(seen: Seen, batch: Batch, refusal: Batch, beta: float = 0.1) -> losses.Pair:
+    better, worse = (seen.logps(each) - each["ref_logps"] for each in (refusal, batch))
+    return losses.dpo(better, worse, _rows(batch) * _rows(refusal), beta=beta)
 
 
 def _sketch(seen: Seen, batch: Batch, seed: int = 0) -> losses.Pair:
@@ -114,73 +177,91 @@ class Loss:
     (frozenset({'teacher'}), -1)
 
     Attributes:
-      of: ``(seen, batch, **options) -> (sum, count)``; ``batch`` is one of its stream.
+      of: ``(seen, batch, *batches of beside, **options) -> (sum, count)``; ``batch`` is one of its stream.
       needs: what must be there: ``'teacher'``, the frozen params of the vanilla model; ``'reference'``, a column
         ``ref_logps`` in its stream.
+      beside: the other streams that it takes a batch of, whose row r is beside row r of its own; with a reference, each has its column.
       sign: +1 where it is a cross-entropy that falls, -1 where it is one that rises, 0 where it is none.
-      over: the tokens that it is a mean over: two curves are comparable only where these are the same.
+      reads: what it takes of the model, of :data:`READS`. Cross-entropies of answers and of the logits of all tokens are means over
+        other tokens, and their curves are not to be compared.
     """
 
     of: Callable[..., losses.Pair]
     needs: frozenset[str] = frozenset()
     sign: int = 0
-    over: str = "answers"
+    reads: str = "answers"
+    beside: tuple[str, ...] = ()
 
     def __post_init__(self):
-        _, _, *others = inspect.signature(self.of).parameters.values()
-        if nameless := [o.name for o in others if o.default is inspect.Parameter.empty]:
+        if nameless := [name for name, value in self.options.items() if value is inspect.Parameter.empty]:
             raise InputError(
                 f"expected every option of a loss by name with its default, found {', '.join(nameless)} without; write them out"
             )
         known("needs of a loss", self.needs, sorted(NEEDS))
+        known("what a loss reads", [self.reads], READS)
 
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of ``of`` and their defaults."""
-        _, _, *others = inspect.signature(self.of).parameters.values()
-        return {option.name: option.default for option in others}
+        given = list(inspect.signature(self.of).parameters.values())[2 + len(self.beside) :]
+        return {option.name: option.default for option in given}
 
 
 LOSSES: dict[str, Loss] = {
     "descent": Loss(_cross_entropy, sign=1),
-    "descent_all": Loss(_cross_entropy_of_all, sign=1, over="all tokens"),
+    "descent_all": Loss(_cross_entropy_of_all, sign=1, reads="logits"),
     "ascent": Loss(lambda m, b: losses.ascent(*m.answers(b), b.get("floor")), sign=-1),
-    "ascent_all": Loss(lambda m, b: losses.negated(_cross_entropy_of_all(m, b)), sign=-1, over="all tokens"),
+    "ascent_all": Loss(lambda m, b: losses.negated(_cross_entropy_of_all(m, b)), sign=-1, reads="logits"),
     "kl": Loss(_kl, frozenset({"teacher"})),
     "sketch": Loss(_sketch),
     "npo": Loss(
         lambda m, b, beta=0.1: losses.npo(m.logps(b), b["ref_logps"], _rows(b), beta=beta), frozenset({"reference"})
     ),
+    "simnpo": Loss(
+        lambda m, b, beta=4.5, delta=0.0: losses.simnpo(m.logps(b), _lengths(b), _rows(b), beta=beta, delta=delta)
+    ),
+    "dpo": Loss(_dpo, frozenset({"reference"}), beside=("refusal",)),
+    "wga": Loss(lambda m, b, beta=1.0: losses.wga(*m.answers(b), beta=beta)),
+    "satimp": Loss(lambda m, b, beta1=5.0, beta2=1.0: losses.satimp(*m.answers(b), beta1=beta1, beta2=beta2)),
+    "ce_u": Loss(lambda m, b, skip=0: distillation.ce_u(*m.answers(b), skip=skip)),
+    "undial": Loss(_undial, frozenset({"teacher"})),
+    "distil": Loss(_distil, frozenset({"teacher"})),
+    "diverge": Loss(lambda m, b: losses.negated(_kl(m, b)), frozenset({"teacher"})),
+    "rmu": Loss(_rmu, reads="states"),
+    "keep_states": Loss(_keep_states, frozenset({"teacher"}), reads="states"),
+    "keep_features": Loss(_keep_features, frozenset({"teacher"}), reads="features"),
 }
 
 
-def take(name: str, seen: Seen, batch: Batch, options: dict[str, Any] | None = None) -> losses.Pair:
-    """The ``(sum, count)`` of the loss ``name`` on a batch.
+def take(
+    name: str, seen: Seen, batch: Batch, options: dict[str, Any] | None = None, others: Sequence[Batch] = ()
+) -> losses.Pair:
+    """The ``(sum, count)`` of the loss ``name`` on a batch, and on ``others`` of the streams that it takes beside.
 
     Raises:
       InputError: what the loss needs is not there.
     """
     loss = LOSSES[name]
-    if "reference" in loss.needs and "ref_logps" not in batch:
+    if "reference" in loss.needs and not all("ref_logps" in each for each in (batch, *others)):
         raise InputError(
             f"expected ref_logps in the batches of {name} (log p of the answer under the reference model), found none; put "
             "them into the stream's columns"
         )
     if "teacher" in loss.needs and seen.vanilla is None:
         raise InputError(f"expected the params of the vanilla model for {name}, found none; give them")
-    return loss.of(seen, batch, **(options or {}))
+    return loss.of(seen, batch, *others, **(options or {}))
 
 
 def of_params(name: str, model: Model) -> Callable[[Params, Batch], losses.Pair]:
     """The ``loss(params, batch)`` of a name, whose gradients make scores and Grams.
 
     Raises:
-      InputError: the loss needs a teacher or a reference, of which a single model has none.
+      InputError: the loss needs a teacher or a reference, of which a single model has none, or takes another stream beside.
     """
-    if needed := LOSSES[name].needs:
+    if needed := (*sorted(LOSSES[name].needs), *LOSSES[name].beside):
         raise InputError(
             f"expected a loss of params and batch alone for scores and Grams, found {name}, which needs "
-            f"{', '.join(sorted(needed))}; use descent, descent_all or sketch"
+            f"{', '.join(needed)}; use descent, descent_all or sketch"
         )
     return lambda params, batch: take(name, Seen(model, params), batch)
 
@@ -194,12 +275,11 @@ def of_rows(name: str, model: Model) -> rowwise.Losses:
     of_params(name, model)
 
     def of(params, batch):
-        seen = Seen(model, params)
-        said = seen.answers(batch)[0] if LOSSES[name].over == "answers" else seen.logits(batch)
+        said = READS[LOSSES[name].reads](Seen(model, params), batch, LOSSES[name].options)
 
-        def one(logits, row):
-            row = jax.tree.map(lambda x: x[None], row)
-            return losses.mean(*take(name, Said(model, params, said=logits[None]), row))
+        def one(said, row):
+            said, row = jax.tree.map(lambda x: x[None], (said, row))
+            return losses.mean(*take(name, Said(model, params, said=said), row))
 
         return jax.vmap(one)(said, batch)
 

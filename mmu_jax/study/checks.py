@@ -27,7 +27,7 @@ from mmu_jax.data.picture import Picture
 from mmu_jax.data.streams import longest
 from mmu_jax.study import general
 from mmu_jax.study.workspace import Workspace
-from mmu_jax.trainable import Trainable, Whole
+from mmu_jax.trainable import Trainable
 
 ADVICE = (
     "use LoRA (config.unlearn.lora.rank=16 and, for the vanilla model, config.vanilla.lora.rank=16, with "
@@ -90,7 +90,7 @@ def preflight(work: Workspace, wanted: list[str]) -> None:
             hub.fetch(path, key, patterns=hub.SMALL)
         except InputError as error:
             problems.append(str(error))
-    projected = {f"unlearn/{name}" for name in c.unlearn.methods if methods.METHODS[name].projects}
+    projected = {f"unlearn/{name}" for name in c.unlearn.methods if methods.METHODS[name].reads_factors}
     if c.factors.path and projected & set(wanted):
         try:
             factor.head(c.factors.path)
@@ -143,7 +143,7 @@ def memory_plan(work: Workspace) -> None:
     """
     if work.planned:
         return
-    more = {name for method in _rows(work.config) for name in method.streams}
+    more = {name for method in _rows(work.config) for name in method.reads}
     c, names = work.config, ("forget", "retain", "text", *sorted(more))
     streams = {name: work.stream(name, c.unlearn.rows) for name in dict.fromkeys(names) if work.asked_of(name)}
     stages, limit = needs(
@@ -181,7 +181,7 @@ def supply(work: Workspace) -> None:
     """
     lacking = []
     for name, row in zip(work.config.unlearn.methods, _rows(work.config), strict=True):
-        needed = row.streams | ({"forget", "retain", "text"} if row.mask and row.mask.scored else set())
+        needed = row.reads | ({"forget", "retain", "text"} if row.mask and row.mask.scored else set())
         if missing := sorted(stream for stream in needed if not work.asked_of(stream)):
             lacking.append(f"{name} ({', '.join(missing)})")
     if lacking:
@@ -241,6 +241,20 @@ def _rows(config: ConfigDict) -> list[methods.Method]:
     return [method(config, name) for name in config.unlearn.methods]
 
 
+def _check_reach(work: Workspace, spec: Trainable | None) -> None:
+    """Raises InputError where a LoRA reaches nothing of the side that a method masks."""
+    eligible = trees.split(work.model.abstract(), work.model.family.eligible)[0]
+    for name in work.config.unlearn.methods if spec else ():
+        mask = methods.METHODS[name].mask
+        side = ".*" if mask is None or mask.side == "both" else work.model.family.sides[mask.side]
+        reached = trees.split(eligible, spec.targets)[0]
+        if not any(re.fullmatch(side, leaf) for leaf in trees.flatten(reached)):
+            raise InputError(
+                f"expected config.unlearn.lora.targets that reach the side {name} masks ({mask.side}), found "
+                f"{spec.targets!r} which does not; name leaves of that side, such as those of {side!r}"
+            )
+
+
 def needs(
     work: Workspace,
     largest: dict[str, int],
@@ -258,17 +272,8 @@ def needs(
     def shape(rows, lengths=largest, answers=0):
         return memory.Shape(rows, images=1, answers=answers, **lengths)
 
-    stages, eligible = {}, trees.split(work.model.abstract(), work.model.family.eligible)[0]
-    spec = trainable(c, "unlearn", work.model)
-    for name in c.unlearn.methods if spec else ():
-        mask = methods.METHODS[name].mask
-        side = ".*" if mask is None or mask.side == "both" else work.model.family.sides[mask.side]
-        reached = trees.split(eligible, spec.targets)[0]
-        if not any(re.fullmatch(side, leaf) for leaf in trees.flatten(reached)):
-            raise InputError(
-                f"expected config.unlearn.lora.targets that reach the side {name} masks ({mask.side}), found "
-                f"{spec.targets!r} which does not; name leaves of that side, such as those of {side!r}"
-            )
+    stages, spec = {}, trainable(c, "unlearn", work.model)
+    _check_reach(work, spec)
     if not c.vanilla.path:
         rows, there = c.vanilla.rows.to_dict(), dataclasses.replace(ledger, mesh=work.training_mesh)
         stages["vanilla"] = there.training(
@@ -282,12 +287,20 @@ def needs(
     if scored:
         stages["saliency"] = max(scored, key=lambda need: sum(need.values()))
     share = 1.0 if c.factors.alpha else c.factors.fraction or memory.SHARE
-    if any(row.projects for row in table.values()) and not c.factors.path:
+    if any(row.reads_factors for row in table.values()) and not c.factors.path:
         stages["factors"] = ledger.factors(shape(c.factors.rows, answers=answers), c.factors.blocks, share)
+    look = ledger.activations(shape(c.unlearn.stop.rows or c.unlearn.rows, answers=answers), backward=False)
     for name, row in table.items():
-        how = spec or Whole.of(row, work.model.family)
-        needed = ledger.training(row, shape(c.unlearn.rows, answers=answers), how, share)
-        look = ledger.activations(shape(c.unlearn.stop.rows or c.unlearn.rows, answers=answers), backward=False)
+        how = spec or row.trains(work.model.family)
+        steps = [ledger.training(one, shape(c.unlearn.rows, answers=answers), how, share) for one in row.trained]
+        if row.edit:
+            rows = max(c.unlearn.rows, c.saliency.rows, c.unlearn.stop.rows)
+            stages[f"unlearn/{name}"] = ledger.editing(row, shape(rows, answers=answers), c.saliency.chunk, steps)
+            continue
+        (needed,) = steps
+        if row.projects and not row.reads_factors:  # measured first, all layers at once
+            made = ledger.factors(shape(c.factors.rows, answers=answers), 1, share)
+            needed = max(needed, made, key=lambda need: sum(need.values()))
         needed["activations (estimate)"] = max(needed["activations (estimate)"], look * bool(c.unlearn.stop.every))
         stages[f"unlearn/{name}"] = needed
     if any(attacks.ATTACKS[name].trains for name in c.attack.names):

@@ -126,6 +126,7 @@ def _unlearn() -> dict:
         ),
         learning_rate={name: 1e-5 for name in METHODS},  # of every method
         retain_rate={name: 1e-5 for name in METHODS},  # of the steps of every method that only descend
+        strength={name: row.strength for name, row in METHODS.items() if row.edit},  # of every edit, where looks begin
         schedule="constant",
         clip=1.0,
         lora=_lora(),

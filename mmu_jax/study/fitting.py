@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import pathlib
 import shutil
 from typing import Any
 
@@ -15,7 +16,7 @@ from mmu_jax.study import records
 from mmu_jax.study.progress import Progress
 from mmu_jax.study.workspace import Workspace
 from mmu_jax.train_state import TrainState
-from mmu_jax.trainable import Limits, LowRank
+from mmu_jax.trainable import Change, Limits, LowRank
 from mmu_jax.trees import Params
 
 
@@ -35,8 +36,8 @@ class Job:
         return train.fit(self.plan, work.model, params, self.streams, **given, **options)
 
 
-def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.sharding.Mesh) -> dict:
-    """Trains and writes the model, its curves and what the record of the stage keeps."""
+def trained(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.sharding.Mesh) -> TrainState:
+    """What a job ends in; told of, and kept in checkpoints, under the name of a stage or of a part of one."""
     work.scores.drop()  # room for the moments
     plan = job.plan
     print(describe(plan, params, *job.limits), flush=True)
@@ -48,24 +49,36 @@ def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.shardin
     bar = Progress(stage, plan.iterations)
     with contextlib.closing(kept), contextlib.closing(bar), work.stopping.waiting():
         told = {"report": work.tracker.beside(stage, bar.to), "stop_asked": lambda: work.stopping.asked}
-        state = job.fit(work, params, mesh, checkpoints=kept, **when, **told)
+        return job.fit(work, params, mesh, checkpoints=kept, **when, **told)
+
+
+def fit(work: Workspace, stage: str, job: Job, params: Params, mesh: jax.sharding.Mesh) -> dict:
+    """Trains and writes the model, its curves and what the record of the stage keeps."""
+    state, plan = trained(work, stage, job, params, mesh), job.plan
     name = stage.removeprefix("unlearn/")
     source = work.base if name in ("vanilla", "gold") else work.vanilla
-    hf.read_config(source)  # it goes into the copy, and is read from nowhere else
-    if sharding.main():
-        shutil.rmtree(work.adapted(name), ignore_errors=True)  # of the model that was here before
-    changed = hf.rewrite(work.model, source, work.folder(name), plan.trainable.change(state.params, job.limits))
-    done = int(state.step)
-    curves = {key: curve[:done] for key, curve in jax.device_get(state.history).items()}
-    history = {key: [None if np.isnan(x) else float(x) for x in curve] for key, curve in curves.items()}
-    records.write(work.curves(stage), history)
-    shapes = trees.flatten(work.model.abstract())
-    share = sum(changed.values()) / sum(shapes[leaf].size for leaf in changed)
-    numbers = {"iterations": done, "spacing": plan.spacing, "changed_in_file": share}
+    share = write(work, name, source, plan.trainable.change(state.params, job.limits))
+    records.write(work.curves(stage), curves(state))
+    numbers = {"iterations": int(state.step), "spacing": plan.spacing, "changed_in_file": share}
     numbers |= {"stopped": _stopped(plan, state)} if plan.stop else {}
     if source == work.vanilla:
         numbers |= _adapter(work, name, plan.trainable.low_rank(state.params, job.limits))
     return numbers | {"mask_proof": train_state.mask_proof(state, job.limits.mask)}
+
+
+def curves(state: TrainState) -> dict[str, list[float | None]]:
+    """What was seen of every loss in every iteration that was made, None where nothing was."""
+    made = {key: curve[: int(state.step)] for key, curve in jax.device_get(state.history).items()}
+    return {key: [None if np.isnan(x) else float(x) for x in curve] for key, curve in made.items()}
+
+
+def write(work: Workspace, name: str, source: pathlib.Path, change: Change) -> float:
+    """Writes a model as a changed copy of ``source``; returns the share of the entries that differ."""
+    hf.read_config(source)  # it goes into the copy, and is read from nowhere else
+    if sharding.main():
+        shutil.rmtree(work.adapted(name), ignore_errors=True)  # of the model that was here before
+    changed, shapes = hf.rewrite(work.model, source, work.folder(name), change), trees.flatten(work.model.abstract())
+    return sum(changed.values()) / sum(shapes[leaf].size for leaf in changed)
 
 
 def _adapter(work: Workspace, name: str, change: LowRank | None) -> dict[str, Any]:

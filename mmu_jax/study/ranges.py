@@ -86,7 +86,10 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"memory\.limit_gib|saliency\.(eps|noise)|unlearn\.stop\.margin|save_minutes", NOT_NEGATIVE),
     (r"memory\.allow_too_large|gold|show_people|saliency\.keep_scores|evaluate\.letters", SWITCH),
     (r".*\.epochs", PASSES),
-    (r".*\.learning_rate(\..*)?|.*\.retain_rate\..*|.*\.clip|.*lora\.alpha|saliency\.tau", POSITIVE),
+    (
+        r".*\.learning_rate(\..*)?|.*\.retain_rate\..*|.*\.clip|.*lora\.alpha|saliency\.tau|unlearn\.strength\..*",
+        POSITIVE,
+    ),
     (r".*\.schedule", _one_of(SCHEDULES)),
     (r"vanilla\.warmup|evaluate\.memorised", SHARE),
     (r".*lora\.targets", PATTERN),

@@ -1,13 +1,13 @@
 """Saliency of the vanilla model, and the masks that are made of it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
-from mmu_jax import InputError, curvature, masks, methods, objectives, rules, saliency, scored, sharding
-from mmu_jax.data.streams import Pass, mixed
+from mmu_jax import InputError, activations, curvature, masks, methods, objectives, rules, saliency, scored, sharding
+from mmu_jax.data.streams import Pass, Stream, mixed
 from mmu_jax.rules import Evidence, Rule
 from mmu_jax.study import records
 from mmu_jax.study.progress import Progress
@@ -47,9 +47,53 @@ def factors(work: Workspace) -> dict:
     """Makes the factors of what the vanilla model is to keep; returns the share of directions, by leaf, that they take out."""
     c, model = work.config.factors, work.model
     params, loss = work.load(work.vanilla), objectives.of_params(c.loss, work.model)
-    how = {"alpha": c.alpha} if c.alpha else {"fraction": c.fraction} if c.fraction else {"share": c.share}
-    shown, streams = ("vqa" if c.everyone else "retain"), {}
-    weights = {shown: 1.0, "text": c.text, "unseen": c.unseen}
+    sets, blocks = _kept(work), []
+    leaves = curvature.matrices(params, model.family.eligible)
+    bar = Progress("factors", c.blocks * sum(_measured(c.batches, stream) for stream in sets.values()))
+
+    def grams(name, block):
+        batches = _batches(work, sets[name], bar)
+        return curvature.grams(loss, params, batches, leaves=leaves, block=(block, c.blocks))
+
+    with jax.set_mesh(work.mesh):
+        for block in range(c.blocks):
+            kept = curvature.pooled([(grams(name, block), _weight(work, name)) for name in sets])
+            blocks.append(curvature.factors(kept, **_how(work)))
+    bar.close()
+    made = curvature.joined(blocks, params)
+    people = sorted({example.person for name in sets if name in ("vqa", "retain") for example in sets[name].examples})
+    partial = work.factors.with_suffix(".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    curvature.save(partial, made, params, people=people)
+    if sharding.main():
+        os.replace(partial, work.factors)
+    return curvature.shares(made)
+
+
+def input_factors(work: Workspace) -> curvature.Factors:
+    """The same of what the weights read, not of gradients, over all tokens and patches; nothing is written."""
+    c, model, sets, params = work.config.factors, work.model, _kept(work), work.load(work.vanilla)
+    leaves = curvature.matrices(params, model.family.eligible)
+    bar = Progress("factors of inputs", sum(_measured(c.batches, stream) for stream in sets.values()))
+
+    def grams(name):
+        batches = _batches(work, sets[name], bar)
+        return activations.total(activations.each(model, params, batches, leaves=leaves, kind="grams"))
+
+    with jax.set_mesh(work.mesh):
+        made = curvature.factors(curvature.pooled([(grams(name), _weight(work, name)) for name in sets]), **_how(work))
+    bar.close()
+    return curvature.joined([made], params)
+
+
+def _kept(work: Workspace) -> dict[str, Stream]:
+    """What factors are measured on, by name.
+
+    Raises:
+      InputError: there are no faces to keep.
+    """
+    c, streams = work.config.factors, {}
+    shown = "vqa" if c.everyone else "retain"
     if work.asked_of(shown):
         streams[shown] = work.stream(shown, c.rows)
     if work.asked_of("text"):
@@ -61,32 +105,28 @@ def factors(work: Workspace) -> dict:
             "expected photos with questions about people to keep, or of people never seen, to measure factors on, found none; add people "
             "to the data set, set config.factors.unseen, or give a file of factors (config.factors.path)"
         )
-    # Whole batches only: in the mean of a last one that is not full, each row would weigh more.
-    counts = {name: min(c.batches, max(len(s.examples) // s.rows, 1)) for name, s in streams.items()}
-    leaves = curvature.matrices(params, model.family.eligible)
-    bar, blocks = Progress("factors", c.blocks * sum(counts.values())), []
+    return streams
 
-    def measured(name, block):
-        def batches():
-            for i in range(counts[name]):
-                bar.add()
-                yield sharding.put(streams[name].batch(i), work.mesh)
 
-        return curvature.grams(loss, params, batches(), leaves=leaves, block=(block, c.blocks))
+def _weight(work: Workspace, name: str) -> float:
+    return {"text": work.config.factors.text, "unseen": work.config.factors.unseen}.get(name, 1.0)
 
-    with jax.set_mesh(work.mesh):
-        for block in range(c.blocks):
-            kept = curvature.pooled([(measured(name, block), weights[name]) for name in streams])
-            blocks.append(curvature.factors(kept, **how))
-    bar.close()
-    made = curvature.joined(blocks, params)
-    people = sorted({example.person for example in streams[shown].examples} if shown in streams else ())
-    partial = work.factors.with_suffix(".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    curvature.save(partial, made, params, people=people)
-    if sharding.main():
-        os.replace(partial, work.factors)
-    return curvature.shares(made)
+
+def _how(work: Workspace) -> dict[str, float]:
+    """How many directions are kept out."""
+    c = work.config.factors
+    return {"alpha": c.alpha} if c.alpha else {"fraction": c.fraction} if c.fraction else {"share": c.share}
+
+
+def _measured(most: int, stream: Stream) -> int:
+    """How many batches of a stream are; whole ones only: in the mean of a last one that is not full, each row would weigh more."""
+    return min(most, max(len(stream.examples) // stream.rows, 1))
+
+
+def _batches(work: Workspace, stream: Stream, bar: Progress) -> Iterator[dict[str, jax.Array]]:
+    for i in range(_measured(work.config.factors.batches, stream)):
+        bar.add()
+        yield sharding.put(stream.batch(i), work.mesh)
 
 
 def _evidence(work: Workspace, rule: Rule) -> Evidence:

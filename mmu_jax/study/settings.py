@@ -14,13 +14,18 @@ from mmu_jax import InputError, adapters, attacks, hub, lora, methods, questions
 from mmu_jax.data import builders
 from mmu_jax.data.general.benchmarks import GENERAL
 from mmu_jax.data.slices import STREAMS
+from mmu_jax.edits import EDITS
 from mmu_jax.files import flat
 from mmu_jax.metrics import METRICS
+from mmu_jax.phases import Method
 from mmu_jax.study import networks, trackers
 from mmu_jax.study.config import base
 from mmu_jax.study.ranges import RULES
 
-OPEN = (r"model\.(vision|text)\..*", r"unlearn\.(learning|retain)_rate\..*")  # keys whose names a config chooses
+OPEN = (
+    r"model\.(vision|text)\..*",
+    r"unlearn\.(learning_rate|retain_rate|strength)\..*",
+)  # keys whose names a config chooses
 
 
 def judge(config: ConfigDict, given: dict[str, Any]) -> None:
@@ -85,12 +90,15 @@ def _methods(c: ConfigDict) -> list[str]:
     if not names:
         problems.append("expected a method in config.unlearn.methods, found none; name at least one")
     for name in methods.METHODS:
-        if isinstance(names, tuple | list) and name in names and c.unlearn.learning_rate.get(name) is None:
-            problems.append(f"expected config.unlearn.learning_rate.{name}, found none; set it")
-        own = methods.METHODS[name].has_own_rate and c.unlearn.replay and c.unlearn.retain_rate.get(name) is None
-        if isinstance(names, tuple | list) and name in names and own:
-            problems.append(f"expected config.unlearn.retain_rate.{name}, found none; set it")
-    for key in ("learning_rate", "retain_rate"):
+        row = methods.METHODS[name]
+        if isinstance(names, tuple | list) and name in names:
+            needed = ["learning_rate"] * bool(row.phases) + ["retain_rate"] * (
+                row.has_own_rate and c.unlearn.replay > 0
+            )
+            needed += ["strength"] * bool(row.edit)
+            absent = [key for key in needed if c.unlearn[key].get(name) is None]
+            problems += [f"expected config.unlearn.{key}.{name}, found none; set it" for key in absent]
+    for key in ("learning_rate", "retain_rate", "strength"):
         strangers = [name for name in c.unlearn[key] if name not in methods.METHODS]
         problems += [f"expected methods in config.unlearn.{key}, found {name!r}; remove it" for name in strangers]
     return problems
@@ -131,7 +139,7 @@ def _together(c: ConfigDict) -> list[str]:
             f"expected config.model.param_dtype=float32 or a LoRA to train the vanilla model, found {c.model.param_dtype} "
             "and no LoRA; set config.vanilla.lora.rank too, or give a model that needs no training in config.vanilla.path"
         )
-    if coarse and not c.unlearn.lora.rank:
+    if coarse and not c.unlearn.lora.rank and any(methods.METHODS[name].phases for name in c.unlearn.methods):
         problems.append(
             f"expected config.model.param_dtype=float32 or a LoRA to unlearn with, found {c.model.param_dtype} and no "
             "LoRA; set config.unlearn.lora.rank"
@@ -148,6 +156,12 @@ def _together(c: ConfigDict) -> list[str]:
             f"expected config.model.param_dtype=float32 to relearn in, found {c.model.param_dtype}; set it, or leave "
             f"{', '.join(taught)} out of config.attack.names"
         )
+    return [*problems, *_of_methods(c)]
+
+
+def _of_methods(c: ConfigDict) -> list[str]:
+    """What the methods cannot do as the config has it."""
+    problems = []
     for name in c.unlearn.methods:
         method = methods.METHODS[name]
         if not c.unlearn.replay:
@@ -160,7 +174,12 @@ def _together(c: ConfigDict) -> list[str]:
                 f"expected the scores themselves for the mask of {name} (rule {method.mask.by}), found "
                 "config.saliency.keep_scores=False; set it to True"
             )
-        if c.unlearn.lora.rank:
+        if c.unlearn.lora.rank and method.edit:
+            problems.append(
+                f"expected config.unlearn.lora.rank=0 for {name}, found {c.unlearn.lora.rank}: an edit ({method.edit}) is of the params "
+                "themselves, and no product of factors is what it adds; set it to 0, or leave the method out"
+            )
+        elif c.unlearn.lora.rank:
             try:
                 lora.LoRA(**c.unlearn.lora).check(method)
             except InputError as error:
@@ -199,7 +218,7 @@ def _unread(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     ]
 
 
-def _only_descends(row: methods.Method) -> bool:
+def _only_descends(row: Method) -> bool:
     return not row.one_rate and all(phase.descends for phase in row.phases)
 
 
@@ -207,47 +226,64 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     """Lines about given numbers of steps that will not be taken; they harm nothing, and a user should know."""
     table_of = methods.METHODS
     rows = [table_of[name] if c.unlearn.replay else table_of[name].alone() for name in c.unlearn.methods]
-    kept = {
-        stream for name in c.unlearn.methods for stream in table_of[name].streams if STREAMS[stream].who != "forget"
-    }
+    kept = {stream for name in c.unlearn.methods for stream in table_of[name].reads if STREAMS[stream].who != "forget"}
+    scored = any(row.edit and EDITS[row.edit].reads == "scores" for row in rows)
+    of_masks = "(?!rows|chunk).*" if scored else ".*"
     table = [
         (r"vanilla\.(?!path).*", c.vanilla.path, "nothing is trained before unlearning"),
         (r"model\.(vision|text)\..*", c.vanilla.path, "config.vanilla.path has sizes of its own"),
-        (r"saliency\..*", not any(row.mask for row in rows), "no method has a mask"),
+        (rf"saliency\.{of_masks}", not any(row.mask for row in rows), "no method has a mask"),
         (
-            r"saliency\..*",
+            rf"saliency\.{of_masks}",
             any(row.mask for row in rows) and not any(row.mask.scored for row in rows if row.mask),
             "no mask is made of scores",
         ),
         (r"unlearn\.replay", not kept, "no method trains on the people to keep"),
-        (r"saliency\.rows", all(row.mask.unit == "batch" for row in rows if row.mask), "every mask is scored by batch"),
+        (
+            r"saliency\.rows",
+            not scored and all(row.mask.unit == "batch" for row in rows if row.mask),
+            "every mask is scored by batch",
+        ),
         (r"saliency\.eps", all(row.mask.eps is not None for row in rows if row.mask), "every mask has its own"),
         (r"saliency\.noise", all(row.mask.noise is not None for row in rows if row.mask), "every mask has its own"),
         (r"factors\..*", not any(row.projects for row in rows), "no method is projected"),
-        (r"factors\.(?!path).*", c.factors.path, "config.factors.path is the file"),
+        (
+            r"factors\.(?!path).*",
+            c.factors.path and all(row.reads_factors for row in rows if row.projects),
+            "config.factors.path is the file",
+        ),
+        (
+            r"factors\.(path|loss|blocks)",
+            any(row.projects for row in rows) and not any(row.reads_factors for row in rows),
+            "the factors of these methods are of inputs, measured by each",
+        ),
         (r"factors\.share", c.factors.fraction or c.factors.alpha, "config.factors.fraction or .alpha says how many"),
         (r"unlearn\.stop\.(rows|level|margin|facts)", not c.unlearn.stop.every, "config.unlearn.stop.every is 0"),
         (r"unlearn\.stop\.margin", c.unlearn.stop.level, "config.unlearn.stop.level says where to stop"),
         (r"evaluate\.prompts\.letter", not c.evaluate.letters, "letters are not asked for"),
         (r"attack\.(?!names).*", not any(attacks.ATTACKS[n].trains for n in c.attack.names), "no attack trains"),
         (r"general\.drawn", not any(c.general[name] for name in GENERAL), "no general benchmark is given"),
+        (r"unlearn\.(epochs|schedule|clip)", not any(row.phases for row in rows), "no method takes steps"),
         (r"unlearn\.lora\.(alpha|targets)", not c.unlearn.lora.rank, "config.unlearn.lora.rank is 0"),
         (r"vanilla\.lora\.(alpha|targets|whole)", not c.vanilla.lora.rank, "config.vanilla.lora.rank is 0"),
     ]
-    table += [
-        (rf"unlearn\.(learning|retain)_rate\.{name}", name not in c.unlearn.methods, "the method is not run")
+    return [f"config.{key} is not read: {reason}" for key, reason in matching(given, table + _unused_numbers(c, rows))]
+
+
+def _unused_numbers(c: ConfigDict, rows: list[Method]) -> list[tuple[str, Any, str]]:
+    """Of the numbers that every method has of its own, those that are not read; rows of a table for :func:`matching`."""
+    table: list[tuple[str, Any, str]] = [
+        (
+            rf"unlearn\.(learning_rate|retain_rate|strength)\.{name}",
+            name not in c.unlearn.methods,
+            "the method is not run",
+        )
         for name in methods.METHODS
     ]
-    table += [
-        (rf"unlearn\.retain_rate\.{name}", not row.has_own_rate, "no step of this method only descends at it")
-        for name, row in zip(c.unlearn.methods, rows, strict=True)
-    ]
-    table += [
-        (
-            rf"unlearn\.learning_rate\.{name}",
-            _only_descends(row),
-            f"its steps only descend, at config.unlearn.retain_rate.{name}",
-        )
-        for name, row in zip(c.unlearn.methods, rows, strict=True)
-    ]
-    return [f"config.{key} is not read: {reason}" for key, reason in matching(given, table)]
+    for name, row in zip(c.unlearn.methods, rows, strict=True):
+        steps = f"its steps only descend, at config.unlearn.retain_rate.{name}" if row.phases else "it takes no steps"
+        table += [
+            (rf"unlearn\.retain_rate\.{name}", not row.has_own_rate, "no step of this method only descends at it"),
+            (rf"unlearn\.learning_rate\.{name}", _only_descends(row), steps),
+        ]
+    return table

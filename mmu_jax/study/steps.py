@@ -23,8 +23,9 @@ from mmu_jax import (
 )
 from mmu_jax.data import builders, loader, tiny
 from mmu_jax.files import stamp
-from mmu_jax.methods import METHODS, PROSE
+from mmu_jax.methods import METHODS
 from mmu_jax.models import gguf
+from mmu_jax.phases import PROSE
 from mmu_jax.plan import Plan
 from mmu_jax.report import results
 from mmu_jax.study import attacking, checks, gate, general, records, scoring, unlearning
@@ -65,7 +66,7 @@ def stages(work: Workspace) -> list[Stage]:
     # Nothing is unlearned from a model that does not know what is to be forgotten.
     known = _evaluated(work, "vanilla", first, numbers)
     scored = [_scored(work, name, first, numbers) for name in _by_scores(work)]
-    if any(METHODS[name].projects for name in work.config.unlearn.methods) and not c["factors"]["path"]:
+    if any(METHODS[name].reads_factors for name in work.config.unlearn.methods) and not c["factors"]["path"]:
         scored += [_factors(work, first, numbers)]
     unlearned = [_unlearned(work, name, first, numbers) for name in work.config.unlearn.methods]
     others = [name for name in work.names() if name != "vanilla"]
@@ -137,13 +138,17 @@ def _scored(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
 
 def _unlearned(work: Workspace, name: str, start: str, numbers: dict) -> Stage:
     c = work.config.to_dict()
-    rates = ("learning_rate", "retain_rate")
-    how = {k: v for k, v in c["unlearn"].items() if k not in ("methods", *rates)}
-    how |= {key: c["unlearn"][key].get(name) for key in rates} | {"seed": c["seed"]}
     method, inputs = checks.method(work.config, name), [start]
+    rates = ("learning_rate", "retain_rate")
+    how = {k: v for k, v in c["unlearn"].items() if k not in ("methods", "strength", *rates)}
+    rates += ("strength",) if method.edit else ()
+    how |= {key: c["unlearn"][key].get(name) for key in rates} | {"seed": c["seed"]}
     reads = {"unlearn": how, "method": method.arithmetic(), "numbers": numbers}
     inputs += [f"saliency/{name}"] if method.mask else []
-    if method.projects and c["factors"]["path"]:
+    measured = {key: value for key, value in c["factors"].items() if key not in ("path", "blocks", "loss")}
+    if method.projects and not method.reads_factors:
+        reads |= {"factors": measured}
+    elif method.projects and c["factors"]["path"]:
         reads |= _known(work, {"factors": c["factors"]["path"]}, "factors")
     elif method.projects:
         inputs += ["factors"]

@@ -1,28 +1,43 @@
 """How a method of the table becomes a job: its streams, mask and factors, its rates, and when it is to stop."""
 
 import collections
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mmu_jax import InputError, curvature, evaluate, factor, masks, metrics
 from mmu_jax.data import Example, facts
+from mmu_jax.phases import Method
 from mmu_jax.plan import Plan, Stop
-from mmu_jax.study import checks, records
+from mmu_jax.study import checks, editing, records, scoring
 from mmu_jax.study.fitting import Job, fit
 from mmu_jax.study.workspace import Workspace
-from mmu_jax.trainable import Limits, Whole
+from mmu_jax.trainable import Limits
 from mmu_jax.trees import Mask
 
 
 def prepare(work: Workspace, name: str, **rates: float) -> Job:
-    """The job of a method; ``learning_rate`` and ``retain_rate`` stand for those of the config."""
-    c, method = work.config.unlearn, checks.method(work.config, name)
+    """The job of a method; ``learning_rate`` and ``retain_rate`` stand for those of the config.
+
+    Raises:
+      InputError: the method is an edit, of which steps are at most a part; or something that it needs is not there.
+    """
+    if (method := checks.method(work.config, name)).edit:
+        raise InputError(
+            f"expected a method that is its steps, found {name}, which edits params ({method.edit}) and has a strength instead of a rate "
+            "and a place to stop; leave it out"
+        )
+    return _job(work, name, method, find_stop(work), **rates)
+
+
+def _job(work: Workspace, name: str, method: Method, stop: Stop | None, **rates: float) -> Job:
+    c = work.config.unlearn
     numbers = {key: c[key] for key in ("schedule", "clip")}
     numbers |= {
         "learning_rate": c.learning_rate.get(name),
         "retain_rate": c.retain_rate.get(name),
-        "trainable": checks.trainable(work.config, "unlearn", work.model) or Whole.of(method, work.model.family),
+        "trainable": checks.trainable(work.config, "unlearn", work.model) or method.trains(work.model.family),
         "seed": work.config.seed,
     } | rates
     for key in ("learning_rate", *["retain_rate"] * method.has_own_rate):
@@ -32,8 +47,9 @@ def prepare(work: Workspace, name: str, **rates: float) -> Job:
     for stream in sorted(method.referenced):
         logps = evaluate.reference_logps(work.model, work.load(work.vanilla), streams[stream], work.mesh)
         streams[stream].columns["ref_logps"] = logps
-    limits = Limits(_read_mask(work, name) if method.mask else None, _read_factors(work) if method.projects else None)
-    stop = find_stop(work)
+    limits = Limits(
+        _read_mask(work, name) if method.mask else None, _factors(work, method) if method.projects else None
+    )
     if stop and stop.facts:
         streams["forget"].columns["floor"] = _floors(work, stop, streams["forget"].examples)
     plan = Plan.of(method, streams, c.epochs, stop=stop, **numbers)
@@ -109,6 +125,10 @@ def _read_mask(work: Workspace, name: str) -> Mask:
         raise InputError(f"{error} (delete it, and the saliency stage makes it again)") from error
 
 
+def _factors(work: Workspace, method: Method) -> curvature.Factors:
+    return _read_factors(work) if method.reads_factors else scoring.input_factors(work)
+
+
 def _read_factors(work: Workspace) -> curvature.Factors:
     try:
         found = curvature.load(work.factors, work.load(work.vanilla))
@@ -149,6 +169,9 @@ def unlearn(work: Workspace, name: str) -> dict:
             "expected a vanilla model that knows the people to forget, found one whose evaluation ended otherwise; run "
             "--stages=evaluate/vanilla, which says what to do"
         )
+    if (method := checks.method(work.config, name)).edit:
+        jobs = functools.partial(_job, work, name, stop=None)
+        return editing.edit(work, name, method, find_stop(work), jobs)
     job = prepare(work, name)
     params = work.load(work.vanilla, consumed=job.plan.trainable.consumes)
     return fit(work, f"unlearn/{name}", job, params, work.mesh)
