@@ -107,13 +107,13 @@ def known(work: Workspace, params: Params) -> dict[str, dict[str, dict[str, floa
 
 def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
     """Attack -> person -> what is known of the other facts after relearning; ``params`` are consumed."""
-    items, split = attacks.other_facts(work.benchmark)
+    items, split = attacks.facts.other_facts(work.benchmark)
     found = {}
     for name in ("relearn_own", "relearn_benign"):
         own = jax.tree.map(lambda x: x.copy(), params)
         for _, now in attacks.ATTACKS[name].of(own, attacking.scene(work, name)):
             last = now
-        found[name] = evaluate.by_person(attacks.knowledge(work.examiner, last, items, work.albums[split]))
+        found[name] = evaluate.by_person(attacks.facts.knowledge(work.examiner, last, items, work.albums[split]))
     return found
 
 

@@ -193,14 +193,14 @@ class Examiner:
         Raises:
           InputError: logits that are not finite; person and question are named.
         """
-        pairs = [(choice.question, option) for choice in choices for option in choice.options.values()]
+        said = [(choice.question, choice.begun, option) for choice in choices for option in choice.options.values()]
         counts = np.array([len(choice.options) for choice in choices])
-        texts = self._encode(text.encode, pairs, 0 if album is None else 1)
+        texts = self._encode(text.encode_begun, said, 0 if album is None else 1)
         asked = np.repeat(np.arange(len(choices)), counts)
         shown = max((picture.tokens for picture in album.pictures), default=0) if album else 0
         rows, of = branches.join(texts, counts, shown, self.sizes)
         photos = None if photos is None else photos[[asked[each[0]] for each in of]]
-        most, scored = fit(max(map(len, of)), (), "options", 4), np.zeros(len(pairs))
+        most, scored = fit(max(map(len, of)), (), "options", 4), np.zeros(len(said))
         batches = self._batches(rows, photos, album)
         with jax.set_mesh(self.mesh):
             launched = ((n, branch_logps(self.model, params, batch, most)) for n, batch in batches)

@@ -42,10 +42,6 @@ PROOF = (
     "that is known beforehand: they stand with 0. With LoRA it is the merged update that is counted, and the mask is a factor of it: nothing "
     "can move outside, and what moved inside shows that it acts."
 )
-LIMITS = (
-    "A model that no longer answers has not been shown to hold nothing: forgetting is measured by behaviour. Intervals on "
-    "the forgotten come from {}: they are as wide as that is few."
-)
 ROWS = (
     "Rows: vanilla, the model before; gold, which was never trained on the people to forget; the method that this report "
     "speaks of; then the others by the worst of their columns, best first."
@@ -171,7 +167,9 @@ def _attacks(results: Results, found: Attacked, sources: dict[str, str]) -> list
     blocks = [*_notes(lead), Block("table", attacked.table(found, list(results)), "What came back"), *_notes(*others)]
     if (figure := figures.attacks_figure(found, results)) is not None:
         blocks.append(Block("figure", figure, "attacks", words.of_attacks(found)))
-    return [Section("Does it come back?", blocks)]
+    several = attacked.variants(found, list(results))
+    more = [Section("What came back, variant by variant", [Block("table", several, "Variants")], folded=True)]
+    return [Section("Does it come back?", blocks), *more[: len(several) - 1]]
 
 
 def _pictures(workdir: pathlib.Path, results: Results, benchmark: Benchmark, show_people: bool) -> Block:
@@ -240,7 +238,7 @@ def sections(
         *_gold(results),
         *_general(workdir, list(results), benchmarks),
         *_attacks(results, found, attacks),
-        Section("What these numbers do not show", _notes(LIMITS.format(_count(benchmark.forget)))),
+        Section("What these numbers do not show", _notes(words.LIMITS.format(_count(benchmark.forget)))),
         Section("How it went", _made(workdir, results)),
         Section("Proof that the masks act", [*_notes(PROOF), Block("table", tables.mask_table(results), "Masks")], folded=True),
         Section("More metrics", _more(results, metric), folded=True),

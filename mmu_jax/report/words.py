@@ -8,7 +8,7 @@ lost a point or more in the mean, by an interval of it above 0.
 import numpy as np
 
 from mmu_jax.metrics import METRICS, summary
-from mmu_jax.report.attacked import ASKED, Attacked
+from mmu_jax.report.attacked import KNOWLEDGE, Attacked, ends, measures
 from mmu_jax.report.results import Axis, Results, apart, axes, cell, compared, headline, judged_by, ours, rivals
 
 WHO = {"forget": "them by name", "retain": "everyone else", "retain_test": "everyone else", "celebrity": "celebrities"}
@@ -18,6 +18,10 @@ SURE = (
     "numbers in brackets are 95 % intervals over the people asked about (of one person, over the questions), in this one run. Models that "
     "differ by less than they allow are called level. Kept is what cannot be shown to have fallen by a point or more in the mean, each "
     "person compared with before; a single one may have fallen by more."
+)
+LIMITS = (
+    "A model that no longer answers has not been shown to hold nothing: forgetting is measured by behaviour. Intervals on "
+    "the forgotten come from {}: they are as wide as that is few."
 )
 ENOUGH = 5  # people from whom on what each has lost is judged, not how the means of all lie
 
@@ -161,20 +165,25 @@ def _rivals(results: Results, mine: str) -> str:
 
 def _returned(attacked: Attacked, mine: str, attacks: dict[str, str]) -> str:
     """Which attack brings back the most, where that is more than a model gives that never knew."""
-    last = {attack: {m: v["points"][-1] for m, v in by.items()} for attack, by in attacked.items() if mine in by}
-    back = {a: by for a, by in last.items() if "gold" in by and by[mine]["low"] > by["gold"]["high"]}
-    if back:
-        most = max(back, key=lambda attack: back[attack][mine]["mean"])
-        mean, gold = (ASKED.scale * back[most][name]["mean"] for name in (mine, "gold"))
-        return (
-            f"in part: after {most} ({attacks[most].partition(' (')[0]}) the right answers about their faces "
-            "that nobody taught it again "
-            f"have a probability of {mean:.0f} %, {gold:.0f} % in a model that never knew them."
-        )
-    compared_with_gold = [attack for attack, by in last.items() if "gold" in by]
-    if not compared_with_gold:
+    last = {attack: {m: ends(v)[1] for m, v in by.items()} for attack, by in attacked.items() if mine in by}
+    against = {attack: by for attack, by in last.items() if "gold" in by}
+    back = [attack for attack, by in against.items() if by[mine]["low"] > by["gold"]["high"]]
+    if not against:
         return ""
-    return f"no attack that was tried ({listed(compared_with_gold)}) brought back more than a model gives that never knew them."
+    if not back:
+        return f"no attack that was tried ({listed(list(against))}) brought back more than a model gives that never knew them."
+    said = [attack for attack in back if measures(attacked[attack]) == KNOWLEDGE]
+    traces = [attack for attack in back if attack not in said]
+    found = f"{listed(traces)} find more of a trace than in a model that never knew them" if traces else ""
+    if not said:
+        return f"not in words; {found}."
+    most = max(said, key=lambda attack: last[attack][mine]["mean"])
+    mean, gold = (100 * last[most][name]["mean"] for name in (mine, "gold"))
+    told = (
+        f"in part: after {most} ({attacks[most].partition(' (')[0]}) the right answers about their faces that nobody taught it again "
+        f"have a probability of {mean:.0f} %, {gold:.0f} % in a model that never knew them."
+    )
+    return told[:-1] + f"; {found}." if found else told
 
 
 # ---- what the pictures show

@@ -51,7 +51,7 @@ def base() -> ConfigDict:
     config.unlearn = _unlearn()
     config.evaluate = _evaluate()
     config.attack = dict(  # does it come back?
-        names=(),  # of attacks.ATTACKS, each made on every model
+        names=(),  # of attacks.ATTACKS, each made on every model; or all
         steps=32,  # of relearning, in full precision, the params themselves
         rows=8,  # of a batch
         learning_rate=1e-4,  # constant, by Adam

@@ -34,7 +34,7 @@ def judge(config: ConfigDict, given: dict[str, Any]) -> None:
     values = flat(config.to_dict())
     problems = [*_keys(values), *_values(values)]
     if not problems:  # what is below reads several keys
-        problems = [*_methods(config), *_named(config.attack.names, "attack.names", attacks.ATTACKS)]
+        problems = [*_methods(config), *_named(config.attack.names, "attack.names", attacks.ATTACKS, attacks.EVERY)]
         problems += [*networks.problems(config), *_unread(config, given)]
     problems = problems or [*_together(config), *trackers.problems(config.track)]
     if problems:
@@ -67,10 +67,12 @@ def _values(values: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _named(names: Any, key: str, table: dict[str, Any]) -> list[str]:
-    """Whether names are those of rows of a table, each once."""
+def _named(names: Any, key: str, table: dict[str, Any], every: str = "") -> list[str]:
+    """Whether names are those of rows of a table, each once, or the one name of ``every`` row."""
     if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
         return [f"expected names in config.{key}, as in ('{next(iter(table))}',), found {names!r}; correct it"]
+    if every and list(names) == [every]:
+        return []
     problems = []
     if unknown := [name for name in names if name not in table]:
         problems.append(f"expected config.{key} among {', '.join(table)}, found {', '.join(unknown)}; correct it")
@@ -143,7 +145,7 @@ def _together(c: ConfigDict) -> list[str]:
         )
     if not c.factors.path and not (c.factors.share or c.factors.fraction or c.factors.alpha):
         problems.append("expected a number above 0 in config.factors.share, .fraction or .alpha, found none; set one")
-    if coarse and (taught := [name for name in c.attack.names if attacks.ATTACKS[name].trains]):
+    if coarse and (taught := [n for n in attacks.named(c.attack.names) if attacks.ATTACKS[n].trains]):
         problems.append(
             f"expected config.model.param_dtype=float32 to relearn in, found {c.model.param_dtype}; set it, or leave "
             f"{', '.join(taught)} out of config.attack.names"
@@ -228,7 +230,11 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
         (r"unlearn\.stop\.(rows|level|margin|facts)", not c.unlearn.stop.every, "config.unlearn.stop.every is 0"),
         (r"unlearn\.stop\.margin", c.unlearn.stop.level, "config.unlearn.stop.level says where to stop"),
         (r"evaluate\.prompts\.letter", not c.evaluate.letters, "letters are not asked for"),
-        (r"attack\.(?!names).*", not any(attacks.ATTACKS[n].trains for n in c.attack.names), "no attack trains"),
+        (
+            r"attack\.(?!names).*",
+            not any(attacks.ATTACKS[n].trains for n in attacks.named(c.attack.names)),
+            "no attack trains",
+        ),
         (r"general\.drawn", not any(c.general[name] for name in GENERAL), "no general benchmark is given"),
         (r"unlearn\.lora\.(alpha|targets)", not c.unlearn.lora.rank, "config.unlearn.lora.rank is 0"),
         (r"vanilla\.lora\.(alpha|targets)", not c.vanilla.lora.rank, "config.vanilla.lora.rank is 0"),

@@ -187,7 +187,7 @@ def _attacked(work: Workspace, name: str, first: str, numbers: dict) -> list[Sta
         reads = attacking.reads(work, attack) | {"numbers": numbers}
         return Stage(f"attack/{name}/{attack}", reads, (_made_by(name, first),), make, made)
 
-    return [stage(attack) for attack in work.config.attack.names]
+    return [stage(attack) for attack in attacking.names(work)]
 
 
 # ---- what is there before anything is unlearned

@@ -34,9 +34,9 @@ def test_the_section_has_a_table_a_figure_and_sentences(workdir):
     (section,) = page._attacks(RESULTS, attacked.read(workdir, MODELS, list(SOURCES)), SOURCES)
     text = "\n".join(page._markdown(block) for block in section.blocks)
     assert section.title == "Does it come back?"
-    assert "| Model | Before any ↓ | After relearn_own ↓ | After int4 ↓ |" in text
-    assert "| gold | 16.0 [11.0, 21.0] | 17.0 [12.0, 22.0] · +1.0 | 16.0 [11.0, 21.0] · +0.0 |" in text
-    assert "| ga | 35.0 [30.0, 40.0] | 64.0 [59.0, 69.0] · +29.0 |" in text
+    assert "| Model | Before any ↓ | relearn_own ↓ | int4 ↓ |" in text
+    assert "| gold | 16 [11, 21] | 17 [12, 22] | 16 [11, 21] |" in text
+    assert "| ga | 35 [30, 40] | ▲ 64 [59, 69] | ▲ 35 [30, 40] |" in text
     assert "Lower is better, down to gold's level" in text and "over 40 questions" in text and "on new photos" in text
     assert "that do not meet: before any attack ga; after relearn_own ga; after int4 ga." in text
     assert "relearn_own: vanilla 95\N{NO-BREAK SPACE}% to 94\N{NO-BREAK SPACE}%, gold 16" in text
