@@ -125,7 +125,7 @@ class Ledger:
         trainable = trainable or Whole(method.scope)
         needs = {"params": self.params()} | trainable.needs(whole, method, self.bytes)
         together = max(len(phase.losses) for phase in method.phases)
-        whole_rows = any(LOSSES[name].over != "answers" for phase in method.phases for name in phase.losses.values())
+        whole_rows = any(LOSSES[name].reads == "logits" for phase in method.phases for name in phase.losses.values())
         shape = dataclasses.replace(shape, rows=shape.rows * together, answers=0 if whole_rows else shape.answers)
         if method.mask:
             needs["mask"] = self.bytes(whole, np.bool_)

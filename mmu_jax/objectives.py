@@ -43,9 +43,18 @@ class Seen:
         """log p(answer | prompt) of every row, ``[B]``."""
         return losses.sequence_logps(*self.answers(batch))
 
-    def teacher(self, batch: Batch) -> jax.Array:
-        """The logits of :meth:`answers` of the vanilla model."""
-        return _tail(self.model, self.vanilla, batch)
+    def states(self, batch: Batch, layer: int | float) -> jax.Array:
+        """What decoder layer ``layer`` says, ``[B, T, D]`` (``Model.states``)."""
+        return self.model.states(self.params, batch, layer)
+
+    def features(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """What images are to the language model, ``[B, N, D]``, and which there are, ``[B, N]`` (``Model.features``)."""
+        return self.model.features(self.params, batch)
+
+    @property
+    def teacher(self) -> "Seen":
+        """The vanilla model, seen likewise; nothing has a gradient into it."""
+        return Seen(self.model, jax.lax.stop_gradient(self.vanilla))
 
 
 def _tail(model: Model, params: Params, batch: Batch) -> jax.Array:
@@ -60,9 +69,9 @@ def _of_tail(batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Said(Seen):
-    """A model of which it is known what it says of a batch: the logits of all tokens, or of :meth:`answers`."""
+    """A model of which it is known what it says of a batch: one of :data:`READS`."""
 
-    said: jax.Array | None = None
+    said: Any = None
 
     def logits(self, batch: Batch) -> jax.Array:
         del batch
@@ -70,6 +79,23 @@ class Said(Seen):
 
     def answers(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         return self.said, *_of_tail(batch)
+
+    def states(self, batch: Batch, layer: int | float) -> jax.Array:
+        del batch, layer
+        return self.said
+
+    def features(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        del batch
+        return self.said
+
+
+# What a loss reads of a model -> ``(seen, batch, options) -> `` it.
+READS: dict[str, Callable[[Seen, Batch, dict[str, Any]], Any]] = {
+    "answers": lambda seen, batch, options: seen.answers(batch)[0],
+    "logits": lambda seen, batch, options: seen.logits(batch),
+    "states": lambda seen, batch, options: seen.states(batch, options["layer"]),
+    "features": lambda seen, batch, options: seen.features(batch),
+}
 
 
 def _rows(batch: Batch) -> jax.Array:
@@ -88,7 +114,7 @@ def _cross_entropy_of_all(seen: Seen, batch: Batch) -> losses.Pair:
 
 def _kl(seen: Seen, batch: Batch) -> losses.Pair:
     logits, _, weights = seen.answers(batch)
-    return losses.kl(seen.teacher(batch), logits, weights)
+    return losses.kl(seen.teacher.answers(batch)[0], logits, weights)
 
 
 def _sketch(seen: Seen, batch: Batch, seed: int = 0) -> losses.Pair:
@@ -118,13 +144,14 @@ class Loss:
       needs: what must be there: ``'teacher'``, the frozen params of the vanilla model; ``'reference'``, a column
         ``ref_logps`` in its stream.
       sign: +1 where it is a cross-entropy that falls, -1 where it is one that rises, 0 where it is none.
-      over: the tokens that it is a mean over: two curves are comparable only where these are the same.
+      reads: what it takes of the model, of :data:`READS`. Cross-entropies of answers and of the logits of all tokens are means over
+        other tokens, and their curves are not to be compared.
     """
 
     of: Callable[..., losses.Pair]
     needs: frozenset[str] = frozenset()
     sign: int = 0
-    over: str = "answers"
+    reads: str = "answers"
 
     def __post_init__(self):
         _, _, *others = inspect.signature(self.of).parameters.values()
@@ -133,6 +160,7 @@ class Loss:
                 f"expected every option of a loss by name with its default, found {', '.join(nameless)} without; write them out"
             )
         known("needs of a loss", self.needs, sorted(NEEDS))
+        known("what a loss reads", [self.reads], READS)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -143,9 +171,9 @@ class Loss:
 
 LOSSES: dict[str, Loss] = {
     "descent": Loss(_cross_entropy, sign=1),
-    "descent_all": Loss(_cross_entropy_of_all, sign=1, over="all tokens"),
+    "descent_all": Loss(_cross_entropy_of_all, sign=1, reads="logits"),
     "ascent": Loss(lambda m, b: losses.ascent(*m.answers(b), b.get("floor")), sign=-1),
-    "ascent_all": Loss(lambda m, b: losses.negated(_cross_entropy_of_all(m, b)), sign=-1, over="all tokens"),
+    "ascent_all": Loss(lambda m, b: losses.negated(_cross_entropy_of_all(m, b)), sign=-1, reads="logits"),
     "kl": Loss(_kl, frozenset({"teacher"})),
     "sketch": Loss(_sketch),
     "npo": Loss(
@@ -194,12 +222,11 @@ def of_rows(name: str, model: Model) -> rowwise.Losses:
     of_params(name, model)
 
     def of(params, batch):
-        seen = Seen(model, params)
-        said = seen.answers(batch)[0] if LOSSES[name].over == "answers" else seen.logits(batch)
+        said = READS[LOSSES[name].reads](Seen(model, params), batch, LOSSES[name].options)
 
-        def one(logits, row):
-            row = jax.tree.map(lambda x: x[None], row)
-            return losses.mean(*take(name, Said(model, params, said=logits[None]), row))
+        def one(said, row):
+            said, row = jax.tree.map(lambda x: x[None], (said, row))
+            return losses.mean(*take(name, Said(model, params, said=said), row))
 
         return jax.vmap(one)(said, batch)
 

@@ -58,6 +58,33 @@ class Model:
         mask, at = decoder.causal(batch["valid"], batch.get("branch")), batch.get("at")
         return self.step(params, batch["tokens"], batch["positions"], mask, self.images(batch), at=at)[0]
 
+    def states(self, params: dict, batch: dict, layer: int | float) -> jax.Array:
+        """What decoder layer ``layer`` (``decoder.layer_at``) says of a batch, ``[B,T,D]``, before any final norm; no layer above it runs.
+
+        Of all but the last layer these are the ``hidden_states[layer + 1]`` of ``transformers``.
+        """
+        depth = decoder.layer_at(self.config.text_config, layer) + 1
+        mask = decoder.causal(batch["valid"], batch.get("branch"))
+        seen = (batch["tokens"], batch["positions"], mask, self.images(batch), depth)
+        return self.network.apply({"params": decoder.cut(params, depth)}, *seen, method="states")
+
+    def features(self, params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        """What every row's images are to the language model, ``[B,N,D]``, and which of the N there are, ``[B,N]`` bool.
+
+        After the projector (LLaVA) or merger (Qwen2-VL); neither runs the language model.
+
+        Raises:
+          InputError: a batch without images.
+        """
+        if (images := self.images(batch)) is None:
+            raise InputError(
+                "expected a batch with images for visual features, found one of text; choose another stream"
+            )
+        found = self.network.apply({"params": params}, images, method="features")
+        found = found[images["photo"]] if "photo" in images else found
+        shown = (batch["tokens"] == self.config.image_token_id).sum(axis=1, keepdims=True)
+        return found, jnp.arange(found.shape[1]) < shown
+
     def step(self, params, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
         """Logits ``[B,T,V]`` and the cache with T new entries written at slot ``offset``.
 

@@ -140,15 +140,16 @@ class Decoder(nn.Module):
     """Embedded tokens ``[B,T,D]`` -> final hidden states ``[B,T,D]`` and the cache.
 
     With a cache, the T new keys are written to its slots from ``offset`` on; a dense ``mask [B,1,T,S]`` looks at all S of them, any
-    other at the new ones alone.
+    other at the new ones alone. With a ``depth``, the params hold so many layers alone (:func:`cut`), and what the last of them says
+    is returned as it is, before the final norm.
     """
 
     config: Config
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache=None, offset=0):
-        c, angle, number = self.config, angles(self.config, positions), self.config.num_hidden_layers
+    def __call__(self, x, positions, mask, cache=None, offset=0, depth=None):
+        c, angle, number = self.config, angles(self.config, positions), depth or self.config.num_hidden_layers
         layers = scanned(Layer, number, broadcast=3)(c, self.dtype, name="layers")
         keys = (len(x), c.num_key_value_heads, head_size(c))
         mask, order = for_layers(mask, *keys, self.dtype, cached=cache is not None)
@@ -158,7 +159,7 @@ class Decoder(nn.Module):
         (x, cache), _ = layers((x, cache), jnp.arange(number), angle, mask, offset)
         if order is not None:
             x = jnp.take_along_axis(x, jnp.argsort(order, axis=1)[..., None], axis=1)
-        return RMSNorm(c.rms_norm_eps, self.dtype, name="norm")(x), cache
+        return x if depth else RMSNorm(c.rms_norm_eps, self.dtype, name="norm")(x), cache
 
 
 class LanguageModel(nn.Module):
@@ -176,13 +177,40 @@ class LanguageModel(nn.Module):
     def embed(self, tokens):
         return self.embed_tokens(tokens)
 
-    def __call__(self, x, positions, mask, cache=None, offset=0):
-        return self.decoder(x, positions, mask, cache, offset)
+    def __call__(self, x, positions, mask, cache=None, offset=0, depth=None):
+        return self.decoder(x, positions, mask, cache, offset, depth)
 
     def attend(self, x):
         """Logits by the transposed embedding, for tied heads."""
         weight = self.embed_tokens.variables["params"]["weight"]
         return jnp.einsum("btd,vd->btv", x, weight.astype(self.dtype))
+
+
+def layer_at(config: Config, layer: int | float) -> int:
+    """The index of a decoder layer: of an int as in a list, of a float from 0 to 1 the layer at which so much of the depth is done.
+
+    >>> from types import SimpleNamespace as Config
+    >>> [layer_at(Config(num_hidden_layers=32), layer) for layer in (7, 0.25, -1, 1.0)]
+    [7, 7, 31, 31]
+
+    Raises:
+      InputError: there is no such layer.
+    """
+    number = config.num_hidden_layers
+    if isinstance(layer, float) and 0 <= layer <= 1:
+        return max(round(layer * number), 1) - 1
+    if isinstance(layer, float) or not -number <= layer < number:
+        raise InputError(
+            f"expected a layer from {-number} to {number - 1}, or a share of the depth from 0.0 to 1.0, found {layer}; correct it"
+        )
+    return layer % number
+
+
+def cut(params: dict, depth: int) -> dict:
+    """``params`` with the first ``depth`` layers of the decoder alone, as they are or adapted (``mmu_jax.lora``)."""
+    language = params["language_model"]
+    layers = jax.tree.map(lambda x: x[:depth], language["layers"])
+    return params | {"language_model": language | {"layers": layers}}
 
 
 def place(features: jax.Array, is_image: jax.Array, x: jax.Array, photo: jax.Array | None = None) -> jax.Array:

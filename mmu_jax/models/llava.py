@@ -93,20 +93,26 @@ class Network(nn.Module):
         if not c.tie_word_embeddings:
             self.lm_head = Linear(c.text_config.vocab_size, bias=False, dtype=self.dtype)
 
-    def embed(self, tokens, images):
-        x = self.language_model.embed(tokens)
-        if images is None:
-            return x
+    def features(self, images):
+        """``[M,N,D]``, as the language model receives them."""
         pixels = images["pixels"]
         features = self.vision_tower(pixels.reshape(-1, *pixels.shape[2:]))
         if self.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
-        features = self.multi_modal_projector(features).reshape(len(pixels), -1, x.shape[-1])
-        return decoder.place(features, tokens == self.config.image_token_id, x, images.get("photo"))
+        return self.multi_modal_projector(features).reshape(len(pixels), -1, self.config.text_config.hidden_size)
+
+    def embed(self, tokens, images):
+        x = self.language_model.embed(tokens)
+        if images is not None:
+            x = decoder.place(self.features(images), tokens == self.config.image_token_id, x, images.get("photo"))
+        return constrain(x, "data")
+
+    def states(self, tokens, positions, mask, images, depth):
+        """``[B,T,D]``, what layer ``depth`` of as many says."""
+        return self.language_model(self.embed(tokens, images), positions, mask, depth=depth)[0]
 
     def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
-        x = constrain(self.embed(tokens, images), "data")
-        x, cache = self.language_model(x, positions, mask, cache, offset)
+        x, cache = self.language_model(self.embed(tokens, images), positions, mask, cache, offset)
         x = x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
         logits = self.language_model.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
         return constrain(logits, "data", None, "model"), cache

@@ -202,12 +202,22 @@ class Network(nn.Module):
         if not c.tie_word_embeddings:
             self.lm_head = Linear(c.text_config.vocab_size, bias=False, dtype=self.dtype)
 
-    def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
+    def features(self, images):
+        """``[M,N/4,D]``, as the language model receives them."""
+        return self.visual(*(images[name] for name in IMAGES))
+
+    def embed(self, tokens, images):
         x = self.language_model.embed(tokens)
         if images is not None:
-            features = self.visual(*(images[name] for name in IMAGES))
-            x = decoder.place(features, tokens == self.config.image_token_id, x, images.get("photo"))
-        x, cache = self.language_model(constrain(x, "data"), positions, mask, cache, offset)
+            x = decoder.place(self.features(images), tokens == self.config.image_token_id, x, images.get("photo"))
+        return constrain(x, "data")
+
+    def states(self, tokens, positions, mask, images, depth):
+        """``[B,T,D]``, what layer ``depth`` of as many says."""
+        return self.language_model(self.embed(tokens, images), positions, mask, depth=depth)[0]
+
+    def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
+        x, cache = self.language_model(self.embed(tokens, images), positions, mask, cache, offset)
         x = x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
         logits = self.language_model.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
         return constrain(logits, "data", None, "model"), cache

@@ -251,7 +251,7 @@ def curves_figure(workdir: pathlib.Path, results: Results) -> Any:
             elif loss is None or not loss.sign or panel is None or (watched and panel is first):
                 continue  # no cross-entropy of what is shown
             else:
-                values, label = loss.sign * values, name if loss.over == "answers" else f"{name} (over {loss.over})"
+                values, label = loss.sign * values, name if loss.reads == "answers" else f"{name} (over all tokens)"
             keep = ~np.isnan(values)
             x, y = (
                 _smooth(part[keep], 1 if curve == WATCHED else keep.sum() // 20) for part in (_turns(values), values)
