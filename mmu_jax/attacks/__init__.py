@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mmu_jax import InputError
-from mmu_jax.attacks import facts, photos, questions
+from mmu_jax.attacks import facts, photos, probe, questions, reading
 from mmu_jax.attacks.facts import Ground
 from mmu_jax.attacks.models import quantise, relearn
 from mmu_jax.data import Benchmark, Example
@@ -29,12 +29,14 @@ class Kind:
       takes: what ``of`` of a row takes and gives.
       measure: ``(of, params, examiner, ground) -> {'before', 'after', 'each', 'variants', ...}``, ``of`` with its options; None
         where the study takes the params from point to point.
-      measures: what the numbers are: returned ``knowledge``.
+      measures: what the numbers are: returned ``knowledge``, or the share of photos whose ``identity``, or of answers that are ``read``, right.
+      check: ``(benchmark)``, which raises InputError where the data set has not what is asked.
     """
 
     takes: str
     measure: Callable[..., dict[str, Any]] | None = None
     measures: str = "knowledge"
+    check: Callable[[Benchmark], Any] = facts.other_facts
 
 
 KINDS: dict[str, Kind] = {
@@ -48,6 +50,18 @@ KINDS: dict[str, Kind] = {
     "photo": Kind(
         "photos from a photo: (photo, question, rng, **options) -> variant: what is shown and what is asked",
         photos.measure,
+    ),
+    "probe": Kind(
+        "features from a batch of photos with a question: (model, params, batch, **options) -> name: [B, D]",
+        probe.measure,
+        "identity",
+        probe.check,
+    ),
+    "reading": Kind(
+        "features as of a probe, out of which answers are read",
+        reading.measure,
+        "read",
+        reading.check,
     ),
 }
 
@@ -184,6 +198,24 @@ ATTACKS: dict[str, Attack] = {
         "photo",
         photos.figstep,
         source="the question typeset into the picture beside the photo (Gong et al., arXiv 2311.05608)",
+    ),
+    "probe_vision": Attack(
+        "probe",
+        probe.visual,
+        source="a linear probe of identity on what photos are to the language model (Alain and Bengio, arXiv 1610.01644)",
+    ),
+    "probe_hidden": Attack(
+        "probe",
+        probe.hidden,
+        {"layers": (0.25, 0.5, 1.0)},
+        source="the same on what decoder layers say of the question's last token",
+    ),
+    "probe_facts": Attack(
+        "reading",
+        probe.hidden,
+        {"layers": (0.25, 0.5, 0.75, 1.0)},
+        source="linear heads that read answers out of decoder layers, learnt on people to keep alone (Patil et al., arXiv 2309.17410, "
+        "read hidden states likewise)",
     ),
 }
 EVERY = "all"  # names every row

@@ -135,15 +135,15 @@ def any_of(variants: Sequence[Items]) -> Items:
     return Items(np.max([items.values for items in variants], axis=0), variants[0].people)
 
 
-def told(examiner: Examiner, before: Items, variants: dict[str, Items]) -> dict:
+def told(examiner: Examiner, split: str, before: Items, variants: dict[str, Items]) -> dict:
     """What a result says of a kind that changes no params.
 
     Returns:
-      ``before``, asked plainly, and ``after``, by :func:`any_of` the variants: summaries; ``each``, both person by person;
+      ``split``, whose photos are asked about; ``before``, asked plainly, and ``after``, by :func:`any_of` the variants: summaries; ``each``, both person by person;
       ``items``, both item by item; ``variants``, a summary of each.
     """
     ends = {"before": before, "after": any_of(list(variants.values()))}
-    found = {end: summary(examiner, items) for end, items in ends.items()}
+    found = {"split": split} | {end: summary(examiner, items) for end, items in ends.items()}
     found["each"] = {end: by_person(items) for end, items in ends.items()}
     found["items"] = {end: [round(float(value), 5) for value in items.values] for end, items in ends.items()}
     return found | {"variants": {name: summary(examiner, items) for name, items in variants.items()}}

@@ -121,4 +121,4 @@ def measure(of: Callable[..., dict[str, Shown]], params: Params, examiner: Exami
         photos, album = pictured(examiner, [each[name][0] for each in made], ground.max_pixels)
         put = [dataclasses.replace(i, question=each[name][1]) for i, each in zip(items, made, strict=True)]
         variants[name] = facts.known(examiner, params, [facts.alone(examiner, i) for i in put], photos, album)
-    return facts.told(examiner, facts.knowledge(examiner, params, items, ground.albums[split]), variants)
+    return facts.told(examiner, split, facts.knowledge(examiner, params, items, ground.albums[split]), variants)

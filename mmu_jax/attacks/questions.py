@@ -108,7 +108,7 @@ def measure(of: Callable[..., dict[str, Put]], params: Params, examiner: Examine
     album, trained = ground.albums[split], trained_questions(ground)
     puts = [of(item.question, trained, ground.seed) for item in items]
     variants = {name: _asked(examiner, params, items, [put[name] for put in puts], album) for name in puts[0]}
-    return facts.told(examiner, facts.knowledge(examiner, params, items, album), variants)
+    return facts.told(examiner, split, facts.knowledge(examiner, params, items, album), variants)
 
 
 def trained_questions(ground: facts.Ground) -> frozenset[str]:

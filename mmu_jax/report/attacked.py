@@ -10,13 +10,19 @@ from mmu_jax.report.tables import Table
 
 Attacked = dict[str, dict[str, dict[str, Any]]]  # attack -> model -> what its file says
 SHAPE = {"points?": [CELL | {"step": float}], "before?": CELL, "after?": CELL, "variants?": {"*": CELL}}
-SHAPE |= {"measures?": str, "trains": bool, "split": str}
+SHAPE |= {"measures?": str, "trains": bool, "split?": str}
 KNOWLEDGE = "knowledge"
-UNITS = {"auc": " (AUC)", "identity": " (identified)"}  # beside the name of an attack that measures something else
+UNITS = {
+    "auc": " (AUC)",
+    "identity": " (identified)",
+    "read": " (read out)",
+}  # beside the name of an attack that measures something else
 ABOVE = "▲"
 NOTES = {
     "auc": "The chance, per cent, that of a training row of the forgotten and one of people never seen the first looks more like what was "
     "trained on, with a 95 % interval over the people of both; guessing is 50, and gold's is the level, since it was trained on neither.",
+    "read": "The share, per cent, of answers about the forgotten that linear heads on hidden states read right, which were learnt on people to "
+    "keep alone, with a 95 % interval over people.",
     "identity": "The share, per cent, of new photos of the forgotten that a linear probe on features of the model gives to the right one of "
     "them, with a 95 % interval over people. Features tell people apart whom a model never saw: gold's is the level, not chance.",
 }

@@ -42,7 +42,7 @@ def check(work: Workspace) -> None:
     """
     for name in names(work):
         try:
-            facts.other_facts(work.benchmark)
+            attacks.KINDS[ATTACKS[name].kind].check(work.benchmark)
             if ATTACKS[name].trains and not ATTACKS[name].lesson(work.benchmark):
                 raise InputError("expected training questions with a photo for it to teach, found none")
         except InputError as error:
@@ -75,16 +75,16 @@ def measure(work: Workspace, params: Params, name: str, label: str) -> dict[str,
     """What an attack brings back of ``params``, which it consumes where it makes a model of a model; ``label`` for who watches.
 
     Returns:
-      ``kind``, what it ``measures``, ``trains``, ``split``, ``each`` (``before`` and ``after``, person -> mean), and of a model from a model
-      ``points``, a summary at each, else what :meth:`Attack.measure` says.
+      ``kind``, what it ``measures``, ``trains``, ``each`` (``before`` and ``after``, person -> mean), and of a model from a model
+      ``split``, whose photos are asked about, and ``points``, a summary at each, else what :meth:`Attack.measure` says.
     """
     row = ATTACKS[name]
-    items, split = facts.other_facts(work.benchmark)
-    head = {"kind": row.kind, "measures": attacks.KINDS[row.kind].measures, "trains": row.trains, "split": split}
+    head = {"kind": row.kind, "measures": attacks.KINDS[row.kind].measures, "trains": row.trains}
     if row.kind != "model":
         found = row.measure(params, work.examiner, ground(work))
         work.tracker.write(label, {"returned": found["after"]["mean"]}, 0)
         return head | found
+    items, split = facts.other_facts(work.benchmark)
     points, each = [], {}
     bar = Progress(label, len(models.marks(work.config.attack.steps)) if row.trains else 2)
     for step, now in row.of(params, scene(work, name), **row.options):
@@ -94,7 +94,7 @@ def measure(work: Workspace, params: Params, name: str, label: str) -> dict[str,
         bar.to(len(points), {"returned": points[-1]["mean"]})
         work.tracker.write(label, {"returned": points[-1]["mean"]}, step)
     bar.close()
-    return head | {"points": points, "each": each}
+    return head | {"split": split, "points": points, "each": each}
 
 
 def attack(work: Workspace, model: str, name: str) -> dict:
