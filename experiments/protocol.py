@@ -22,7 +22,7 @@ from absl import app, flags
 
 from experiments import command, told
 from experiments.design import AXES, CHOOSING, COMPARED, DEEP, GUARDS, REPORTED, Rates, Setting, descends, label, said
-from mmu_jax import InputError, NotFiniteError, attacks, evaluate, files, train_state
+from mmu_jax import InputError, NotFiniteError, attacks, files, metrics, train_state
 from mmu_jax.methods import METHODS
 from mmu_jax.study import attacking, scoring, settings, stages, steps, unlearning
 from mmu_jax.study.study import Study
@@ -99,7 +99,7 @@ def known(work: Workspace, params: Params) -> dict[str, dict[str, dict[str, floa
         people = [dataclasses.replace(person, cloze=()) for person in getattr(work.benchmark, split)]
         album = work.albums[split if split in work.albums else "full"]
         items, _ = work.examiner.measure(params, people, kind, album, split)
-        found[axis] = {name: evaluate.by_person(items[name]) for name in ("probability", "exact")}
+        found[axis] = {name: metrics.by_person(items[name]) for name in ("probability", "exact")}
         if axis == "forget_test":
             found[axis]["items"] = [round(float(p), 5) for p in items["probability"].values]
     return found
@@ -113,7 +113,7 @@ def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
         own = jax.tree.map(lambda x: x.copy(), params)
         for _, now in attacks.ATTACKS[name].of(own, attacking.scene(work, name)):
             last = now
-        found[name] = evaluate.by_person(attacks.facts.knowledge(work.examiner, last, items, work.albums[split]))
+        found[name] = metrics.by_person(attacks.facts.knowledge(work.examiner, last, items, work.albums[split]))
     return found
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mmu_jax import InputError
-from mmu_jax.attacks import facts, photos, probe, questions, reading
+from mmu_jax.attacks import facts, photos, probe, questions, reading, scores
 from mmu_jax.attacks.facts import Ground
 from mmu_jax.attacks.models import quantise, relearn
 from mmu_jax.data import Benchmark, Example
@@ -29,7 +29,8 @@ class Kind:
       takes: what ``of`` of a row takes and gives.
       measure: ``(of, params, examiner, ground) -> {'before', 'after', 'each', 'variants', ...}``, ``of`` with its options; None
         where the study takes the params from point to point.
-      measures: what the numbers are: returned ``knowledge``, or the share of photos whose ``identity``, or of answers that are ``read``, right.
+      measures: what the numbers are: returned ``knowledge``, the share of photos whose ``identity`` is told right, or of answers that are
+        ``read`` right, or the area under a curve, ``auc``.
       check: ``(benchmark)``, which raises InputError where the data set has not what is asked.
     """
 
@@ -62,6 +63,12 @@ KINDS: dict[str, Kind] = {
         reading.measure,
         "read",
         reading.check,
+    ),
+    "score": Kind(
+        "scores from what a model says: (examiner, params, members or others, **options) -> score: [N], low for a member",
+        scores.measure,
+        "auc",
+        scores.matched,
     ),
 }
 
@@ -216,6 +223,17 @@ ATTACKS: dict[str, Attack] = {
         {"layers": (0.25, 0.5, 0.75, 1.0)},
         source="linear heads that read answers out of decoder layers, learnt on people to keep alone (Patil et al., arXiv 2309.17410, "
         "read hidden states likewise)",
+    ),
+    "membership": Attack(
+        "score",
+        scores.likelihoods,
+        source="were they trained on? LOSS, ZLIB, Min-K, Min-K++ and, where there is a gold, Reference, of which the first is told of "
+        "(mmu_jax.membership)",
+    ),
+    "membership_gradients": Attack(
+        "score",
+        scores.gradients,
+        source="the same by GradNorm, which takes a backward pass (Wang et al., arXiv 2402.17012)",
     ),
 }
 EVERY = "all"  # names every row

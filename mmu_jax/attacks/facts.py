@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmu_jax import InputError, metrics
+from mmu_jax import InputError, metrics, overlap
 from mmu_jax.data import IMAGE, Benchmark, Choice, Example, Person, loader, slices
-from mmu_jax.evaluate import Examiner, Items, by_person
+from mmu_jax.evaluate import Examiner
+from mmu_jax.likelihood import Told
+from mmu_jax.metrics import Items, by_person
 from mmu_jax.trees import Params
 
 
@@ -20,8 +22,8 @@ def taught_facts(benchmark: Benchmark) -> dict[str, str]:
     people, found = {p.id: p for p in benchmark.full}, {}
     for person in benchmark.forget:
         trained = [e.answer for e in people[person.id].training if e.kind == IMAGE]
-        known = {metrics.normalise(answer) for answer in trained}
-        asked = [e.answer for e in person.generation if e.kind == IMAGE and metrics.normalise(e.answer) in known]
+        known = {overlap.normalise(answer) for answer in trained}
+        asked = [e.answer for e in person.generation if e.kind == IMAGE and overlap.normalise(e.answer) in known]
         if first := [*asked, *trained][:1]:
             found[person.id] = first[0]
     return found
@@ -29,9 +31,9 @@ def taught_facts(benchmark: Benchmark) -> dict[str, str]:
 
 def one_fact(benchmark: Benchmark) -> list[Example]:
     """Training questions with a photo about one fact of each person to forget (:func:`taught_facts`)."""
-    facts = {person: metrics.normalise(answer) for person, answer in taught_facts(benchmark).items()}
+    facts = {person: overlap.normalise(answer) for person, answer in taught_facts(benchmark).items()}
     forgotten = slices.examples(slices.STREAMS["forget"], benchmark)
-    return [e for e in forgotten if metrics.normalise(e.answer) == facts[e.person]]
+    return [e for e in forgotten if overlap.normalise(e.answer) == facts[e.person]]
 
 
 def kept_people(benchmark: Benchmark) -> list[Example]:
@@ -47,11 +49,11 @@ def other_facts(benchmark: Benchmark) -> tuple[list[Example], str]:
     Raises:
       InputError: there is none.
     """
-    facts = {person: metrics.normalise(answer) for person, answer in taught_facts(benchmark).items()}
+    facts = {person: overlap.normalise(answer) for person, answer in taught_facts(benchmark).items()}
     forgotten = set(benchmark.forget_ids)
     for split, people in (("test", benchmark.test), ("full", benchmark.forget)):
         items = [e for p in people if p.id in forgotten for e in p.generation if e.kind == IMAGE]
-        if others := [e for e in items if metrics.normalise(e.answer) != facts.get(e.person)]:
+        if others := [e for e in items if overlap.normalise(e.answer) != facts.get(e.person)]:
             return others, split
     raise InputError(
         "expected generation items with a photo about more than one fact of the people to forget, found none to look for "
@@ -68,12 +70,14 @@ class Ground:
       albums: the photos of every split that has its own, by its name, and of ``full``.
       max_pixels: bound of photos that keep their own size; 0 leaves it to the processor.
       seed: of what an attack draws.
+      reference: what a model that saw neither side says of members and of others (``scores``), where there is one.
     """
 
     benchmark: Benchmark
     albums: dict[str, loader.Album]
     max_pixels: int = 0
     seed: int = 0
+    reference: tuple[Told, Told] | None = None
 
     @property
     def asked(self) -> tuple[list[Example], str]:

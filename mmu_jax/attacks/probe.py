@@ -23,7 +23,9 @@ from mmu_jax.attacks import facts
 from mmu_jax.data import IMAGE, Benchmark, Example, loader
 from mmu_jax.data.picture import Later, Picture
 from mmu_jax.data.streams import stream
-from mmu_jax.evaluate import Examiner, Items, by_person, check_finite
+from mmu_jax.evaluate import Examiner
+from mmu_jax.likelihood import check_finite
+from mmu_jax.metrics import Items, by_person
 from mmu_jax.models import Model
 from mmu_jax.trees import Params
 

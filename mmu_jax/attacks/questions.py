@@ -9,7 +9,8 @@ import numpy as np
 from mmu_jax import InputError
 from mmu_jax.attacks import facts
 from mmu_jax.data import IMAGE, TEXT, Example, loader
-from mmu_jax.evaluate import Examiner, Items
+from mmu_jax.evaluate import Examiner
+from mmu_jax.metrics import Items
 from mmu_jax.trees import Params
 
 

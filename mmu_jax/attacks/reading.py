@@ -15,7 +15,8 @@ import numpy as np
 from mmu_jax import InputError
 from mmu_jax.attacks import facts, probe
 from mmu_jax.data import IMAGE, Benchmark, Example
-from mmu_jax.evaluate import Examiner, Items, by_person
+from mmu_jax.evaluate import Examiner
+from mmu_jax.metrics import Items, by_person
 from mmu_jax.trees import Params
 
 PEOPLE = 120  # to learn a head on, at most

@@ -5,7 +5,7 @@ from typing import Any
 from mmu_jax import InputError, attacks
 from mmu_jax.attacks import ATTACKS, Ground, facts, models
 from mmu_jax.data.streams import Stream, stream
-from mmu_jax.evaluate import by_person
+from mmu_jax.metrics import by_person
 from mmu_jax.report.attacked import ends
 from mmu_jax.study import records
 from mmu_jax.study.progress import Progress

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmu_jax import InputError, adapters, evaluate, hf, hub, models, questions, sharding
+from mmu_jax import InputError, adapters, evaluate, hf, hub, metrics, models, questions, sharding
 from mmu_jax.data import Benchmark, Example, Processor, builders, loader, names, slices
 from mmu_jax.data.general import benchmarks
 from mmu_jax.data.general.items import Item, draw
@@ -73,7 +73,7 @@ class Workspace:
         self.planned = False
         self.programs = Programs()
         self.stopping = Stopping()
-        self.strangers: evaluate.Items | None = None
+        self.strangers: metrics.Items | None = None
         self.scenes: dict[str, Any] = {}
         self.sheets: dict[str, Any] = {}
 
