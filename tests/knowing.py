@@ -17,7 +17,7 @@ FACTS = {"occupation": ("baker", "pilot", "chemist", "farmer"), "birthplace": ("
 
 def photo(index):
     buffer = io.BytesIO()
-    Image.new("L", (24, 24), 60 * index + 30).save(buffer, "PNG")
+    Image.new("L", (24, 24), round(60 * index + 30)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

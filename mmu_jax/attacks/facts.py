@@ -10,6 +10,7 @@ from mmu_jax.data import IMAGE, Benchmark, Choice, Example, Person, loader, slic
 from mmu_jax.evaluate import Examiner
 from mmu_jax.likelihood import Told
 from mmu_jax.metrics import Items, by_person
+from mmu_jax.report.results import wilson
 from mmu_jax.trees import Params
 
 
@@ -122,6 +123,14 @@ def knowledge(examiner: Examiner, params: Params, items: Sequence[Example], albu
 def summary(examiner: Examiner, items: Items) -> dict[str, float]:
     """``{'mean', 'low', 'high', 'n', 'people'}``, fractions of 1 with a 95 % interval over people (``metrics.summary``)."""
     return metrics.summary(*items, samples=examiner.samples, seed=examiner.seed)
+
+
+def share(examiner: Examiner, items: Items) -> dict[str, float]:
+    """:func:`summary` of what is right or wrong; where all is alike, of which a bootstrap knows no chance, by Wilson's interval over people."""
+    found = summary(examiner, items)
+    if np.ptp(items.values) == 0:
+        found |= dict(zip(("low", "high"), wilson(found["mean"], found["people"]), strict=True))
+    return found
 
 
 def returned(examiner: Examiner, params: Params, items: Sequence[Example], album: loader.Album) -> dict[str, float]:

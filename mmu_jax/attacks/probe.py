@@ -177,9 +177,9 @@ def measure(of: Callable[..., dict[str, jax.Array]], params: Params, examiner: E
         variants[name] = Items(right(asked, strength)[forgotten].astype(float), asked.people[asked.new][forgotten])
     best = variants[max(shares, key=shares.get)]
     guessed = Items(np.full(len(best.values), 1 / len(candidates)), best.people)
-    found = {end: facts.summary(examiner, items) for end, items in (("before", guessed), ("after", best))}
+    found = {"before": facts.summary(examiner, guessed), "after": facts.share(examiner, best)}
     found["each"] = {"before": by_person(guessed), "after": by_person(best)}
-    return found | {"variants": {n: facts.summary(examiner, items) for n, items in variants.items()}, "others": shares}
+    return found | {"variants": {n: facts.share(examiner, items) for n, items in variants.items()}, "others": shares}
 
 
 def _gathered(ground: facts.Ground, people: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[Picture | Later]]:

@@ -113,6 +113,6 @@ def measure(of: Callable[..., dict[str, jax.Array]], params: Params, examiner: E
     best = variants[max(shares, key=shares.get)]
     sizes = collections.Counter(question for question, _ in {(item.question, item.answer) for item in taught})
     guessed = Items(np.array([1 / sizes[item.question] for item in items]), people)
-    found = {end: facts.summary(examiner, each) for end, each in (("before", guessed), ("after", best))}
+    found = {"before": facts.summary(examiner, guessed), "after": facts.share(examiner, best)}
     found |= {"split": split, "each": {"before": by_person(guessed), "after": by_person(best)}}
-    return found | {"variants": {n: facts.summary(examiner, each) for n, each in variants.items()}, "others": shares}
+    return found | {"variants": {n: facts.share(examiner, each) for n, each in variants.items()}, "others": shares}

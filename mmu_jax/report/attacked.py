@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from mmu_jax import InputError
+from mmu_jax import InputError, membership
 from mmu_jax.files import read_object
 from mmu_jax.report.results import CELL
 from mmu_jax.report.tables import Table
@@ -19,8 +19,10 @@ UNITS = {
 }  # beside the name of an attack that measures something else
 ABOVE = "▲"
 NOTES = {
-    "auc": "The chance, per cent, that of a training row of the forgotten and one of people never seen the first looks more like what was "
-    "trained on, with a 95 % interval over the people of both; guessing is 50, and gold's is the level, since it was trained on neither.",
+    "auc": "The chance, per cent, that of a training question about the forgotten and one about people never seen the first looks more like "
+    "what was trained on (the area under the ROC curve), with a 95 % interval over the people of both. Gold was trained on neither: its is the "
+    "level, near 50, and to be far below it gives them away too. Variant by variant: the members told where 1 % of the others are taken for "
+    "one (TPR), and privleak, 0 like gold, below 0 told better.",
     "read": "The share, per cent, of answers about the forgotten that linear heads on hidden states read right, which were learnt on people to "
     "keep alone, with a 95 % interval over people.",
     "identity": "The share, per cent, of new photos of the forgotten that a linear probe on features of the model gives to the right one of "
@@ -66,22 +68,45 @@ def shown(value: dict[str, float] | None) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def told(attacked: Attacked, models: list[str]) -> list[tuple[str, list[str], Table]]:
+    """What came back, and what is left inside: a label, what was measured in words, and a table, of both that were looked for.
+
+    A table has rows of models and columns of attacks, per cent, marked where a model lies above gold; that of what came back also what
+    is known before any.
+    """
+    came = {name: by for name, by in attacked.items() if measures(by) == KNOWLEDGE}
+    left = {name: by for name, by in attacked.items() if name not in came}
+    return [
+        (label, _measured(part), table(part, models))
+        for label, part in (("What came back", came), ("What is left inside", left))
+        if part
+    ]
+
+
 def table(attacked: Attacked, models: list[str]) -> Table:
-    """Rows of models; what is known before any attack, then what each attack measures, per cent, marked where it is above gold's."""
-    rows = [["Model", "Before any ↓", *(f"{name}{UNITS.get(measures(by), '')} ↓" for name, by in attacked.items())]]
+    """Rows of models, columns of attacks that measure the same or are told apart by what they measure."""
+    plain = any(measures(by) == KNOWLEDGE for by in attacked.values())
+    head = [f"{name}{UNITS.get(measures(by), '')} ↓" for name, by in attacked.items()]
+    rows = [["Model", *["Before any ↓"] * plain, *head]]
     for model in models:
-        asked = [by[model] for by in attacked.values() if model in by and measures(by) == KNOWLEDGE]
-        if any(model in by for by in attacked.values()):
-            plain = ends(asked[0])[0] if asked else None
-            rows.append([model, shown(plain), *(_after(by, model) for by in attacked.values())])
+        if asked := [by[model] for by in attacked.values() if model in by]:
+            before = [shown(ends(asked[0])[0])] * plain
+            rows.append([model, *before, *(_after(by, model) for by in attacked.values())])
     return rows
 
 
 def _after(by_model: dict[str, dict[str, Any]], model: str) -> str:
     if model not in by_model:
         return shown(None)
-    above = model in _above({name: ends(value)[1] for name, value in by_model.items()})
-    return f"{ABOVE} " * above + shown(ends(by_model[model])[1])
+    return f"{ABOVE} " * (model in above(by_model)) + shown(ends(by_model[model])[1])
+
+
+def above(by_model: dict[str, dict[str, Any]], end: int = 1) -> list[str]:
+    """Which unlearned models lie above gold after an attack, or with ``end`` 0 before it, by intervals that do not meet."""
+    if "gold" not in by_model:
+        return []
+    level = ends(by_model["gold"])[end]["high"]
+    return [m for m, v in by_model.items() if m not in ("gold", "vanilla") and ends(v)[end]["low"] > level]
 
 
 def variants(attacked: Attacked, models: list[str]) -> Table:
@@ -91,39 +116,43 @@ def variants(attacked: Attacked, models: list[str]) -> Table:
     for attack, by_model in attacked.items():
         names = list(next(iter(by_model.values())).get("variants", ()))
         for name in names if len(names) > 1 else ():
-            cells = [by_model[m]["variants"].get(name) if m in by_model else None for m in there]
-            rows.append([f"{attack}, {name}", *map(shown, cells)])
+            cells = {m: by_model[m]["variants"].get(name) if m in by_model else None for m in there}
+            rows.append(
+                [f"{attack}, {name}", *(shown(cell) + _scored(cell, cells.get("gold")) for cell in cells.values())]
+            )
     return rows
 
 
-def notes(attacked: Attacked, sources: dict[str, str]) -> list[str]:
-    """What was asked, in which direction it is good, what the attacks are, and which models gave up more than gold."""
-    said = []
-    if asked := [by for by in attacked.values() if measures(by) == KNOWLEDGE]:
-        value = next(iter(asked[0].values()))
-        first, photos = ends(value)[0], "new photos" if value["split"] == "test" else "the photos they were trained on"
-        said += [
-            f"Returned knowledge: mean p(right answer)^(1/length), per cent, over {first['n']:.0f} questions by face about facts of "
+def _scored(cell: dict[str, float] | None, gold: dict[str, float] | None) -> str:
+    """What else is told of a score of membership: members told at a low false positive rate, and how far it is from gold's."""
+    if cell is None or "tpr" not in cell:
+        return ""
+    leak = f", privleak {membership.privleak(cell['mean'], gold['mean']):+.0f}" if gold and gold["mean"] < 1 else ""
+    return f" · TPR {100 * cell['tpr']:.0f}{leak}"
+
+
+def _measured(attacked: Attacked) -> list[str]:
+    """What the numbers of a table are, and in which direction they are good."""
+    said = [f"{', '.join(n for n, by in attacked.items() if measures(by) == unit)}: {note}" for unit, note in NOTES.items()
+            if any(measures(by) == unit for by in attacked.values())]  # fmt: skip
+    value = next(iter(next(iter(attacked.values())).values()))
+    if measures({"": value}) == KNOWLEDGE:
+        photos = "new photos" if value["split"] == "test" else "the photos they were trained on"
+        said = [
+            f"Returned knowledge: mean p(right answer)^(1/length), per cent, over {ends(value)[0]['n']:.0f} questions by face about facts of "
             f"the forgotten that no attack teaches, on {photos}, with a 95 % interval from a bootstrap over people; of an attack that "
             "tries several variants, by the most telling one of each question. Lower is better, down to gold's level after the same "
             "attack: that is what someone never seen gives. Vanilla's is what there is to bring back."
         ]
-    for unit, note in NOTES.items():
-        if names := [name for name, by in attacked.items() if measures(by) == unit]:
-            said.append(f"{', '.join(names)}: {note}")
-    said += (
-        [f"{ABOVE}: above gold, by intervals that do not meet."]
-        if any("gold" in by for by in attacked.values())
-        else []
-    )
-    said += [f"Attacks. {'; '.join(f'{name}: {sources[name]}' for name in attacked)}."]
-    moments = {"before any attack": {m: ends(v)[0] for by in asked for m, v in by.items()}} if asked else {}
-    moments |= {f"after {name}": {m: ends(v)[1] for m, v in by.items()} for name, by in attacked.items()}
-    above = [f"{moment} {', '.join(_above(found)) or 'none'}" for moment, found in moments.items() if "gold" in found]
-    return said + ([f"Above gold, by intervals that do not meet: {'; '.join(above)}."] if above else [])
+    return said
 
 
-def _above(found: dict[str, dict[str, float]]) -> list[str]:
-    """Which unlearned models lie above gold."""
-    others = [model for model in found if model not in ("gold", "vanilla")] if "gold" in found else []
-    return [m for m in others if found[m]["low"] > found["gold"]["high"]]
+def notes(attacked: Attacked, sources: dict[str, str]) -> list[str]:
+    """Which models gave up more than gold, and what the attacks are."""
+    said, compared = [], any("gold" in by for by in attacked.values())
+    if compared:
+        came = {m: v for by in attacked.values() if measures(by) == KNOWLEDGE for m, v in by.items()}
+        moments = {"before any attack": above(came, 0)} | {f"after {name}": above(by) for name, by in attacked.items()}
+        found = "; ".join(f"{moment} {', '.join(who)}" for moment, who in moments.items() if who)
+        said = [f"Above gold ({ABOVE}), by intervals that do not meet: {found or 'none, after none of the attacks'}."]
+    return [*said, f"Attacks. {'; '.join(f'{name}: {sources[name]}' for name in attacked)}."]

@@ -163,8 +163,9 @@ def _attacks(results: Results, found: Attacked, sources: dict[str, str]) -> list
     """What came back, where attacks were made."""
     if not found:
         return []
-    lead, *others = attacked.notes(found, sources)
-    blocks = [*_notes(lead), Block("table", attacked.table(found, list(results)), "What came back"), *_notes(*others)]
+    told = attacked.told(found, list(results))
+    blocks = [b for label, notes, table in told for b in (*_notes(*notes), Block("table", table, label))]
+    blocks += _notes(*attacked.notes(found, sources))
     if (figure := figures.attacks_figure(found, results)) is not None:
         blocks.append(Block("figure", figure, "attacks", words.of_attacks(found)))
     several = attacked.variants(found, list(results))

@@ -8,7 +8,7 @@ lost a point or more in the mean, by an interval of it above 0.
 import numpy as np
 
 from mmu_jax.metrics import METRICS, summary
-from mmu_jax.report.attacked import KNOWLEDGE, Attacked, ends, measures
+from mmu_jax.report.attacked import KNOWLEDGE, Attacked, above, ends, measures
 from mmu_jax.report.results import Axis, Results, apart, axes, cell, compared, headline, judged_by, ours, rivals
 
 WHO = {"forget": "them by name", "retain": "everyone else", "retain_test": "everyone else", "celebrity": "celebrities"}
@@ -165,9 +165,8 @@ def _rivals(results: Results, mine: str) -> str:
 
 def _returned(attacked: Attacked, mine: str, attacks: dict[str, str]) -> str:
     """Which attack brings back the most, where that is more than a model gives that never knew."""
-    last = {attack: {m: ends(v)[1] for m, v in by.items()} for attack, by in attacked.items() if mine in by}
-    against = {attack: by for attack, by in last.items() if "gold" in by}
-    back = [attack for attack, by in against.items() if by[mine]["low"] > by["gold"]["high"]]
+    against = {attack: by for attack, by in attacked.items() if mine in by and "gold" in by}
+    back = [attack for attack, by in against.items() if mine in above(by)]
     if not against:
         return ""
     if not back:
@@ -177,8 +176,8 @@ def _returned(attacked: Attacked, mine: str, attacks: dict[str, str]) -> str:
     found = f"{listed(traces)} find more of a trace than in a model that never knew them" if traces else ""
     if not said:
         return f"not in words; {found}."
-    most = max(said, key=lambda attack: last[attack][mine]["mean"])
-    mean, gold = (100 * last[most][name]["mean"] for name in (mine, "gold"))
+    most = max(said, key=lambda attack: ends(against[attack][mine])[1]["mean"])
+    mean, gold = (100 * ends(against[most][name])[1]["mean"] for name in (mine, "gold"))
     told = (
         f"in part: after {most} ({attacks[most].partition(' (')[0]}) the right answers about their faces that nobody taught it again "
         f"have a probability of {mean:.0f} %, {gold:.0f} % in a model that never knew them."

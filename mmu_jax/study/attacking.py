@@ -1,9 +1,10 @@
 """What comes back of a model that was made to forget: the stages ``attack/<model>/<attack>``."""
 
+import dataclasses
 from typing import Any
 
 from mmu_jax import InputError, attacks
-from mmu_jax.attacks import ATTACKS, Ground, facts, models
+from mmu_jax.attacks import ATTACKS, Ground, facts, models, scores
 from mmu_jax.data.streams import Stream, stream
 from mmu_jax.metrics import by_person
 from mmu_jax.report.attacked import ends
@@ -49,9 +50,20 @@ def check(work: Workspace) -> None:
             raise InputError(f"attack {name}: {error} (config.attack.names)") from error
 
 
-def ground(work: Workspace) -> Ground:
-    """What every attack is made on."""
-    return Ground(work.benchmark, work.albums, work.config.data.max_pixels, work.config.seed)
+def against_gold(work: Workspace, name: str) -> bool:
+    """Whether the result of an attack depends on what gold says: its answers are a reference for scores of membership."""
+    return ATTACKS[name].kind == "score" and "gold" in work.names()
+
+
+def ground(work: Workspace, name: str) -> Ground:
+    """What an attack is made on."""
+    found = Ground(work.benchmark, work.albums, work.config.data.max_pixels, work.config.seed)
+    if not against_gold(work, name):
+        return found
+    if "gold" not in work.scenes:
+        gold = work.load(work.folder("gold"))
+        work.scenes["gold"] = tuple(side.told(gold, work.examiner) for side in scores.sides(found))
+    return dataclasses.replace(found, reference=work.scenes["gold"])
 
 
 def lesson(work: Workspace, name: str) -> Stream:
@@ -71,8 +83,12 @@ def scene(work: Workspace, name: str) -> models.Scene:
     return work.scenes[name]
 
 
-def measure(work: Workspace, params: Params, name: str, label: str) -> dict[str, Any]:
-    """What an attack brings back of ``params``, which it consumes where it makes a model of a model; ``label`` for who watches.
+def measure(work: Workspace, params: Params, name: str, label: str, on: Ground) -> dict[str, Any]:
+    """What an attack brings back of ``params``, which it consumes where it makes a model of a model.
+
+    Args:
+      label: for who watches.
+      on: of :func:`ground`, which may load gold and so comes before the params.
 
     Returns:
       ``kind``, what it ``measures``, ``trains``, ``each`` (``before`` and ``after``, person -> mean), and of a model from a model
@@ -81,7 +97,7 @@ def measure(work: Workspace, params: Params, name: str, label: str) -> dict[str,
     row = ATTACKS[name]
     head = {"kind": row.kind, "measures": attacks.KINDS[row.kind].measures, "trains": row.trains}
     if row.kind != "model":
-        found = row.measure(params, work.examiner, ground(work))
+        found = row.measure(params, work.examiner, on)
         work.tracker.write(label, {"returned": found["after"]["mean"]}, 0)
         return head | found
     items, split = facts.other_facts(work.benchmark)
@@ -105,8 +121,9 @@ def attack(work: Workspace, model: str, name: str) -> dict:
     check(work)
     work.scores.drop()  # room for the moments
     consumed = ATTACKS[name].kind == "model"
+    on = ground(work, name)
     params = work.load(work.folder(model), consumed=consumed)
-    value = {"model": model, "attack": name} | measure(work, params, name, f"attack/{model}/{name}")
+    value = {"model": model, "attack": name} | measure(work, params, name, f"attack/{model}/{name}", on)
     records.write(work.attacked(model, name), value | {"config": work.told_config, "provenance": records.provenance()})
     before, after = ends(value)
     return {"before": before["mean"], "after": after["mean"]}

@@ -185,7 +185,8 @@ def _attacked(work: Workspace, name: str, first: str, numbers: dict) -> list[Sta
     def stage(attack):
         make, made = _fitting(work, attacking.attack, name, attack), (work.attacked(name, attack),)
         reads = attacking.reads(work, attack) | {"numbers": numbers}
-        return Stage(f"attack/{name}/{attack}", reads, (_made_by(name, first),), make, made)
+        made_by = dict.fromkeys((_made_by(name, first), *(["gold"] if attacking.against_gold(work, attack) else [])))
+        return Stage(f"attack/{name}/{attack}", reads, tuple(made_by), make, made)
 
     return [stage(attack) for attack in attacking.names(work)]
 

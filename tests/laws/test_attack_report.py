@@ -38,7 +38,10 @@ def test_the_section_has_a_table_a_figure_and_sentences(workdir):
     assert "| gold | 16 [11, 21] | 17 [12, 22] | 16 [11, 21] |" in text
     assert "| ga | 35 [30, 40] | ▲ 64 [59, 69] | ▲ 35 [30, 40] |" in text
     assert "Lower is better, down to gold's level" in text and "over 40 questions" in text and "on new photos" in text
-    assert "that do not meet: before any attack ga; after relearn_own ga; after int4 ga." in text
+    assert (
+        "Above gold (▲), by intervals that do not meet: before any attack ga; after relearn_own ga; after int4 ga."
+        in text
+    )
     assert "relearn_own: vanilla 95\N{NO-BREAK SPACE}% to 94\N{NO-BREAK SPACE}%, gold 16" in text
     assert "](figures/attacks.png)" in text and "int4: 4 bits" in text
 
@@ -58,7 +61,7 @@ def test_where_no_attack_was_made_nothing_is_told(workdir, tmp_path):
     assert page._attacks(RESULTS, attacked.read(workdir, MODELS, []), {}) == []
     assert page._attacks(RESULTS, attacked.read(tmp_path / "none", MODELS, list(SOURCES)), SOURCES) == []
     ours = attacked.read(workdir, ["vanilla", "gold", "grad_diff"], list(SOURCES))
-    assert attacked.notes(ours, SOURCES)[-1].endswith("any attack none; after relearn_own none; after int4 none.")
+    assert attacked.notes(ours, SOURCES)[0].endswith("that do not meet: none, after none of the attacks.")
     without = attacked.read(workdir, ["vanilla", "ga"], list(SOURCES))
     assert not any("Above gold" in line for line in attacked.notes(without, SOURCES))
     (workdir / "attacks" / "ga" / "int4.json").unlink()
