@@ -138,8 +138,9 @@ def _more(results: Results, headlined: str) -> list[Block]:
         blocks += [*_notes(NO_ANSWER), Block("table", table, "No answer")]
     for names, table in tables.further(results, (headlined, "mcq")):
         first, *others = (METRICS[name].title for name in names)
-        same = f" The same, to the digit: {', '.join(others)}." if others else ""
-        blocks += [*_notes(f"{first}, with 95 % interval.{same}"), _table(results, table, first, names[0])]
+        told = [f"{first}, with 95 % interval."] + [METRICS[names[0]].note] * bool(METRICS[names[0]].note)
+        told += [f"The same, to the digit: {', '.join(others)}."] * bool(others)
+        blocks += [*_notes(" ".join(told)), _table(results, table, first, names[0])]
     return blocks
 
 
