@@ -31,6 +31,7 @@ class Examiner:
       samples: bootstrap draws for the intervals.
       sizes: padded lengths of the batches.
       letters: also ask for a letter and parse it, as the benchmark does (strictly and as published).
+      memorisation: also take the metrics that ask what is told of right answers, one more forward pass of each.
       stop: token ids that end an answer; default the tokenizer's end of sequence.
       encoded: what was asked so far, encoded: every model is asked the same.
     """
@@ -44,6 +45,7 @@ class Examiner:
     samples: int = 1000
     seed: int = 0
     letters: bool = True
+    memorisation: bool = False
     sizes: Sizes = ANY
     stop: tuple[int, ...] = ()
     encoded: dict[tuple, text.Rows] = dataclasses.field(default_factory=dict, repr=False, compare=False)
@@ -200,7 +202,7 @@ class Examiner:
 
         judge("generation", free, against_truth(free, free_said))
         judge("cloze", blanks, against_truth(blanks, blank_said))
-        if free:
+        if free and self.memorisation:
             told = self.told(params, free, rows(free), album, split)
             judge("told", free, lambda of: of(told))
         if choices:

@@ -111,6 +111,7 @@ class Metric:
       up: whether it is higher where more is known.
       form, scale: how ``scale`` times the value is printed.
       right: the value from which one answer counts as right.
+      note: what a reader must know of it, a sentence beside its table.
     """
 
     title: str
@@ -120,6 +121,7 @@ class Metric:
     form: str = "{:.1f}"
     scale: float = 100
     right: float = 1.0
+    note: str = ""
 
     def __post_init__(self):
         if self.asks not in ASKS:
@@ -136,6 +138,7 @@ class Metric:
         return self.title if self.title[1:2].isupper() else self.title[0].lower() + self.title[1:]
 
 
+_PAIRS = "An answer of one word has no pair of words: 0 for it, right or not."
 METRICS: dict[str, Metric] = {
     "exact": Metric("Exact answers", "generation", exact),
     "rouge_l": Metric("ROUGE-L", "generation", rouge("rougeL"), right=0.5),  # a sentence is kept where half of it is
@@ -148,13 +151,29 @@ METRICS: dict[str, Metric] = {
     "probability": Metric("p(right answer)", "option", one_of("probability")),
     "right_share": Metric("Share of the right option among all options", "options", one_of("right_share")),
     "rouge_1": Metric("ROUGE-1", "generation", rouge("rouge1"), right=0.5),
-    "rouge_2": Metric("ROUGE-2", "generation", rouge("rouge2"), right=0.5),
+    "rouge_2": Metric("ROUGE-2", "generation", rouge("rouge2"), right=0.5, note=_PAIRS),
     "rouge_1_recall": Metric("ROUGE-1 recall", "generation", rouge("rouge1", "recall"), right=0.5),
-    "rouge_2_recall": Metric("ROUGE-2 recall", "generation", rouge("rouge2", "recall"), right=0.5),
+    "rouge_2_recall": Metric("ROUGE-2 recall", "generation", rouge("rouge2", "recall"), right=0.5, note=_PAIRS),
     "rouge_l_recall": Metric("ROUGE-L recall", "generation", rouge("rougeL", "recall"), right=0.5),
-    "bleu": Metric("BLEU", "generation", bleu, right=0.5),
-    "exact_memorisation": Metric("Exact memorisation", "told", exact_memorisation),
-    "extraction_strength": Metric("Extraction strength", "told", extraction_strength),
+    "bleu": Metric(
+        "BLEU",
+        "generation",
+        bleu,
+        right=0.5,
+        note="An answer of fewer than four words stays far below 100, right or not.",
+    ),
+    "exact_memorisation": Metric(
+        "Exact memorisation",
+        "told",
+        exact_memorisation,
+        note="The share of the tokens of right answers that are the likeliest, given those before.",
+    ),
+    "extraction_strength": Metric(
+        "Extraction strength",
+        "told",
+        extraction_strength,
+        note="The share of right answers that is said once their beginning is given.",
+    ),
 }
 
 

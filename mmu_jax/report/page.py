@@ -129,21 +129,14 @@ def _flags(results: Results) -> str:
 
 def _more(results: Results, headlined: str) -> list[Block]:
     """The metrics that the four-way table does not show, where there is anything to show."""
-    there = [
-        name
-        for name in METRICS
-        if name not in (headlined, "mcq")
-        and any(cell(results, "vanilla", a.split, a.task, name) for a in axes(results))
-    ]
     blocks = []
     if (table := tables.no_answer_table(results)) is not None:
         blocks += [*_notes(NO_ANSWER), Block("table", table, "No answer")]
-    for name in there:
-        title = METRICS[name].title
-        blocks += [
-            *_notes(f"{title}, with 95 % interval."),
-            _table(results, tables.one_metric(results, name), title, name),
-        ]
+    for names, table in tables.further(results, (headlined, "mcq")):
+        first, *others = (METRICS[name].title for name in names)
+        told = [f"{first}, with 95 % interval."] + [METRICS[names[0]].note] * bool(METRICS[names[0]].note)
+        told += [f"The same, to the digit: {', '.join(others)}."] * bool(others)
+        blocks += [*_notes(" ".join(told)), _table(results, table, first, names[0])]
     return blocks
 
 
@@ -156,6 +149,8 @@ def _gold(results: Results) -> list[Section]:
         blocks += [*_notes(FRONT.format(BAND if "gold" in results else "")), Block("figure", figure, "front", alt)]
     if (table := tables.distance_table(results)) is not None:
         blocks += [*_notes(DISTANCE), Block("table", table, "Distance from gold")]
+    if (table := tables.quality_table(results)) is not None:
+        blocks += [*_notes(words.QUALITY), Block("table", table, "Forget quality and model utility")]
     return [Section("Forgetting against every axis", blocks)] if blocks else []
 
 

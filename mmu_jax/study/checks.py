@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mmu_jax import Faults, InputError, attacks, factor, hf, hub, lora, memory, methods, models, questions, trees
+from mmu_jax import Faults, InputError, attacks, factor, hf, hub, lora, memory, methods, models, trees
 from mmu_jax.data import IMAGE, TEXT, branches, builders, text, vision
 from mmu_jax.data.picture import Picture
 from mmu_jax.data.streams import longest
@@ -172,7 +172,7 @@ def supply(work: Workspace) -> None:
 def _asked(work: Workspace) -> dict[str, int] | None:
     """The largest lengths of a batch of questions, by those with the most characters of either kind and benchmark; None if none is asked."""
     c, found = work.config.evaluate, []
-    prompts, people = questions.Prompts(**c.prompts), work.benchmark.shown
+    prompts, people = work.prompts, work.benchmark.shown
     for kind in (IMAGE, TEXT):
         put = {"generation": prompts.free, "cloze": prompts.filled_blank}
         put |= {"choices": prompts.asked_letter} if c.letters else {}

@@ -123,10 +123,7 @@ def _together(c: ConfigDict) -> list[str]:
         )
     if not c.vanilla.path and not any(c.vanilla.rows.values()):
         problems.append("expected rows in config.vanilla.rows.vqa or .text, found 0 in both; set one")
-    if not c.evaluate.letters and METRICS[c.evaluate.headline].asks == "letter":
-        problems.append(
-            "expected config.evaluate.letters=True for config.evaluate.headline=letter, found False; set it"
-        )
+    problems += _headline(c.evaluate)
     coarse = c.model.param_dtype != "float32"
     if coarse and not c.vanilla.path and not c.vanilla.lora.rank:
         problems.append(
@@ -168,6 +165,14 @@ def _together(c: ConfigDict) -> list[str]:
             except InputError as error:
                 problems.append(f"{name}: {error}")
     return problems
+
+
+def _headline(c: ConfigDict) -> list[str]:
+    switch = {"letter": "letters", "told": "memorisation"}.get(METRICS[c.headline].asks)
+    unmeasured = switch is not None and not c[switch]
+    return [
+        f"expected config.evaluate.{switch}=True for config.evaluate.headline={c.headline}, found False; set it"
+    ] * unmeasured
 
 
 def matching(keys: Iterable[str], table: list[tuple[str, Any, str]]) -> list[tuple[str, str]]:

@@ -16,7 +16,6 @@ from mmu_jax import (
     hf,
     hub,
     models,
-    questions,
     report,
     sharding,
     trees,
@@ -291,8 +290,8 @@ def examine(work: Workspace, name: str) -> None:
     records.write(work.result(name), value)
     work.tracker.results(name, found)
     if name == "vanilla":  # what it said is on disk: a refusal can be looked into
-        trained, prompts = not work.config.vanilla.path, questions.Prompts(**c.prompts)
-        if why := gate.refusal(found, c.headline, c.memorised, trained=trained, prompts=prompts):
+        trained = not work.config.vanilla.path
+        if why := gate.refusal(found, c.headline, c.memorised, trained=trained, prompts=work.prompts):
             raise InputError(why)
 
 

@@ -12,7 +12,7 @@ import mmu_jax
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(mmu_jax.__path__, "mmu_jax."))
 LIBRARY = ("trees", "masks", "packing", "selection", "saliency", "transforms", "losses", "rules", "letters", "metrics")
-LIBRARY += ("overlap",)
+LIBRARY += ("overlap", "quality")
 
 
 @pytest.mark.parametrize("name", ["mmu_jax", *MODULES])

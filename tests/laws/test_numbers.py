@@ -30,7 +30,7 @@ def examiner():
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = sizes | {"image_size": 24, "patch_size": 12, "projection_dim": 8}
     model = models.Model(tiny.config(processor.tokenizer, vision=vision, text=sizes | {"num_key_value_heads": 2}))
-    options = {"rows": 4, "new_tokens": 2, "samples": 10, "letters": True}
+    options = {"rows": 4, "new_tokens": 2, "samples": 10, "letters": True, "memorisation": True}
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype), model.abstract())
     return evaluate.Examiner(model, processor, sharding.make_mesh(1), **options), params

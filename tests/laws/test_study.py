@@ -49,6 +49,10 @@ def test_the_plan_is_that_of_the_methods_in_any_order_and_of_the_longest_questio
     said = [prompts.asked_letter(c) for p in work.benchmark.full for c in p.choices if c.kind == IMAGE]
     longest = text.encode_prompts(work.processor, said, 1).lengths(4).max()
     assert checks._asked(work)["tokens"] >= longest > work.streams(64)["forget"].largest["tokens"]
+    config.evaluate.shots = 2
+    shown = Study(config, tmp_path / "w").work
+    assert len(shown.prompts.shots) == 3 and shown.examiner.prompts == shown.prompts
+    assert checks._asked(shown)["tokens"] > checks._asked(work)["tokens"]
     silent = [dataclasses.replace(p, generation=(), cloze=()) for p in work.benchmark.full]
     work.benchmark = dataclasses.replace(work.benchmark, full=tuple(silent), test=(), retain_test=(), unseen=())
     work.config.evaluate.letters = False
