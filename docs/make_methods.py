@@ -5,11 +5,11 @@ python docs/make_methods.py > docs/methods.md
 
 import dataclasses
 import html
-import inspect
 import re
 
-from mmu_jax.methods import FAMILIES, METHODS, Method, Phase
+from mmu_jax.methods import METHODS
 from mmu_jax.objectives import LOSSES
+from mmu_jax.phases import FAMILIES, Method, Phase
 
 HEAD = """\
 # Methods
@@ -22,8 +22,8 @@ batches, and what may move in them. The loop that runs a row is the same for all
 
 How to read the tables:
 
-- **Steps** are numbered in the order in which one iteration takes them; `loss(stream)`, joined by + where one step takes
-  several. *Spread*: taken only every `len(retain) // len(forget)` iterations, once for each forget batch. *Masked*: only
+- **Steps** are numbered in the order in which one iteration takes them; `loss(stream)`, or `loss(stream, other)` where row by
+  row it takes another stream beside, joined by + where one step takes several, each after its weight where that is not 1. *Spread*: taken only every `len(retain) // len(forget)` iterations, once for each forget batch. *Masked*: only
   entries in the mask move. *Projected*: nothing moves along the directions that carry what is kept, nor any leaf that is no
   linear weight (`mmu_jax.curvature`). *With look-ahead*: a second gradient is taken beside the path. *Not clipped*: the norm of its gradient is not bounded.
 - **Mask** is the [rule](api/masks.md#mmu_jax.rules.Rule) by which scores become a mask; what it does not state has the default. The default
@@ -83,7 +83,10 @@ def linked(source: str) -> str:
 def step(phase: Phase) -> str:
     """One kind of step: losses on streams, and how it is taken."""
     options = {name: ", ".join(f"{k}={v!r}" for k, v in given.items()) for name, given in phase.options.items()}
-    taken = [f"`{n}({s}{', ' + options[n] if options.get(n) else ''})`" for s, n in phase.losses.items()]
+    taken = [
+        f"{phase.weights.get(s, '')} `{n}({', '.join((s, *LOSSES[n].beside, *filter(None, [options.get(n)])))})`".strip()
+        for s, n in phase.losses.items()
+    ]
     marks = (("spread", phase.spread), ("masked", phase.masked), ("projected", phase.projected))
     how = [word for word, yes in marks if yes]
     how += [f"with look-ahead {phase.lookahead:g}"] * bool(phase.lookahead) + ["not clipped"] * (not phase.clip)
@@ -115,8 +118,7 @@ def needs(row: object) -> str:
 
 def options(name: str) -> str:
     """The options of a loss with their defaults."""
-    taken = list(inspect.signature(LOSSES[name].of).parameters.values())[2:]
-    return ", ".join(f"`{option.name}={option.default!r}`" for option in taken) or "none"
+    return ", ".join(f"`{option}={value!r}`" for option, value in LOSSES[name].options.items()) or "none"
 
 
 def page() -> str:

@@ -129,7 +129,7 @@ def stepping(
     phase, like, own = plan.method.phases[0], abstract(plan, model, params, mesh), plan.moments(0)
     limits, none = limits_of(plan, params, model.family.eligible), Limits()
     frozen, reads, others = (None, none, limits) if trained.consumes else (params, limits, none)
-    batches = {stream: batch(model, shape, mesh) for stream in phase.losses}
+    batches = {stream: batch(model, shape, mesh) for stream in phase.streams}
     part = trained.view(like.params, frozen, none, phase).part
     number = like.step.update(dtype=jnp.float32)
     pace = Pace(number, like.step, like.step)
@@ -212,7 +212,7 @@ def measured(name: str, trained: str, program: str, mesh: Mesh) -> tuple[int, in
     c = (llava_config if name.startswith("llava") else qwen_config).get_config()
     model, spec = models.Model(PUBLISHED[name][0](), jnp.bfloat16), lora.LoRA(RANK, 16.0, c.unlearn.lora.targets)
     steps = program in STEPS
-    whole = Whole.of(methods.METHODS[program], model.family) if steps else Whole()
+    whole = methods.METHODS[program].trains(model.family) if steps else Whole()
     how, dtype = (spec, jnp.bfloat16) if trained == "lora" else (whole, jnp.float32)
     rows = max({"saliency": c.saliency, "answers": c.evaluate}.get(program, c.unlearn).rows, mesh.shape["data"])
     shape = memory.Shape(rows, max(c.data.tokens), 1, max(c.data.patches or (0,)), ANSWERS.value)

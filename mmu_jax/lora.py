@@ -29,7 +29,7 @@ from mmu_jax.trainable import Change, Counts, Limits, LowRank, View, states
 from mmu_jax.trees import Mask, Params, Tree
 
 if TYPE_CHECKING:
-    from mmu_jax.methods import Method, Phase
+    from mmu_jax.phases import Method, Phase
 
 KINDS = ("free", "masked", "projected")
 
@@ -69,10 +69,10 @@ class LoRA:
                 "gradients and shares moments between masked and unmasked steps: with LoRA its mask would do nothing; set "
                 "lora.rank=0 or choose another method"
             )
-        if method.scope != ".*":
+        if method.scope != ".*" or method.bounded:
             raise InputError(
-                f"expected a method without a scope of its own, found {method.scope!r} ({method.source}): with LoRA what "
-                "trains is lora.targets; put the scope there"
+                f"expected a method without a scope of its own, found {method.bounded or method.scope!r} ({method.source}): with LoRA "
+                "what trains is lora.targets; put the scope there, or set lora.rank=0"
             )
 
     def check_mask(self, mask: Mask) -> None:

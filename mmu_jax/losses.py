@@ -154,21 +154,6 @@ def sketch(logits: jax.Array, weights: jax.Array, rows: jax.Array, *, seed: int 
     return ((v * z).sum(axis=-1) * weights).sum(), weights.sum()
 
 
-def kl(teacher: jax.Array, student: jax.Array, weights: jax.Array) -> Pair:
-    """``KL(teacher || student)`` per answer token (KL minimisation, TOFU, arXiv 2401.06121, section 4).
-
-    Both logits are ``[B, T, V]``; positions that predict nothing of the answer do not count.
-
-    >>> same = jnp.zeros((1, 3, 2))
-    >>> float(kl(same, same, jnp.array([[0., 1., 1.]]))[0])
-    0.0
-    """
-    log_p = jax.nn.log_softmax(jax.lax.stop_gradient(teacher[:, :-1]).astype(jnp.float32))
-    log_q = jax.nn.log_softmax(student[:, :-1].astype(jnp.float32))
-    per_token = (jnp.exp(log_p) * (log_p - log_q)).sum(axis=-1)
-    return (per_token * weights[:, 1:]).sum(), weights[:, 1:].sum()
-
-
 def npo(logps: jax.Array, ref_logps: jax.Array, rows: jax.Array, *, beta: float = 0.1) -> Pair:
     """Negative preference optimisation (Zhang et al., arXiv 2404.05868, eq. 3).
 
@@ -181,3 +166,58 @@ def npo(logps: jax.Array, ref_logps: jax.Array, rows: jax.Array, *, beta: float 
     """
     per_row = -(2.0 / beta) * jax.nn.log_sigmoid(-beta * (logps - ref_logps))
     return (per_row * rows).sum(), rows.sum()
+
+
+def simnpo(logps: jax.Array, lengths: jax.Array, rows: jax.Array, *, beta: float = 4.5, delta: float = 0.0) -> Pair:
+    """Simple NPO (Fan et al., arXiv 2410.07163): no reference model, the answer's log-probability per token.
+
+    ``-(2 / beta) * mean_n log sigmoid(-beta * (log p(y_n | x_n) / |y_n| + delta))``; their margin gamma is ``beta * delta``.
+    ``lengths [B]`` are the tokens of the answers, ``rows [B]`` is 1 for rows that count.
+
+    >>> total, count = simnpo(jnp.array([-2.0]), jnp.array([2.0]), jnp.array([1.0]), beta=1.0)
+    >>> round(float(total), 3), float(count)
+    (0.627, 1.0)
+    """
+    per_row = -(2.0 / beta) * jax.nn.log_sigmoid(-beta * (logps / jnp.maximum(lengths, 1.0) + delta))
+    return (per_row * rows).sum(), rows.sum()
+
+
+def dpo(better: jax.Array, worse: jax.Array, rows: jax.Array, *, beta: float = 0.1) -> Pair:
+    """Direct preference optimisation (Rafailov et al., arXiv 2305.18290, eq. 7), of one answer over another to the same question.
+
+    ``-mean_n log sigmoid(beta * (better_n - worse_n))``, each ``[B]`` a ``log p(y_n | x_n) - log p_ref(y_n | x_n)`` summed over the
+    answer. Libraries of unlearning multiply it by ``2 / beta``, as :func:`npo` is; a phase's weight does.
+
+    >>> total, count = dpo(jnp.array([3.0]), jnp.array([1.0]), jnp.array([1.0]), beta=0.5)
+    >>> round(float(total), 3), float(count)
+    (0.313, 1.0)
+    """
+    per_row = -jax.nn.log_sigmoid(beta * (better - worse))
+    return (per_row * rows).sum(), rows.sum()
+
+
+def satimp(logits: jax.Array, tokens: jax.Array, weights: jax.Array, *, beta1: float = 5.0, beta2: float = 1.0) -> Pair:
+    """Ascent by saturation and importance (SatImp, Yang et al., arXiv 2505.11953).
+
+    ``sum_t w_t p_t^beta1 (1 - p_t)^beta2 log p_t`` and ``sum_t w_t``, with ``p_t`` the probability of token t and both of its
+    powers held constant: what is forgotten already and what is still certain are left alone.
+
+    >>> total, count = satimp(jnp.zeros((1, 3, 2)), jnp.array([[0, 1, 0]]), jnp.array([[0., 1., 1.]]), beta1=1.0)
+    >>> round(float(total), 3), float(count)  # 2 / 4 log 1/2
+    (-0.347, 2.0)
+    """
+    each, weights = token_logps(logits, tokens), weights[:, 1:]
+    held = jax.lax.stop_gradient(each)
+    return (weights * jnp.exp(beta1 * held) * (-jnp.expm1(held)) ** beta2 * each).sum(), weights.sum()
+
+
+def wga(logits: jax.Array, tokens: jax.Array, weights: jax.Array, *, beta: float = 1.0) -> Pair:
+    """Weighted gradient ascent (WGA, Wang et al., arXiv 2502.19301): less the less likely a token still is.
+
+    ``sum_t w_t p_t^beta log p_t`` and ``sum_t w_t``, with the power held constant.
+
+    >>> total, count = wga(jnp.zeros((1, 3, 2)), jnp.array([[0, 1, 0]]), jnp.array([[0., 1., 1.]]))
+    >>> round(float(total), 3), float(count)  # 2 / 2 log 1/2
+    (-0.693, 2.0)
+    """
+    return satimp(logits, tokens, weights, beta1=beta, beta2=0.0)

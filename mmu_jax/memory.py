@@ -17,7 +17,7 @@ from mmu_jax import InputError, curvature, factor, methods, models, sharding, tr
 from mmu_jax.models import attention, decoder
 from mmu_jax.objectives import LOSSES
 from mmu_jax.rules import Rule
-from mmu_jax.trainable import Trainable, Whole
+from mmu_jax.trainable import Trainable
 from mmu_jax.trees import Tree
 
 Needs = dict[str, int]  # what -> bytes on a device
@@ -117,14 +117,14 @@ class Ledger:
     def training(
         self, method: methods.Method, shape: Shape, trainable: Trainable | None = None, fraction: float = SHARE
     ) -> Needs:
-        """Of ``train.fit`` with a ``trainable``, None for the params in the method's scope: what -> bytes on a device.
+        """Of ``train.fit`` with a ``trainable``, None for what of the params the method trains: what -> bytes on a device.
 
         ``fraction``: of the inputs of a weight, the directions that its factor has (:data:`SHARE`).
         """
         whole = self.model.abstract()
-        trainable = trainable or Whole(method.scope)
+        trainable = trainable or method.trains()
         needs = {"params": self.params()} | trainable.needs(whole, method, self.bytes)
-        together = max(len(phase.losses) for phase in method.phases)
+        together = max(len(phase.streams) for phase in method.phases)
         whole_rows = any(LOSSES[name].reads == "logits" for phase in method.phases for name in phase.losses.values())
         shape = dataclasses.replace(shape, rows=shape.rows * together, answers=0 if whole_rows else shape.answers)
         if method.mask:

@@ -4,166 +4,9 @@ To add a method, add a row to ``METHODS``; a new loss is a row of ``objectives.L
 """
 
 import dataclasses
-from typing import Any
 
-from mmu_jax import InputError
-from mmu_jax.data.slices import STREAMS
-from mmu_jax.objectives import LOSSES, known
+from mmu_jax.phases import Method, Phase
 from mmu_jax.rules import Rule
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """One kind of optimizer step.
-
-    >>> Phase({'retain': 'descent'}).descends, Phase({'forget': 'npo'}, options={'npo': {'beta': 0.2}}).descends
-    (True, False)
-
-    Attributes:
-      losses: stream name (a row of ``data.slices.STREAMS``) -> loss name; several are summed into one step.
-      options: loss name -> its keyword arguments, where they are not its defaults.
-      spread: take the step only every so many iterations, and once for each batch of its stream, so that one pass over the
-        stream of the other phases (``retain``) makes one over its own (``forget``).
-      masked: whether the method's mask covers this step.
-      projected: whether its step leaves alone the directions that carry what is kept (``curvature``).
-      lookahead: how far beside the path a second gradient is taken, 0 for none: at the params after a step of this length
-        down the gradient of the cross-entropy of another batch of its stream, as someone would step who relearns. The mean of
-        the two is what is stepped with.
-      clip: whether the norm of its gradient is clipped.
-    """
-
-    losses: dict[str, str]
-    options: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    spread: bool = False
-    masked: bool = False
-    projected: bool = False
-    lookahead: float = 0.0
-    clip: bool = True
-
-    def __post_init__(self):
-        if self.masked and self.projected:
-            raise InputError(
-                "expected a phase that is masked or projected, found both; choose one, or compose the transforms"
-            )
-        if self.lookahead < 0 or self.lookahead and len(self.losses) > 1:
-            raise InputError(
-                f"expected a look-ahead of at least 0, in a phase of one loss, found {self.lookahead:g} with {len(self.losses)} "
-                "losses; correct it"
-            )
-        known("losses of a phase", self.losses.values(), LOSSES)
-        known("streams of a phase", self.losses, STREAMS)
-        if idle := sorted(self.options.keys() - set(self.losses.values())):
-            raise InputError(f"expected options of losses of the phase, found those of {', '.join(idle)}; correct it")
-        for name, given in self.options.items():
-            known(f"options of {name}", given, LOSSES[name].options)
-
-    @property
-    def descends(self) -> bool:
-        """Whether it only lowers cross-entropy: its learning rate is ``Plan.retain_rate``."""
-        return all(LOSSES[name].sign > 0 for name in self.losses.values())
-
-
-PROSE = ("family", "source", "note")
-FAMILIES = ("control", "baseline", "projected", "masked", "variant", "ablation")
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A row of the table.
-
-    >>> METHODS['npo'].needs, METHODS['grad_diff'].streams == {'forget', 'retain'}
-    (frozenset({'reference'}), True)
-
-    Attributes:
-      phases: the steps of one iteration, in order.
-      mask: what the masked phases may move; None for unmasked methods.
-      scope: pattern of the leaves that train at all.
-      moments: one optimizer state for all phases (``'shared'``) or one each (``'separate'``).
-      adam: keyword arguments of ``optimizers.adam`` that belong to the method.
-      one_rate: the phases that only descend have the learning rate of the others, whatever the plan's ``retain_rate``.
-      family: of :data:`FAMILIES`; how tables, figures and verdicts group it.
-      source: paper.
-      note: what a reader of its name must know.
-    """
-
-    phases: tuple[Phase, ...]
-    mask: Rule | None = None
-    scope: str = ".*"
-    moments: str = "separate"
-    adam: dict[str, Any] = dataclasses.field(default_factory=dict)
-    one_rate: bool = False
-    family: str = "baseline"
-    source: str = ""
-    note: str = ""
-
-    def __post_init__(self):
-        known("moments of a method", [self.moments], ("shared", "separate"))
-        known("family of a method", [self.family], FAMILIES)
-        if any(phase.masked for phase in self.phases) and self.mask is None:
-            raise InputError("expected a rule for the masked phase of a method, found mask=None; give it one")
-        known("the loss of a mask rule", [self.mask.loss] if self.mask else [], LOSSES)
-        if all(phase.spread for phase in self.phases):
-            raise InputError(
-                "expected a phase that is not spread, over whose steps the others are, found none; add one"
-            )
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What its losses need beside params and batches: ``'teacher'``, ``'reference'`` (:class:`Loss`)."""
-        return frozenset().union(*(LOSSES[name].needs for phase in self.phases for name in phase.losses.values()))
-
-    @property
-    def projects(self) -> bool:
-        """Whether it needs the factors of what is kept."""
-        return any(phase.projected for phase in self.phases)
-
-    @property
-    def has_own_rate(self) -> bool:
-        """Whether it has steps that only descend, with a rate of their own."""
-        return not self.one_rate and any(phase.descends for phase in self.phases)
-
-    def alone(self) -> "Method":
-        """The same where nothing of the kept people is at hand: no loss on a stream of theirs, no step that has no other.
-
-        >>> METHODS['projected_retain'].alone() == dataclasses.replace(METHODS['projected_retain'], phases=METHODS['projected'].phases)
-        True
-
-        Raises:
-          InputError: nothing is left.
-        """
-        kept = []
-        for phase in self.phases:
-            own = {stream: name for stream, name in phase.losses.items() if STREAMS[stream].who == "forget"}
-            if own:
-                options = {name: value for name, value in phase.options.items() if name in own.values()}
-                kept.append(dataclasses.replace(phase, losses=own, options=options, spread=False))
-        if not kept:
-            raise InputError(
-                "expected a method with a step on the people to forget, found one that only trains on others, of whom nothing is "
-                "replayed; choose another method, or replay them"
-            )
-        return dataclasses.replace(self, phases=tuple(kept))
-
-    @property
-    def referenced(self) -> set[str]:
-        """The streams of whose answers the reference's log-probabilities are needed."""
-        pairs = [pair for phase in self.phases for pair in phase.losses.items()]
-        return {stream for stream, name in pairs if "reference" in LOSSES[name].needs}
-
-    @property
-    def streams(self) -> set[str]:
-        """The streams that its losses take batches of."""
-        return {name for phase in self.phases for name in phase.losses}
-
-    def arithmetic(self) -> dict[str, Any]:
-        """What changes a number, by which a result is known: every field but prose, the options that losses have by default
-        and the slices that streams are."""
-        kept = {key: value for key, value in dataclasses.asdict(self).items() if key not in PROSE}
-        for phase, row in zip(self.phases, kept["phases"], strict=True):
-            names = sorted(set(phase.losses.values()))
-            row["options"] = {name: LOSSES[name].options | phase.options.get(name, {}) for name in names}
-        return kept | {"streams": {name: dataclasses.asdict(STREAMS[name]) for name in sorted(self.streams)}}
-
 
 _RETAIN = Phase({"retain": "descent"})
 _FORGET = Phase({"forget": "ascent"}, spread=True)
@@ -173,6 +16,8 @@ _TEXT = Rule(side="language", fraction=0.2)
 _REPAIR = dataclasses.replace(_RETAIN, projected=True)
 _MMU = "MMUnlearner, arXiv 2502.11051"
 _MASK_NOTE = "where it was measured, its mask protects no better than a random one as dense"
+_VISION = r"(?!(language_model|lm_head)/).*"  # in every family all that is not the language side
+_PROJECTOR = r"(multi_modal_projector/linear_[12]|visual/merger/mlp/[02])/weight"
 _OWN = "ascent projected off the directions that carry what is kept (mmu_jax.curvature)"
 
 
@@ -238,7 +83,53 @@ METHODS: dict[str, Method] = {
     "idk": Method(
         (Phase({"refusal": "descent", "retain": "descent"}),),
         one_rate=True,
-        source="descent on refusals beside the retain set, arXiv 2401.06121",
+        source="preference optimisation (PO): descent on refusals beside the retain set, arXiv 2401.06121",
+    ),
+    "simnpo": Method(
+        (Phase({"forget": "simnpo", "retain": "descent"}, weights={"forget": 0.125}),),
+        source="SimNPO, arXiv 2410.07163",
+    ),
+    "dpo": Method(
+        (Phase({"forget": "dpo", "retain": "descent"}),),
+        source="DPO of refusals over answers, arXiv 2305.18290, beside the retain set",
+    ),
+    "llmu": Method(
+        (Phase({"forget": "ascent", "refusal": "descent", "retain": "kl"}),),
+        source="LLMU, arXiv 2310.10683",
+        note="the mismatched answers are refusals",
+    ),
+    "wga": Method((Phase({"forget": "wga", "retain": "descent"}),), source="WGA, arXiv 2502.19301"),
+    "satimp": Method(
+        (Phase({"forget": "satimp", "retain": "descent"}, weights={"forget": 0.1}),), source="SatImp, arXiv 2505.11953"
+    ),
+    "undial": Method((Phase({"forget": "undial"}),), source="UNDIAL, arXiv 2402.10052", note="no retain term"),
+    "ce_u": Method(
+        (Phase({"forget": "ce_u"}, options={"ce_u": {"skip": 1}}),),
+        source="CE-U, arXiv 2503.01224",
+        note="no retain term; the first token of an answer is left out, as a footnote of the paper says",
+    ),
+    "scrub": Method(
+        (Phase({"retain": "distil"}), Phase({"forget": "diverge"}, spread=True)),
+        moments="shared",
+        source="SCRUB, arXiv 2302.09880",
+        note="minimum and maximum alternate by step, not by epoch, and the minimum begins: at the vanilla model the maximum has no gradient",
+    ),
+    "rmu": Method(
+        (Phase({"forget": "rmu", "retain": "keep_states"}, weights={"retain": 1200.0}),),
+        scope="language_model/layers/mlp/down_proj/weight",
+        source="RMU, arXiv 2403.03218",
+        note="on the tokens that predict an answer; in all layers up to the one that is read, where the paper moves the last three",
+    ),
+    "vkd": Method(
+        (Phase({"forget": "ascent", "retain": "keep_features"}),),
+        scope=_VISION,
+        source="VKD, arXiv 2512.11325",
+        note="from its abstract: the language side is frozen, and visual features of the retain set stay as they were",
+    ),
+    "sine_project": Method(
+        (Phase({"forget": "ascent", "retain": "descent"}),),
+        bounded=_PROJECTOR,
+        source="SineProject, arXiv 2511.18444, with the losses of GradDiff",
     ),
     "projected": Method((dataclasses.replace(_PROJECTED, spread=False),), family="projected", source=_OWN),
     "projected_retain": Method(

@@ -5,13 +5,13 @@ To add one, write its equation in ``losses`` and add a row to ``LOSSES``.
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mmu_jax import InputError, losses, rowwise
+from mmu_jax import InputError, distillation, losses, rowwise
 from mmu_jax.models import Model
 from mmu_jax.trees import Batch, Params
 
@@ -112,9 +112,46 @@ def _cross_entropy_of_all(seen: Seen, batch: Batch) -> losses.Pair:
     return losses.cross_entropy(seen.logits(batch), batch["tokens"], weights)
 
 
+def _lengths(batch: Batch) -> jax.Array:
+    """Tokens of every row's answer, ``[B]``."""
+    return batch["weights"][:, 1:].sum(axis=-1)
+
+
 def _kl(seen: Seen, batch: Batch) -> losses.Pair:
     logits, _, weights = seen.answers(batch)
-    return losses.kl(seen.teacher.answers(batch)[0], logits, weights)
+    return distillation.kl(seen.teacher.answers(batch)[0], logits, weights)
+
+
+def _undial(seen: Seen, batch: Batch, beta: float = 10.0) -> losses.Pair:
+    return distillation.undial(seen.teacher.answers(batch)[0], *seen.answers(batch), beta=beta)
+
+
+def _distil(seen: Seen, batch: Batch, alpha: float = 1.0, gamma: float = 1.0) -> losses.Pair:
+    (alike, count), (taught, _) = _kl(seen, batch), _cross_entropy(seen, batch)
+    return alpha * alike + gamma * taught, count
+
+
+def _predicting(batch: Batch) -> jax.Array:
+    """1 at the places that predict a token of the answer, 0 elsewhere, ``[B, T]``."""
+    return jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1)))
+
+
+def _rmu(seen: Seen, batch: Batch, layer: int | float = 0.25, coefficient: float = 6.5, seed: int = 0) -> losses.Pair:
+    return distillation.rmu(seen.states(batch, layer), _predicting(batch), coefficient=coefficient, seed=seed)
+
+
+def _keep_states(seen: Seen, batch: Batch, layer: int | float = 0.25) -> losses.Pair:
+    return distillation.distance(seen.states(batch, layer), seen.teacher.states(batch, layer), _predicting(batch))
+
+
+def _keep_features(seen: Seen, batch: Batch) -> losses.Pair:
+    features, there = seen.features(batch)
+    return distillation.distance(features, seen.teacher.features(batch)[0], there * _rows(batch)[:, None])
+
+
+def _dpo(seen: Seen, batch: Batch, refusal: Batch, beta: float = 0.1) -> losses.Pair:
+    better, worse = (seen.logps(each) - each["ref_logps"] for each in (refusal, batch))
+    return losses.dpo(better, worse, _rows(batch) * _rows(refusal), beta=beta)
 
 
 def _sketch(seen: Seen, batch: Batch, seed: int = 0) -> losses.Pair:
@@ -140,9 +177,10 @@ class Loss:
     (frozenset({'teacher'}), -1)
 
     Attributes:
-      of: ``(seen, batch, **options) -> (sum, count)``; ``batch`` is one of its stream.
+      of: ``(seen, batch, *batches of beside, **options) -> (sum, count)``; ``batch`` is one of its stream.
       needs: what must be there: ``'teacher'``, the frozen params of the vanilla model; ``'reference'``, a column
         ``ref_logps`` in its stream.
+      beside: the other streams that it takes a batch of, whose row r is beside row r of its own; with a reference, each has its column.
       sign: +1 where it is a cross-entropy that falls, -1 where it is one that rises, 0 where it is none.
       reads: what it takes of the model, of :data:`READS`. Cross-entropies of answers and of the logits of all tokens are means over
         other tokens, and their curves are not to be compared.
@@ -152,10 +190,10 @@ class Loss:
     needs: frozenset[str] = frozenset()
     sign: int = 0
     reads: str = "answers"
+    beside: tuple[str, ...] = ()
 
     def __post_init__(self):
-        _, _, *others = inspect.signature(self.of).parameters.values()
-        if nameless := [o.name for o in others if o.default is inspect.Parameter.empty]:
+        if nameless := [name for name, value in self.options.items() if value is inspect.Parameter.empty]:
             raise InputError(
                 f"expected every option of a loss by name with its default, found {', '.join(nameless)} without; write them out"
             )
@@ -165,8 +203,8 @@ class Loss:
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of ``of`` and their defaults."""
-        _, _, *others = inspect.signature(self.of).parameters.values()
-        return {option.name: option.default for option in others}
+        given = list(inspect.signature(self.of).parameters.values())[2 + len(self.beside) :]
+        return {option.name: option.default for option in given}
 
 
 LOSSES: dict[str, Loss] = {
@@ -179,36 +217,51 @@ LOSSES: dict[str, Loss] = {
     "npo": Loss(
         lambda m, b, beta=0.1: losses.npo(m.logps(b), b["ref_logps"], _rows(b), beta=beta), frozenset({"reference"})
     ),
+    "simnpo": Loss(
+        lambda m, b, beta=4.5, delta=0.0: losses.simnpo(m.logps(b), _lengths(b), _rows(b), beta=beta, delta=delta)
+    ),
+    "dpo": Loss(_dpo, frozenset({"reference"}), beside=("refusal",)),
+    "wga": Loss(lambda m, b, beta=1.0: losses.wga(*m.answers(b), beta=beta)),
+    "satimp": Loss(lambda m, b, beta1=5.0, beta2=1.0: losses.satimp(*m.answers(b), beta1=beta1, beta2=beta2)),
+    "ce_u": Loss(lambda m, b, skip=0: distillation.ce_u(*m.answers(b), skip=skip)),
+    "undial": Loss(_undial, frozenset({"teacher"})),
+    "distil": Loss(_distil, frozenset({"teacher"})),
+    "diverge": Loss(lambda m, b: losses.negated(_kl(m, b)), frozenset({"teacher"})),
+    "rmu": Loss(_rmu, reads="states"),
+    "keep_states": Loss(_keep_states, frozenset({"teacher"}), reads="states"),
+    "keep_features": Loss(_keep_features, frozenset({"teacher"}), reads="features"),
 }
 
 
-def take(name: str, seen: Seen, batch: Batch, options: dict[str, Any] | None = None) -> losses.Pair:
-    """The ``(sum, count)`` of the loss ``name`` on a batch.
+def take(
+    name: str, seen: Seen, batch: Batch, options: dict[str, Any] | None = None, others: Sequence[Batch] = ()
+) -> losses.Pair:
+    """The ``(sum, count)`` of the loss ``name`` on a batch, and on ``others`` of the streams that it takes beside.
 
     Raises:
       InputError: what the loss needs is not there.
     """
     loss = LOSSES[name]
-    if "reference" in loss.needs and "ref_logps" not in batch:
+    if "reference" in loss.needs and not all("ref_logps" in each for each in (batch, *others)):
         raise InputError(
             f"expected ref_logps in the batches of {name} (log p of the answer under the reference model), found none; put "
             "them into the stream's columns"
         )
     if "teacher" in loss.needs and seen.vanilla is None:
         raise InputError(f"expected the params of the vanilla model for {name}, found none; give them")
-    return loss.of(seen, batch, **(options or {}))
+    return loss.of(seen, batch, *others, **(options or {}))
 
 
 def of_params(name: str, model: Model) -> Callable[[Params, Batch], losses.Pair]:
     """The ``loss(params, batch)`` of a name, whose gradients make scores and Grams.
 
     Raises:
-      InputError: the loss needs a teacher or a reference, of which a single model has none.
+      InputError: the loss needs a teacher or a reference, of which a single model has none, or takes another stream beside.
     """
-    if needed := LOSSES[name].needs:
+    if needed := (*sorted(LOSSES[name].needs), *LOSSES[name].beside):
         raise InputError(
             f"expected a loss of params and batch alone for scores and Grams, found {name}, which needs "
-            f"{', '.join(sorted(needed))}; use descent, descent_all or sketch"
+            f"{', '.join(needed)}; use descent, descent_all or sketch"
         )
     return lambda params, batch: take(name, Seen(model, params), batch)
 

@@ -14,8 +14,8 @@ from mmu_jax import InputError, curvature, masks, optimizers, transforms, trees
 from mmu_jax.curvature import Factors
 from mmu_jax.data.slices import STREAMS
 from mmu_jax.data.streams import Stream
-from mmu_jax.methods import Method, Phase
-from mmu_jax.trainable import Trainable, Whole
+from mmu_jax.phases import Method, Phase
+from mmu_jax.trainable import Trainable
 from mmu_jax.trees import Mask, Params
 
 
@@ -150,7 +150,7 @@ class Plan:
       retain_rate: learning rate of the phases that only descend, None for the same; with Adam this ratio is what a
         weight on the forget loss would be without it.
       adam: keyword arguments of ``optimizers.adam``; those of the method win.
-      trainable: what trains, None for the params in the method's scope.
+      trainable: what trains, None for what of the params the method does.
       seed: of what is drawn at random.
       stop: when to end before the last iteration, None for never.
     Raises:
@@ -174,7 +174,7 @@ class Plan:
 
     def __post_init__(self):
         if self.trainable is None:
-            object.__setattr__(self, "trainable", Whole(self.method.scope))
+            object.__setattr__(self, "trainable", self.method.trains())
         self.trainable.check(self.method)
 
     @classmethod

@@ -17,10 +17,10 @@ import numpy as np
 import optax
 
 from mmu_jax import losses, objectives, sharding, trees
-from mmu_jax.methods import Phase
 from mmu_jax.models import Model
-from mmu_jax.objectives import Seen
+from mmu_jax.objectives import LOSSES, Seen
 from mmu_jax.optimizers import Pace
+from mmu_jax.phases import Phase
 from mmu_jax.plan import Optimizer, Plan
 from mmu_jax.train_state import TrainState
 from mmu_jax.trainable import Limits, Trainable
@@ -48,12 +48,14 @@ class Programs:
 
 
 def objective(phase: Phase, seen: Seen, batches: dict[str, Batch]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The sum of the phase's losses, each divided by its own count, and every loss by ``stream/loss`` name."""
-    values = {}
+    """The weighted sum of the phase's losses, each divided by its own count, and every loss by ``stream/loss`` name."""
+    values, weighted = {}, []
     for stream, name in phase.losses.items():
-        pair = objectives.take(name, seen, batches[stream], phase.options.get(name))
+        others = [batches[other] for other in LOSSES[name].beside]
+        pair = objectives.take(name, seen, batches[stream], phase.options.get(name), others)
         values[f"{stream}/{name}"] = losses.mean(*pair)
-    return jnp.sum(jnp.stack(jax.tree.leaves(values))), values
+        weighted.append(phase.weights.get(stream, 1.0) * values[f"{stream}/{name}"])
+    return jnp.sum(jnp.stack(weighted)), values
 
 
 def _finite(tree: Tree) -> jax.Array:
@@ -73,7 +75,7 @@ def _gradient(model: Model, phase: Phase, part: Tree, whole: Any, batches: dict,
     if not phase.lookahead:
         return told, grads
     other = {name: "descent" for name in phase.losses}
-    relearn = dataclasses.replace(phase, losses=other, options={}, lookahead=0.0)
+    relearn = dataclasses.replace(phase, losses=other, options={}, weights={}, lookahead=0.0)
     down = jax.grad(lambda part: objective(relearn, Seen(model, whole(part), vanilla), beside)[0])(part)
     scale = phase.lookahead / jnp.maximum(optax.global_norm(down), 1e-30)
     ahead = jax.grad(loss, has_aux=True)(jax.tree.map(lambda x, d: x - scale * d, part, down))[0]
@@ -168,7 +170,7 @@ def _asked(phase: Phase) -> Hashable:
         options = json.dumps(phase.options, sort_keys=True)
     except TypeError:  # an array, say
         options = id(phase.options)
-    return tuple(phase.losses.items()), options, phase.lookahead
+    return tuple(phase.losses.items()), options, tuple(sorted(phase.weights.items())), phase.lookahead
 
 
 def _seen_limits(p: Plan, limits: Limits) -> Limits:

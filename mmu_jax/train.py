@@ -17,8 +17,8 @@ import numpy as np
 from mmu_jax import InputError, NotFiniteError, Stopped, checkpoint, curvature, sharding, trees
 from mmu_jax.curvature import Factors
 from mmu_jax.data.streams import Stream
-from mmu_jax.methods import Phase
 from mmu_jax.models import Model
+from mmu_jax.phases import Phase
 from mmu_jax.plan import Plan
 from mmu_jax.programs import Programs, counted, make_step, make_watch, note_program
 from mmu_jax.train_state import WATCHED, TrainState, abstract, init, latest, looks
@@ -155,7 +155,7 @@ def proves(at: int) -> bool:
 
 
 def _batches(phase: Phase, streams: dict[str, Stream], at: int, mesh: jax.sharding.Mesh) -> dict[str, Batch]:
-    return {name: sharding.put(streams[name].batch(at), mesh) for name in phase.losses}
+    return {name: sharding.put(streams[name].batch(at), mesh) for name in phase.streams}
 
 
 def _beside(phase: Phase, streams: dict[str, Stream], at: int, mesh: jax.sharding.Mesh) -> dict[str, Batch] | None:
@@ -261,7 +261,7 @@ def _raise_if_failed(state: TrainState, p: Plan, streams: dict[str, Stream], che
     rows = []
     for phase in p.method.phases:
         if (at := p.turn(phase, failed)) is not None:
-            rows += [streams[name].describe(streams[name].batch(at)) for name in phase.losses]
+            rows += [streams[name].describe(streams[name].batch(at)) for name in phase.streams]
     kept = checkpoints.latest if checkpoints is not None else None
     raise NotFiniteError(
         f"expected finite losses, gradients and params, found NaN or infinity at step {failed} in "

@@ -13,8 +13,8 @@ from mmu_jax.curvature import Factors
 from mmu_jax.trees import Mask, Params, Tree
 
 if TYPE_CHECKING:
-    from mmu_jax.methods import Method, Phase
     from mmu_jax.models.family import Family
+    from mmu_jax.phases import Method, Phase
 
 Counts = dict[str, tuple[jax.Array, jax.Array]]
 Change = Callable[[str, int | None, np.ndarray], Any]
@@ -58,7 +58,7 @@ class View:
 
 
 class Trainable(Protocol):
-    """A parametrisation of the params: :class:`Whole` is one, ``lora.LoRA`` another.
+    """A parametrisation of the params: :class:`Whole` is one, ``lora.LoRA`` and ``sine.Sine`` are others.
 
     Compared by value where it says how (a frozen dataclass, each subclass too), since compiled programs are looked up by it.
 
@@ -76,7 +76,7 @@ class Trainable(Protocol):
     def reach(self) -> str: ...
 
     def check(self, method: "Method") -> None:
-        """Raises InputError for a ``methods.Method`` that would not do here what its row says."""
+        """Raises InputError for a ``phases.Method`` that would not do here what its row says."""
 
     def check_mask(self, mask: Mask) -> None:
         """Raises InputError for a mask that selects what no masked step here would move, where nothing tells of it."""
@@ -113,7 +113,7 @@ class Trainable(Protocol):
 
 
 def states(method: "Method") -> int:
-    """How many optimizer states a ``methods.Method`` has."""
+    """How many optimizer states a ``phases.Method`` has."""
     return 1 if method.moments == "shared" else len(method.phases)
 
 

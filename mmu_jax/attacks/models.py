@@ -11,8 +11,8 @@ import numpy as np
 
 from mmu_jax import NotFiniteError, sharding, train_state, trees
 from mmu_jax.data.streams import Stream
-from mmu_jax.methods import Method, Phase
 from mmu_jax.models import Model
+from mmu_jax.phases import Method, Phase
 from mmu_jax.plan import Plan
 from mmu_jax.programs import Programs, counted, make_step
 from mmu_jax.trainable import Limits

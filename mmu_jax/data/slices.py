@@ -40,6 +40,18 @@ STREAMS: dict[str, Slice] = {
 }
 
 
+def dealt_as(name: str) -> str:
+    """The first stream with the same questions: both are dealt in one order, so that row r of a batch of either asks the same.
+
+    >>> dealt_as("refusal"), dealt_as("retain")
+    ('forget', 'retain')
+    """
+    same = (
+        other for other, part in STREAMS.items() if (part.kind, part.who) == (STREAMS[name].kind, STREAMS[name].who)
+    )
+    return next(same)
+
+
 def examples(part: Slice, benchmark: Benchmark, without: frozenset[str] = frozenset()) -> list[Example]:
     """The examples of a slice, in the order of the data, but for people whose id is in ``without``."""
     forgotten = set(benchmark.forget_ids)

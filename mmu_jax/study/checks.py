@@ -13,7 +13,7 @@ from mmu_jax.data.picture import Picture
 from mmu_jax.data.streams import longest
 from mmu_jax.study import general
 from mmu_jax.study.workspace import Workspace
-from mmu_jax.trainable import Trainable, Whole
+from mmu_jax.trainable import Trainable
 
 ADVICE = (
     "use LoRA (config.unlearn.lora.rank=16 and, for the vanilla model, config.vanilla.lora.rank=16, with "
@@ -263,7 +263,7 @@ def needs(
     if any(row.projects for row in table.values()) and not c.factors.path:
         stages["factors"] = ledger.factors(shape(c.factors.rows, answers=answers), c.factors.blocks, share)
     for name, row in table.items():
-        how = spec or Whole.of(row, work.model.family)
+        how = spec or row.trains(work.model.family)
         needed = ledger.training(row, shape(c.unlearn.rows, answers=answers), how, share)
         look = ledger.activations(shape(c.unlearn.stop.rows or c.unlearn.rows, answers=answers), backward=False)
         needed["activations (estimate)"] = max(needed["activations (estimate)"], look * bool(c.unlearn.stop.every))

@@ -22,7 +22,8 @@ from mmu_jax import (
 )
 from mmu_jax.data import builders, loader, tiny
 from mmu_jax.files import stamp
-from mmu_jax.methods import METHODS, PROSE
+from mmu_jax.methods import METHODS
+from mmu_jax.phases import PROSE
 from mmu_jax.plan import Plan
 from mmu_jax.report import results
 from mmu_jax.study import attacking, checks, gate, general, records, scoring, unlearning

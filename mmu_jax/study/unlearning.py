@@ -11,7 +11,7 @@ from mmu_jax.plan import Plan, Stop
 from mmu_jax.study import checks, records
 from mmu_jax.study.fitting import Job, fit
 from mmu_jax.study.workspace import Workspace
-from mmu_jax.trainable import Limits, Whole
+from mmu_jax.trainable import Limits
 from mmu_jax.trees import Mask
 
 
@@ -22,7 +22,7 @@ def prepare(work: Workspace, name: str, **rates: float) -> Job:
     numbers |= {
         "learning_rate": c.learning_rate.get(name),
         "retain_rate": c.retain_rate.get(name),
-        "trainable": checks.trainable(work.config, "unlearn", work.model) or Whole.of(method, work.model.family),
+        "trainable": checks.trainable(work.config, "unlearn", work.model) or method.trains(work.model.family),
         "seed": work.config.seed,
     } | rates
     for key in ("learning_rate", *["retain_rate"] * method.has_own_rate):

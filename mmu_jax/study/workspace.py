@@ -159,7 +159,7 @@ class Workspace:
         """
         part, found = slices.STREAMS[name], self.asked_of(name, without)
         album = self.albums["full"] if part.kind == slices.IMAGE else None
-        seed = self.config.seed * 1000 + sum(map(ord, name))
+        seed = self.config.seed * 1000 + sum(map(ord, slices.dealt_as(name)))
         numbers = dict(people=self.people, rows=rows, seed=seed, sizes=self.sizes)
         if share < 1.0 and part.who != "forget":
             drawn = np.random.default_rng((seed, 1)).permutation(len(found))[: math.ceil(share * len(found))]

@@ -11,8 +11,21 @@ import pytest
 import mmu_jax
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(mmu_jax.__path__, "mmu_jax."))
-LIBRARY = ("trees", "masks", "packing", "selection", "saliency", "transforms", "losses", "rules", "letters", "metrics")
-LIBRARY += ("overlap", "quality")
+LIBRARY = (
+    "trees",
+    "masks",
+    "packing",
+    "selection",
+    "saliency",
+    "transforms",
+    "losses",
+    "distillation",
+    "rules",
+    "letters",
+    "metrics",
+    "overlap",
+    "quality",
+)
 
 
 @pytest.mark.parametrize("name", ["mmu_jax", *MODULES])

@@ -46,6 +46,7 @@ def update(kept, method, index=0, **numbers):
     return programs.make_update(plan, index, like, kept)
 
 
+WEIGHTED = methods.Method((dataclasses.replace(METHODS["grad_diff"].phases[0], weights={"forget": 0.5}),))
 LOOKING = dataclasses.replace(METHODS["projected"].phases[0], lookahead=0.5)
 
 
@@ -58,6 +59,7 @@ LOOKING = dataclasses.replace(METHODS["projected"].phases[0], lookahead=0.5)
         (("ga", 0, {}), ("npo", 0, {}), False),
         (("ga", 0, {}), ("grad_diff", 0, {}), False),
         (("ga", 0, {}), ("retain_ft", 0, {}), False),
+        (("grad_diff", 0, {}), (WEIGHTED, 0, {}), False),
         (("projected", 0, {}), ("projected_deep", 0, {}), False),  # which looks ahead
         (("ga", 0, {}), (methods.Method((LOOKING,)), 0, {}), False),
         (

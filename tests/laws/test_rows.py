@@ -1,8 +1,6 @@
-"""Laws 5 and 9 over the rows of every table: a new row meets them all, and one without a number worked out by hand fails."""
+"""Law 9 over the rows of methods, metrics, families and streams: a new row meets them all."""
 
 import dataclasses
-import math
-import types
 
 import chex
 import jax
@@ -10,104 +8,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmu_jax import InputError, losses, masks, methods, metrics, models, objectives, rules, sharding, train, trees
+from mmu_jax import (
+    InputError,
+    masks,
+    methods,
+    metrics,
+    models,
+    objectives,
+    phases,
+    rules,
+    sharding,
+    train,
+    trees,
+)
 from mmu_jax.data import IMAGE, TEXT, slices
 from mmu_jax.likelihood import Told
 from toys import make_batch
 
-# A row of three tokens. At the first place the second token has 3/4, at the second place the third has 1/2; to the vanilla
-# model, 1/4. The answer is the third token alone, of which the reference had log p = -1.
-BATCH = {
-    "tokens": jnp.array([[0, 1, 0]]),
-    "valid": jnp.ones((1, 3), bool),
-    "weights": jnp.array([[0.0, 0.0, 1.0]]),
-    "row": jnp.array([0]),
-    "ref_logps": jnp.array([-1.0]),
-}
-PARAMS = jnp.log(jnp.array([[[0.25, 0.75], [0.5, 0.5], [0.9, 0.1]]]))
-VANILLA = jnp.log(jnp.array([[[0.25, 0.75], [0.25, 0.75], [0.9, 0.1]]]))
-MODEL = types.SimpleNamespace(forward=lambda params, batch: params)
-# Loss -> sum and count, worked out on paper.
-HAND = {
-    "descent": (math.log(2), 1),
-    "descent_all": (math.log(4 / 3) + math.log(2), 2),
-    "ascent": (-math.log(2), 1),
-    "ascent_all": (-math.log(4 / 3) - math.log(2), 2),
-    "kl": (0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5), 1),
-    "sketch": (0.0, 1),  # sum of v is zero, and both logits are the same
-    "npo": (20 * math.log(1 + math.exp(0.1 * (1 - math.log(2)))), 1),
-}
 LOSSES = sorted(objectives.LOSSES)
-
-
-def take(name, params=PARAMS, vanilla=VANILLA, batch=BATCH, options=None):
-    return objectives.take(name, objectives.Seen(MODEL, params, vanilla), batch, options)
-
-
-class Losses(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True)
-    def test_every_loss_is_the_number_worked_out_by_hand_compiled_or_not(self):
-        assert sorted(HAND) == LOSSES, "a loss without a number worked out by hand"
-        for name in LOSSES:
-            found = self.variant(lambda params, name=name: take(name, params))(PARAMS)
-            chex.assert_trees_all_close(found, jax.tree.map(jnp.float32, HAND[name]), rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_is_a_pair_of_float32_whatever_the_logits_are(name):
-    total, count = take(name, PARAMS.astype(jnp.bfloat16), VANILLA.astype(jnp.bfloat16))
-    chex.assert_shape((total, count), ())
-    chex.assert_type((total, count), jnp.float32)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_no_loss_has_a_gradient_into_the_vanilla_model(name):
-    chex.assert_trees_all_equal(jax.grad(lambda v: take(name, PARAMS, v)[0])(VANILLA), jnp.zeros_like(VANILLA))
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_step_moves_the_answer_as_the_sign_of_the_loss_says(name):
-    def answer(params):
-        return losses.sequence_logps(params, BATCH["tokens"], BATCH["weights"])[0]
-
-    def change(options):
-        step = jax.grad(lambda params: take(name, params, options=options)[0])(PARAMS)
-        return float(answer(PARAMS - 0.1 * step) - answer(PARAMS))
-
-    loss = objectives.LOSSES[name]
-    draws = [{"seed": seed} for seed in range(8)] if "seed" in loss.options else [{}]
-    changes = [change(options) for options in draws]
-    assert all(found * loss.sign > 0 for found in changes) if loss.sign else any(changes)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_rows_that_only_fill_the_batch_count_for_nothing(name):
-    filled = {key: jnp.concatenate([value, value]) for key, value in BATCH.items()}
-    filled["weights"] = filled["weights"].at[1].set(0.0)
-    filled["row"] = jnp.array([0, -1])
-    twice = jnp.concatenate([PARAMS, PARAMS]), jnp.concatenate([VANILLA, VANILLA])
-    chex.assert_trees_all_close(take(name, *twice, filled), take(name), rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_is_refused_where_what_it_needs_is_not_there(name):
-    bare = {key: value for key, value in BATCH.items() if key != "ref_logps"}
-    if objectives.LOSSES[name].needs:
-        with pytest.raises(InputError, match=f"for {name}|of {name}"):
-            take(name, vanilla=None, batch=bare)
-    else:
-        chex.assert_trees_all_equal(take(name, vanilla=None, batch=bare), take(name))
-
-
 METHODS = sorted(methods.METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_names_rows_that_there_are(name):
     method = methods.METHODS[name]
-    assert method.family in methods.FAMILIES and method.source
+    assert method.family in phases.FAMILIES and method.source
     assert method.streams <= set(slices.STREAMS)
-    assert {loss for phase in method.phases for loss in phase.losses.values()} <= set(LOSSES)
+    for phase in method.phases:
+        assert set(phase.losses.values()) <= set(LOSSES) and set(phase.weights) <= set(phase.losses)
     assert all(set(phase.options) <= set(phase.losses.values()) for phase in method.phases)
     assert bool(method.mask) == any(phase.masked for phase in method.phases)
     assert method.mask is None or method.mask.by in rules.CHOICES
@@ -119,6 +47,17 @@ def test_a_citation_is_no_part_of_what_a_result_is_known_by(name):
     other = dataclasses.replace(method, source="elsewhere", note="another", family="control")
     assert other.arithmetic() == method.arithmetic()
     assert dataclasses.replace(method, one_rate=not method.one_rate).arithmetic() != method.arithmetic()
+
+
+def test_a_weight_is_part_of_what_a_result_is_known_by_and_none_is_not():
+    assert "weights" not in methods.METHODS["npo_retain"].arithmetic()["phases"][0]
+    assert methods.METHODS["simnpo"].arithmetic()["phases"][0]["weights"] == {"forget": 0.125}
+
+
+def test_where_nothing_is_replayed_weights_and_what_stands_beside_are_those_of_the_rest():
+    (phase,) = methods.METHODS["simnpo"].alone().phases
+    assert phase.losses == {"forget": "simnpo"} and phase.weights == {"forget": 0.125}
+    assert methods.METHODS["dpo"].alone().streams == methods.METHODS["dpo"].referenced == {"forget", "refusal"}
 
 
 def test_what_a_loss_and_a_stream_are_by_default_is_part_of_what_a_result_is_known_by(monkeypatch):
@@ -193,6 +132,21 @@ def test_a_family_tells_its_leaves_apart(name, whole, qwen, llava):
     assert {*family.images(model.config), "photo"} == set(family.arrays)
 
 
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_what_a_method_moves_is_there_in_every_family(name, qwen, llava):
+    family = models.MODELS[name]
+    abstract = {"llava": llava, "qwen2_vl": qwen, "qwen2_5_vl": qwen}[name][2].abstract()
+
+    def chosen(pattern):
+        return {leaf for leaf, yes in trees.flatten(trees.select(abstract, pattern)).items() if yes}
+
+    for method in methods.METHODS.values():
+        assert chosen(method.bounded or method.scope), method.source
+    assert chosen(methods.METHODS["vkd"].scope) == chosen(family.sides["vision"])
+    bounded = chosen(methods.METHODS["sine_project"].bounded)
+    assert len(bounded) == 2 and bounded <= chosen(family.eligible) & chosen(family.sides["vision"])
+
+
 @pytest.mark.parametrize("name", sorted(slices.STREAMS))
 def test_a_stream_deals_what_its_slice_says(name, faces):
     part, forgotten = slices.STREAMS[name], set(faces.forget_ids)
@@ -206,6 +160,16 @@ def test_a_stream_deals_what_its_slice_says(name, faces):
     if part.answers == "refusal":
         assert {example.answer for example in found} <= set(slices.REFUSALS)
     assert not {e.person for e in slices.examples(part, faces, frozenset(forgotten))} & forgotten
+
+
+def test_streams_of_the_same_questions_are_dealt_in_one_order(faces):
+    """Row r of a batch of refusals asks what row r of the forget set asks, of the same photo."""
+    assert {name: slices.dealt_as(name) for name in slices.STREAMS} == {
+        "forget": "forget", "retain": "retain", "text": "text", "refusal": "forget", "vqa": "vqa"
+    }  # fmt: skip
+    for name in slices.STREAMS:
+        found, first = (slices.examples(slices.STREAMS[one], faces) for one in (name, slices.dealt_as(name)))
+        assert [(e.person, e.question, e.photo) for e in found] == [(e.person, e.question, e.photo) for e in first]
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +221,14 @@ SLIPS = {
         lambda: methods.Phase({"forgot": "ascent"}),
         "streams of a phase among forget, .* found 'forgot'",
     ),
+    "a weight that is none": (
+        lambda: methods.Phase({"forget": "npo"}, weights={"forget": 0.0}),
+        "expected weights above 0, found others of forget",
+    ),
+    "a weight of another stream": (
+        lambda: methods.Phase({"forget": "npo"}, weights={"retain": 2.0}),
+        "weights of a phase among forget, found 'retain'",
+    ),
     "an option that is none": (
         lambda: methods.Phase({"forget": "npo"}, options={"npo": {"betta": 1.0}}),
         "options of npo among beta, found 'betta'",
@@ -277,6 +249,10 @@ SLIPS = {
     "a metric that asks for nothing": (
         lambda: metrics.Metric("Word F1", "genration", lambda said, truth: 1.0),
         "asks of a metric among generation, cloze, letter, options, option, told, found 'genration'",
+    ),
+    "a scope and what is bounded": (
+        lambda: methods.Method((methods.Phase({"retain": "descent"}),), scope="a", bounded="b"),
+        "a scope or what is bounded, found 'a' and 'b'",
     ),
     "a masked phase without a rule": (
         lambda: methods.Method((methods.Phase({"forget": "ascent"}, masked=True),)),

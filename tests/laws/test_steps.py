@@ -1,5 +1,7 @@
 """How often, how far and with what a step is taken, and what becomes of one that is not finite."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,6 +124,31 @@ def test_a_loss_gets_the_vanilla_model_because_it_says_so(monkeypatch):
     _, state = fit_table(method, {"retain": Rows("retain", 2)})
     assert np.asarray(state.history["retain/pull"]).tolist() == [0.0, 0.0]
     np.testing.assert_array_equal(state.params["table"]["weight"], table()["table"]["weight"])
+
+
+def test_a_step_is_of_the_weighted_sum_and_its_curves_are_of_the_losses_themselves():
+    phase = methods.Phase({"forget": "ascent", "retain": "descent"}, weights={"forget": 0.25})
+    seen, batches = (
+        objectives.Seen(Table(), table()),
+        {name: Rows(name, 1).batch(i) for i, name in enumerate(phase.losses)},
+    )
+    total, values = programs.objective(phase, seen, batches)
+    plain, same = programs.objective(dataclasses.replace(phase, weights={}), seen, batches)
+    assert values == same and set(values) == {"forget/ascent", "retain/descent"}
+    assert float(total) == pytest.approx(0.25 * float(values["forget/ascent"]) + float(values["retain/descent"]))
+    assert float(plain) == pytest.approx(sum(map(float, values.values())))
+
+
+def test_a_loss_takes_the_stream_beside_its_own_row_by_row():
+    data = {name: Rows(name, 2) for name in ("forget", "refusal", "retain")}
+    data["refusal"].batch = lambda step: Rows("refusal", 2).batch(step + 7)
+    _, state = fit_table(methods.METHODS["dpo"], data)
+    assert set(state.history) == {"forget/dpo", "retain/descent"}
+    seen, (own, other) = objectives.Seen(Table(), table()), (data[name].batch(0) for name in ("forget", "refusal"))
+    margin = 0.1 * (seen.logps(other) - other["ref_logps"] - seen.logps(own) + own["ref_logps"])
+    np.testing.assert_allclose(state.history["forget/dpo"][0], np.log1p(np.exp(-margin)).mean(), rtol=1e-5)
+    with pytest.raises(InputError, match="found dpo, which needs reference, refusal; use descent"):
+        objectives.of_params("dpo", Table())
 
 
 def test_npo_without_its_reference_is_refused():

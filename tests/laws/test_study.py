@@ -4,6 +4,7 @@ import dataclasses
 import os
 
 import jax
+import numpy as np
 import pytest
 
 from mmu_jax import InputError, metrics, questions
@@ -53,6 +54,10 @@ def test_the_plan_is_that_of_the_methods_in_any_order_and_of_the_longest_questio
     shown = Study(config, tmp_path / "w").work
     assert len(shown.prompts.shots) == 3 and shown.examiner.prompts == shown.prompts
     assert checks._asked(shown)["tokens"] > checks._asked(work)["tokens"]
+    for step in (0, 5):
+        own, refused = (work.stream(name, 16).batch(step) for name in ("forget", "refusal"))
+        for key in ("row", "person", "pixels"):  # a refusal stands beside the answer that it is preferred to
+            np.testing.assert_array_equal(own[key], refused[key])
     silent = [dataclasses.replace(p, generation=(), cloze=()) for p in work.benchmark.full]
     work.benchmark = dataclasses.replace(work.benchmark, full=tuple(silent), test=(), retain_test=(), unseen=())
     work.config.evaluate.letters = False

@@ -28,38 +28,6 @@ from mmu_jax.trainable import Limits, Whole
 from toys import Batches, Killed, dying, make_batch, random_factors, random_mask, run, same, streams
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
-def test_every_method_runs_and_its_forget_loss_goes_the_right_way(llava, name, monkeypatch):
-    folder, _, model = llava
-    params = hf.load(folder, model)
-    mask = random_mask(model, params) if methods.METHODS[name].mask else None
-    factors = random_factors(model, params) if methods.METHODS[name].projects else None
-    repeated = streams(forget=Batches("forget", 2, 1), refusal=Batches("refusal", 2, 4))
-    for one in ("forget", "refusal"):
-        repeated[one].batch = lambda step, one=one: Batches(one, 2, 1).batch(0)
-    state = run(model, params, name, mask=mask, factors=factors, data=repeated)
-    about = [curve for curve in state.history if curve.startswith(("forget/", "refusal/"))]
-    assert about or methods.METHODS[name].family == "control"
-
-    def falls(curve):
-        curve = curve[~np.isnan(curve)]
-        return curve[-1] < curve[0]
-
-    def alone(stream, loss):
-        """Where steps are of a sum, a loss that is nearly nothing here gives way to the others."""
-        (phase,) = (phase for phase in methods.METHODS[name].phases if stream in phase.losses)
-        options = {loss: phase.options[loss]} if loss in phase.options else {}
-        only = methods.Method((methods.Phase({stream: loss}, options),))
-        monkeypatch.setitem(methods.METHODS, "alone", only)
-        return len(phase.losses) > 1 and falls(run(model, params, "alone", data=repeated).history[f"{stream}/{loss}"])
-
-    for curve in about:
-        # Of ascent the loss is the negative cross-entropy. A momentum that is shared is that of the retain steps.
-        shared = methods.METHODS[name].moments == "shared"
-        assert falls(np.asarray(state.history[curve])) or shared or alone(*curve.split("/"))
-    assert int(state.failed) == -1 and int(state.step) == 8
-
-
 def test_plan_spreads_one_forget_pass_over_one_retain_pass():
     plan = Plan.of(methods.METHODS["mmunlearner"], streams(), 1.0)
     assert (plan.iterations, plan.spacing) == (8, 4)
