@@ -1,6 +1,7 @@
 """Law 9 over the rows of methods, metrics, families and streams: a new row meets them all."""
 
 import dataclasses
+import math
 
 import chex
 import jax
