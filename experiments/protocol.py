@@ -180,24 +180,6 @@ def measured(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: boo
     return row
 
 
-def same_config() -> None:
-    """Refuses a workdir that was made with another config, whatever part of it was changed."""
-    path = pathlib.Path(command.WORKDIR.value) / "config.json"
-    own = {
-        key: value
-        for key, value in command.CONFIG.value.to_dict().items()
-        if key not in ("seed", "gold", "mesh", "save_every", "save_minutes")
-    }
-    own = json.loads(json.dumps(own))
-    if path.exists() and files.read_json(path, "the config of a protocol") != own:
-        raise InputError(
-            f"expected the config that {path} holds, found another; give another --workdir, or the old one"
-        )
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, own)
-
-
 # ---- rates, tables
 
 
@@ -296,7 +278,7 @@ def protocol() -> None:
         ],
     ):
         raise InputError(f"expected keys that the protocol does not set itself, found config.{given[0][0]}; remove it")
-    same_config()
+    command.same_config(pathlib.Path(command.WORKDIR.value), ("seed", "gold", "mesh", "save_every", "save_minutes"))
     with stages.keeping_compiled(pathlib.Path(command.WORKDIR.value) / "compiled"):
         parts(set(PART.value), SETTINGS.value or list(COMPARED))
 

@@ -216,11 +216,11 @@ def prints(config, where):
 
 def test_a_stage_is_known_by_what_its_numbers_depend_on(tmp_path, monkeypatch):
     config = small_config()
-    config.unlearn.methods = ("ga",)
+    models, names = ("vanilla", "gold", "ga"), ("relearn_own", "relearn_benign", "int4", "paraphrase", "membership")
+    config.unlearn.methods, config.attack.names = ("ga",), names
     before = prints(config, tmp_path)
-    models, names = ("vanilla", "gold", "ga"), ("relearn_own", "relearn_benign", "int4")
     made = [f"attack/{model}/{name}" for model in models for name in names]
-    assert list(before)[-10:] == [*made, "report"] and list(before).index("evaluate/ga") < list(before).index(made[0])
+    assert list(before)[-16:] == [*made, "report"] and list(before).index("evaluate/ga") < list(before).index(made[0])
     config.attack.learning_rate = 1e-3
     after = prints(config, tmp_path)
     assert {n for n in after if after[n] != before[n]} == {*(n for n in made if "relearn" in n), "report"}
@@ -231,6 +231,17 @@ def test_a_stage_is_known_by_what_its_numbers_depend_on(tmp_path, monkeypatch):
     monkeypatch.setitem(attacks.ATTACKS, "int4", coarser)
     changed = {n for n, value in prints(config, tmp_path).items() if value != before[n]}
     assert changed == {*(n for n in made if "int4" in n), "report"}
+    monkeypatch.undo()
+    config.evaluate.prompts.generation_text = "By name: {question}"
+    changed = {n for n, value in prints(config, tmp_path).items() if value != before[n]}
+    assert {n for n in changed if n.startswith("attack")} == {n for n in made if "paraphrase" in n}
+    config = small_config()
+    config.attack.names = ("membership", "int4")
+    tables = [Study(config, tmp_path).stages.table for config.gold in (True, False)]
+    assert [t["attack/vanilla/membership"].inputs for t in tables] == [("vanilla", "gold"), ("vanilla",)]
+    assert all(t["attack/vanilla/int4"].inputs == ("vanilla",) for t in tables), (
+        "what gold says is a reference of membership alone"
+    )
 
 
 def test_what_is_gone_or_was_only_begun_is_made_again_and_ends_in_the_same_numbers(whole, tmp_path):
