@@ -1,11 +1,11 @@
 """Every attack on every method, on several groups of people to forget: what comes back, and what is left inside.
 
-    python -m experiments.breach --config=configs/tiny.py --workdir=runs/breach [--groups=2,3,4,5,6] [--only_methods=a,b] [--config.key=value ...]
+    python -m experiments.breach --config=configs/tiny.py --workdir=runs/breach [--groups=2,3,4,5,6] [--config.key=value ...]
 
 One vanilla model serves all groups, each of which has a gold model of its own. The methods are those of the config, the attacks all there
 are, or those of ``--config.attack.names``. What an attack brings back of a model is kept in ``<workdir>/group<i>/attacks/<model>/<attack>.json``;
 a method is run again only where one is missing, and its model is removed when all are there. The same command resumes; with other
-methods or attacks it adds them. ``attacks.md`` and ``attacks.json`` have means over groups, with a 95 % interval from a bootstrap
+methods, groups or attacks it adds them. Several processes may share the work, each with groups of its own; a table is of the groups named. ``attacks.md`` and ``attacks.json`` have means over groups, with a 95 % interval from a bootstrap
 over groups and over people within them.
 """
 
@@ -26,9 +26,6 @@ from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 
 GROUPS = flags.DEFINE_list("groups", ["2", "3", "4", "5", "6"], "The groups of people to forget.")
-METHOD_NAMES = flags.DEFINE_list(
-    "only_methods", [], "Only these of the methods, so that several processes share the work."
-)
 FREE = ("mesh", "save_every", "save_minutes", "unlearn.methods", "attack.names")  # may be others when it is resumed
 
 
@@ -64,7 +61,7 @@ def make(work: Workspace, model: str) -> None:
 def breach(work: Workspace) -> None:
     """Makes all attacks on a group that are not made; a method that diverges is told of and left out."""
     attacking.check(work)
-    for model in ("gold", "vanilla", *(METHOD_NAMES.value or work.config.unlearn.methods)):
+    for model in ("gold", "vanilla", *work.config.unlearn.methods):
         if model not in (*work.names(), *METHODS) or not (asked := lacking(work, model)):
             continue
         print(f"group {work.config.data.group}: {model}, {len(asked)} attacks", flush=True)
@@ -147,10 +144,6 @@ def run() -> None:
     groups = command.numbers(GROUPS.value, "groups", int, lambda group: group >= 0)
     if not groups:
         raise InputError("expected a group at least, found none in --groups; name one")
-    if strange := [name for name in METHOD_NAMES.value if name not in command.CONFIG.value.unlearn.methods]:
-        raise InputError(
-            f"expected --only_methods among config.unlearn.methods, found {', '.join(strange)}; add it there"
-        )
     study = study_of(workdir)
     command.same_config(workdir, FREE)
     study.run([name for name in study.stages.table if name in ("data", "merge", "base", "vanilla")])

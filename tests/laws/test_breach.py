@@ -102,7 +102,6 @@ def test_what_cannot_be_meant_is_refused(typed, tmp_path):
     for words, said in (
         (("--groups=",), "a group at least"),
         (("--groups=two",), "numbers in --groups"),
-        (("--only_methods=nonsense",), "--only_methods among config.unlearn.methods, found nonsense"),
         (("--config.data.group=3",), "found config.data.group; name groups by --groups"),
     ):
         typed("--config=configs/tiny.py", where, *words)
