@@ -110,6 +110,11 @@ class Attack:
         """Whether it takes steps, of which there are a number, a rate and a curve."""
         return self.lesson is not None
 
+    @property
+    def backward(self) -> bool:
+        """Whether it takes gradients, of some rows at a time."""
+        return self.trains or self.of is scores.gradients
+
     def measure(self, params: Params, examiner: Examiner, ground: Ground) -> dict[str, Any]:
         """What comes back of a model that stays as it is: what the kind measures (``Kind.measure``).
 

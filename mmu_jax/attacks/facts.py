@@ -71,6 +71,7 @@ class Ground:
       albums: the photos of every split that has its own, by its name, and of ``full``.
       max_pixels: bound of photos that keep their own size; 0 leaves it to the processor.
       seed: of what an attack draws.
+      rows: of a batch of which a gradient is taken.
       reference: what a model that saw neither side says of members and of others (``scores``), where there is one.
     """
 
@@ -78,6 +79,7 @@ class Ground:
     albums: dict[str, loader.Album]
     max_pixels: int = 0
     seed: int = 0
+    rows: int = 8
     reference: tuple[Told, Told] | None = None
 
     @property

@@ -20,11 +20,12 @@ from mmu_jax.trees import Params
 
 
 class Side(NamedTuple):
-    """Members, or the others: what is asked, whose photos are shown, and what gold says of the answers, where there is a gold."""
+    """Members, or the others: what is asked, whose photos are shown, what gold says of the answers, and rows of a batch with a gradient."""
 
     items: list[Example]
     album: loader.Album
-    reference: Told | None = None
+    reference: Told | None
+    rows: int
 
     @property
     def people(self) -> np.ndarray:
@@ -60,7 +61,7 @@ def matched(benchmark: Benchmark) -> tuple[list[Example], list[Example]]:
 def sides(ground: facts.Ground) -> tuple[Side, Side]:
     """Members and others, with what gold says of them where ``ground`` has it."""
     made = zip(matched(ground.benchmark), ("full", "unseen"), ground.reference or (None, None), strict=True)
-    return tuple(Side(items, ground.albums[split], told) for items, split, told in made)
+    return tuple(Side(items, ground.albums[split], told, ground.rows) for items, split, told in made)
 
 
 def likelihoods(examiner: Examiner, params: Params, side: Side) -> dict[str, np.ndarray]:
@@ -72,7 +73,7 @@ def likelihoods(examiner: Examiner, params: Params, side: Side) -> dict[str, np.
 def gradients(examiner: Examiner, params: Params, side: Side) -> dict[str, np.ndarray]:
     """``grad_norm`` of every item, ``[N]``: a backward pass through the whole model."""
     people = {person: i for i, person in enumerate(dict.fromkeys(item.person for item in side.items))}
-    numbers = dict(people=people, rows=examiner.rows, seed=0, sizes=examiner.sizes)
+    numbers = dict(people=people, rows=side.rows, seed=0, sizes=examiner.sizes)
     asked = stream("membership", examiner.processor, side.items, side.album, **numbers)
     return {"grad_norm": membership.grad_norms(examiner.model, params, asked, examiner.mesh)}
 

@@ -27,7 +27,7 @@ def reads(work: Workspace, name: str) -> dict[str, Any]:
         asked["generation_text"] = c.evaluate.prompts.generation_text
     found = {"arithmetic": row.arithmetic(), "evaluate": asked, "seed": c.seed}
     taught = {key: c.attack[key] for key in ("steps", "rows", "learning_rate")}
-    return found | ({"attack": taught} if row.trains else {})
+    return found | ({"attack": taught} if row.trains else {"rows": c.attack.rows} if row.backward else {})
 
 
 def sources(work: Workspace) -> dict[str, str]:
@@ -57,7 +57,8 @@ def against_gold(work: Workspace, name: str) -> bool:
 
 def ground(work: Workspace, name: str) -> Ground:
     """What an attack is made on."""
-    found = Ground(work.benchmark, work.albums, work.config.data.max_pixels, work.config.seed)
+    c = work.config
+    found = Ground(work.benchmark, work.albums, c.data.max_pixels, c.seed, c.attack.rows)
     if not against_gold(work, name):
         return found
     if "gold" not in work.scenes:

@@ -268,8 +268,12 @@ def needs(
         look = ledger.activations(shape(c.unlearn.stop.rows or c.unlearn.rows, answers=answers), backward=False)
         needed["activations (estimate)"] = max(needed["activations (estimate)"], look * bool(c.unlearn.stop.every))
         stages[f"unlearn/{name}"] = needed
-    if any(attacks.ATTACKS[name].trains for name in attacks.named(c.attack.names)):
+    asked_for = [attacks.ATTACKS[name] for name in attacks.named(c.attack.names)]
+    if any(row.trains for row in asked_for):
         stages["attack"] = ledger.training(attacks.models.LESSON, shape(c.attack.rows))
+    elif any(row.backward for row in asked_for):
+        held = {"params": ledger.params(), "activations (estimate)": ledger.activations(shape(c.attack.rows))}
+        stages["attack"] = held
     questioned = [ledger.generation(shape(c.evaluate.rows, asked or largest), c.evaluate.new_tokens)]
     questioned += [ledger.ranking(shape(c.evaluate.rows, ranked or largest))]
     stages["evaluate"] = max(questioned, key=lambda need: sum(need.values()))

@@ -53,7 +53,7 @@ def base() -> ConfigDict:
     config.attack = dict(  # does it come back?
         names=(),  # of attacks.ATTACKS, each made on every model; or all
         steps=32,  # of relearning, in full precision, the params themselves
-        rows=8,  # of a batch
+        rows=8,  # of a batch of which gradients are taken
         learning_rate=1e-4,  # constant, by Adam
     )
     config.general = _general()

@@ -216,6 +216,7 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     kept = {
         stream for name in c.unlearn.methods for stream in table_of[name].streams if STREAMS[stream].who != "forget"
     }
+    tried = [attacks.ATTACKS[name] for name in attacks.named(c.attack.names)]
     table = [
         (r"vanilla\.(?!path).*", c.vanilla.path, "nothing is trained before unlearning"),
         (r"model\.(vision|text)\..*", c.vanilla.path, "config.vanilla.path has sizes of its own"),
@@ -235,11 +236,8 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
         (r"unlearn\.stop\.(rows|level|margin|facts)", not c.unlearn.stop.every, "config.unlearn.stop.every is 0"),
         (r"unlearn\.stop\.margin", c.unlearn.stop.level, "config.unlearn.stop.level says where to stop"),
         (r"evaluate\.prompts\.letter", not c.evaluate.letters, "letters are not asked for"),
-        (
-            r"attack\.(?!names).*",
-            not any(attacks.ATTACKS[n].trains for n in attacks.named(c.attack.names)),
-            "no attack trains",
-        ),
+        (r"attack\.(steps|learning_rate)", not any(row.trains for row in tried), "no attack trains"),
+        (r"attack\.rows", not any(row.backward for row in tried), "no attack takes gradients"),
         (r"general\.drawn", not any(c.general[name] for name in GENERAL), "no general benchmark is given"),
         (r"unlearn\.lora\.(alpha|targets)", not c.unlearn.lora.rank, "config.unlearn.lora.rank is 0"),
         (r"vanilla\.lora\.(alpha|targets)", not c.vanilla.lora.rank, "config.vanilla.lora.rank is 0"),
