@@ -120,9 +120,9 @@ def photos_of(benchmark: Benchmark) -> dict[str, tuple[list[tuple[str, int]], li
     New ones are those of ``test`` and ``retain_test``; of who has none there, the last training photo, which then is not fitted on.
     """
     new = {p.id: (split, p) for split in ("test", "retain_test") for p in getattr(benchmark, split)}
-    found = {}
+    taught, found = {p.id: p for p in benchmark.full}, {}
     for person in (*benchmark.forget, *benchmark.retain):
-        own = [("full", i) for i in range(len(next(p for p in benchmark.full if p.id == person.id).photos))]
+        own = [("full", i) for i in range(len(taught[person.id].photos))]
         split, other = new.get(person.id, ("", None))
         asked = [(split, i) for i in range(len(other.photos))] if other else own[1:][-1:]
         fitted = [photo for photo in own if photo not in asked][:FITTED]

@@ -179,7 +179,11 @@ def _returned(attacked: Attacked, mine: str, attacks: dict[str, str]) -> str:
         return f"no attack that was tried ({listed(list(against))}) brought back more than a model gives that never knew them."
     said = [attack for attack in back if measures(attacked[attack]) == KNOWLEDGE]
     traces = [attack for attack in back if attack not in said]
-    found = f"{listed(traces)} find more of a trace than in a model that never knew them" if traces else ""
+    found = (
+        f"{listed(traces)} find{'s' * (len(traces) == 1)} more of a trace than in a model that never knew them"
+        if traces
+        else ""
+    )
     if not said:
         return f"not in words; {found}."
     most = max(said, key=lambda attack: ends(against[attack][mine])[1]["mean"])

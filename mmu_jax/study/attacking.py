@@ -99,7 +99,7 @@ def measure(work: Workspace, params: Params, name: str, label: str, on: Ground) 
     head = {"kind": row.kind, "measures": attacks.KINDS[row.kind].measures, "trains": row.trains}
     if row.kind != "model":
         found = row.measure(params, work.examiner, on)
-        work.tracker.write(label, {"returned": found["after"]["mean"]}, 0)
+        work.tracker.write(label, {head["measures"]: found["after"]["mean"]}, 0)
         return head | found
     items, split = facts.other_facts(work.benchmark)
     points, each = [], {}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmu_jax import InputError
-from mmu_jax.report import attacked, figures, page, tables
+from mmu_jax.report import attacked, figures, page, tables, words
 
 SOURCES = {"relearn_own": "one fact of each", "int4": "4 bits"}
 MODELS = ["vanilla", "gold", "ga", "grad_diff"]
@@ -69,12 +69,69 @@ def test_where_no_attack_was_made_nothing_is_told(workdir, tmp_path):
     assert shown[3][0] == "ga" and shown[3][-1] == "–" and "ga" in tables.markdown(shown)
 
 
+def score(mean, tpr):
+    return {key: value for key, value in point(0, mean).items() if key != "step"} | {"tpr": tpr}
+
+
+@pytest.fixture
+def inside(workdir):
+    """The same with a score of membership and a question asked otherwise."""
+    for model, (before, after) in POINTS.items():
+        auc = {"vanilla": 0.99, "gold": 0.5, "ga": 0.75, "grad_diff": 0.25}[model]
+        plain, more = ({k: v for k, v in point(0, mean).items() if k != "step"} for mean in (before, after))
+        files = {
+            "membership": {"measures": "auc", "before": score(0.5, 0.0), "after": score(auc, 0.1),
+                           "variants": {"loss": score(auc, 0.1), "zlib": score(auc, 0.2)}},
+            "paraphrase": {"measures": "knowledge", "split": "test", "before": plain, "after": more,
+                           "variants": {"reworded 1": plain, "reworded 2": more}},
+        }  # fmt: skip
+        for name, value in files.items():
+            (workdir / "attacks" / model / f"{name}.json").write_text(json.dumps(value | {"trains": False}))
+    return workdir
+
+
+ASKED = SOURCES | {"paraphrase": "other words (a paper)", "membership": "were they trained on?"}
+
+
+def test_what_is_left_inside_has_a_table_of_its_own_and_every_variant_a_row(inside):
+    found = attacked.read(inside, MODELS, list(ASKED))
+    first, second = page._attacks(RESULTS, found, ASKED)
+    text = "\n".join(page._markdown(block) for block in first.blocks)
+    assert "| Model | Before any ↓ | relearn_own ↓ | int4 ↓ | paraphrase ↓ |" in text
+    assert "| Model | membership (AUC) ↓ |" in text and "| ga | ▲ 75 [70, 80] |" in text
+    assert "| grad_diff | 25 [20, 30] |" in text and "far below it gives them away too" in text
+    assert text.index("Returned knowledge") < text.index("Before any") < text.index("membership: The chance")
+    assert "after paraphrase ga; after membership ga." in text
+    assert second.folded and "variant by variant" in second.title
+    (rows,) = (block.content for block in second.blocks)
+    assert rows[0] == ["Attack, variant ↓", *MODELS]
+    assert [row[0] for row in rows[1:]] == [
+        "paraphrase, reworded 1",
+        "paraphrase, reworded 2",
+        "membership, loss",
+        "membership, zlib",
+    ]
+    assert rows[2][3] == "64 [59, 69]" and rows[3][3] == "75 [70, 80] · TPR 10, privleak -50"
+    assert rows[4][4] == "25 [20, 30] · TPR 20, privleak +50"
+
+
+def test_traces_are_told_of_in_words(inside):
+    found = attacked.read(inside, MODELS, list(ASKED))
+    said = words._returned(found, "ga", ASKED)
+    assert said.startswith("in part: after relearn_own (one fact of each) the right answers")
+    assert said.endswith("never knew them; membership finds more of a trace than in a model that never knew them.")
+    only = {"membership": found["membership"]}
+    assert words._returned(only, "ga", ASKED).startswith("not in words; membership finds")
+    assert words._returned(only, "grad_diff", ASKED).startswith("no attack that was tried (membership) brought back")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "is not JSON"),
         ('{"points": [], "trains": true, "split": "test"}', "fewer than two points"),
         ('{"points": [{"step": 0}], "trains": true, "split": "test"}', "points/0 without mean"),
+        ('{"measures": "auc", "trains": false}', "fewer than two points"),
     ],
 )
 def test_a_damaged_file_is_named(workdir, text, message):
