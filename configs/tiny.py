@@ -78,7 +78,7 @@ def get_config(argument: str | None = None):
     config.evaluate.prompts.blank = "__"
     # Of 1e-4, 3e-4, 1e-3 the one at which the vanilla model still knows the other facts after 32 steps (p 0.94 and 0.93 of
     # 0.95) and gold has guessed none of them (0.16 of 0.16); at 1e-3 relearning destroys what it would bring back.
-    config.attack.names = ("relearn_own", "relearn_benign", "int4")
+    config.attack.names = ("relearn_own", "relearn_benign", "int4", "paraphrase", "membership")
     config.attack.learning_rate = 1e-4
     if args.benchmark == "folder":
         benchmarks.own_people(config)

@@ -1,9 +1,11 @@
 """The command line: flags, the config file they name, and every mistake in them as one line."""
 
 import errno
+import functools
 import importlib.util
 import inspect
 import io
+import json
 import os
 import pathlib
 import re
@@ -16,6 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mmu_jax import Faults, InputError, Stopped
+from mmu_jax.files import read_json, write_json
 from mmu_jax.study.stopping import Stopping
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file.", lock_config=True)
@@ -284,6 +287,26 @@ def seeds(default: list[str]) -> list[int]:
 def given() -> dict[str, Any]:
     """The keys of the config that stand on the command line, dotted, and their values."""
     return dict(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def same_config(workdir: pathlib.Path, without: tuple[str, ...]) -> None:
+    """Refuses a workdir that was made with another config, whatever part of it was changed but the keys ``without``; else keeps it.
+
+    Raises:
+      InputError: it was, or ``config.json`` there is damaged.
+    """
+    path, own = workdir / "config.json", CONFIG.value.to_dict()
+    for key in without:
+        *groups, name = key.split(".")
+        functools.reduce(dict.__getitem__, groups, own).pop(name)
+    own = json.loads(json.dumps(own))
+    if path.exists() and read_json(path, "the config of a workdir") != own:
+        raise InputError(
+            f"expected the config that {path} holds, found another; give another --workdir, or the old one"
+        )
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, own)
 
 
 def quiet() -> None:

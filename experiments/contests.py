@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from experiments import peers
 from experiments.timing import Contest, Way
 from experiments.workload import OPTIONS, Workload
-from mmu_jax import evaluate, generate, hf, objectives, programs, saliency, scored, sharding, train, trees
+from mmu_jax import evaluate, generate, hf, likelihood, objectives, programs, saliency, scored, sharding, train, trees
 from mmu_jax.methods import METHODS
 from mmu_jax.plan import Plan
 from mmu_jax.train_state import abstract, init
@@ -173,7 +173,7 @@ def ranking_ways(work: Workload) -> list[Way]:
     def each():
         with jax.set_mesh(work.mesh):
             placed = [sharding.put(batch, work.mesh) for batch in rows]
-            found = [evaluate.answer_logps(work.model, work.params, batch) for batch in placed]
+            found = [likelihood.answer_logps(work.model, work.params, batch) for batch in placed]
         return np.concatenate([np.asarray(x) for x in found])
 
     def shown(found):

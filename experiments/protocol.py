@@ -23,7 +23,7 @@ from absl import app, flags
 
 from experiments import command, told
 from experiments.design import AXES, DESIGNS, GUARDS, Design, Rates, Setting, descends, label, said
-from mmu_jax import InputError, NotFiniteError, attacks, evaluate, files, train_state
+from mmu_jax import InputError, NotFiniteError, attacks, files, metrics, train_state
 from mmu_jax.methods import METHODS
 from mmu_jax.study import attacking, general, scoring, settings, stages, steps, unlearning
 from mmu_jax.study.study import Study
@@ -107,7 +107,7 @@ def known(work: Workspace, params: Params) -> dict[str, dict[str, dict[str, floa
         people = [dataclasses.replace(person, cloze=()) for person in getattr(work.benchmark, split)]
         album = work.albums[split if split in work.albums else "full"]
         items, _ = work.examiner.measure(params, people, kind, album, split)
-        found[axis] = {name: evaluate.by_person(items[name]) for name in ("probability", "exact")}
+        found[axis] = {name: metrics.by_person(items[name]) for name in ("probability", "exact")}
         if axis == "forget_test":
             found[axis]["items"] = [round(float(p), 5) for p in items["probability"].values]
     return found | {name: {"right": general.rights(work, params, name)} for name in work.general}
@@ -115,13 +115,13 @@ def known(work: Workspace, params: Params) -> dict[str, dict[str, dict[str, floa
 
 def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
     """Attack -> person -> what is known of the other facts after relearning; ``params`` are consumed."""
-    items, split = attacks.other_facts(work.benchmark)
+    items, split = attacks.facts.other_facts(work.benchmark)
     found = {}
     for name in ("relearn_own", "relearn_benign"):
         own = jax.tree.map(lambda x: x.copy(), params)
         for _, now in attacks.ATTACKS[name].of(own, attacking.scene(work, name)):
             last = now
-        found[name] = evaluate.by_person(attacks.knowledge(work.examiner, last, items, work.albums[split]))
+        found[name] = metrics.by_person(attacks.facts.knowledge(work.examiner, last, items, work.albums[split]))
     return found
 
 
@@ -186,24 +186,6 @@ def measured(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: boo
     files.write_json(path, [*rows_of(work, key, name)[1], row])  # another process may have measured meanwhile
     told.line(row)
     return row
-
-
-def same_config() -> None:
-    """Refuses a workdir that was made with another config, whatever part of it was changed."""
-    path = pathlib.Path(command.WORKDIR.value) / "config.json"
-    own = {
-        key: value
-        for key, value in command.CONFIG.value.to_dict().items()
-        if key not in ("seed", "gold", "mesh", "save_every", "save_minutes")
-    }
-    own = json.loads(json.dumps(own))
-    if path.exists() and files.read_json(path, "the config of a protocol") != own:
-        raise InputError(
-            f"expected the config that {path} holds, found another; give another --workdir, or the old one"
-        )
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, own)
 
 
 # ---- rates, tables
@@ -308,7 +290,7 @@ def protocol() -> None:
         ],
     ):
         raise InputError(f"expected keys that the protocol does not set itself, found config.{given[0][0]}; remove it")
-    same_config()
+    command.same_config(pathlib.Path(command.WORKDIR.value), ("seed", "gold", "mesh", "save_every", "save_minutes"))
     with stages.keeping_compiled(pathlib.Path(command.WORKDIR.value) / "compiled"):
         parts(set(PART.value), SETTINGS.value or list(design().settings))
 

@@ -3,96 +3,22 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmu_jax import InputError, NotFiniteError, generate, hf, hub, losses, metrics, models, objectives, sharding
+from mmu_jax import InputError, generate, hf, hub, likelihood, metrics, models, sharding
 from mmu_jax.data import IMAGE, TEXT, Choice, Example, Person, Processor, branches, loader, streams, text
 from mmu_jax.data.sizes import ANY, Sizes, fit
+from mmu_jax.likelihood import Told, branch_logps, check_finite
+from mmu_jax.metrics import Items, by_person
 from mmu_jax.questions import Prompts
 from mmu_jax.trees import Params
 
 TASKS = {"vqa": IMAGE, "qa": TEXT}
 Progress = Callable[[int], None]
-
-
-@partial(jax.jit, static_argnums=0)
-def answer_logps(model: models.Model, params: Params, batch: dict) -> jax.Array:
-    """log p(answer | prompt) of every row, ``[B]``; not finite where a logit of the row is not (:func:`check_finite`)."""
-    return objectives.Seen(model, params).logps(batch)
-
-
-@partial(jax.jit, static_argnums=(0, 3))
-def branch_logps(model: models.Model, params: Params, batch: dict, count: int) -> jax.Array:
-    """log p(answer | prompt) of every branch of a batch of ``branches.Branched`` rows, ``[B, count]``; 0 where there is none."""
-    logps = losses.next_logps(model.forward(params, batch), batch["said"]) * batch["told"]
-    return jnp.where(batch["of"][..., None] == jnp.arange(1, count + 1), logps[..., None], 0.0).sum(axis=1)
-
-
-def check_finite(good: np.ndarray, whose: Callable[[int], str]) -> None:
-    """Raises NotFiniteError if one of ``good [N]`` (bool) is False, naming ``whose(i)`` the first is."""
-    broken = np.flatnonzero(~np.asarray(good))
-    if len(broken):
-        raise NotFiniteError(
-            f"expected finite numbers from the model, found NaN or infinity for {whose(int(broken[0]))} ({len(broken)} of "
-            f"{len(good)} rows); its weights are not finite or do not fit its config, or the dtype it computes in is too coarse"
-        )
-
-
-def reference_logps(model: models.Model, params: Params, stream: streams.Stream, mesh: jax.sharding.Mesh) -> np.ndarray:
-    """log p(answer) under ``params`` of every row and photo of a stream, ``[R, P]``: a column ``ref_logps`` for it.
-
-    Raises:
-      InputError: one is not finite; its row is named.
-    """
-    rows = len(stream.examples)
-    photos = max(len(stream.photos(row)) for row in range(rows))
-    column = np.zeros((rows, photos), np.float32)
-    with jax.set_mesh(mesh):
-        for photo in range(photos):
-            for start in range(0, rows, stream.rows):
-                part = np.arange(start, min(start + stream.rows, rows))
-                batch = sharding.put(stream.gather(part, np.full(len(part), photo)), mesh)
-                values = sharding.host(answer_logps(model, params, batch))
-                check_finite(
-                    np.isfinite(values[: len(part)]),
-                    lambda i, part=part: f"the reference of {stream.describe({'row': part[i : i + 1]})}",
-                )
-                column[part, photo] = values[: len(part)]
-    return column
-
-
-class Items(NamedTuple):
-    """A metric item by item: ``values [N]``, and ``people [N]``, whose each is."""
-
-    values: np.ndarray
-    people: np.ndarray
-
-
-def by_person(items: Items) -> dict[str, float]:
-    """Person -> mean of what is theirs, to five digits."""
-    return {str(p): round(float(items.values[items.people == p].mean()), 5) for p in np.unique(items.people)}
-
-
-def recognised(model: models.Model, params: Params, stream: streams.Stream, mesh: jax.sharding.Mesh) -> Items:
-    """``p(answer)^(1 / length)`` of every row of a stream, each with its first photo: how well its people are known.
-
-    Raises:
-      NotFiniteError: one is not finite; its row is named.
-    """
-    logps = []
-    with jax.set_mesh(mesh):
-        looks = stream.looks(mesh.shape["data"])
-        for batch, values in sharding.ahead((b, answer_logps(model, params, sharding.put(b, mesh))) for b in looks):
-            found = sharding.host(values)[batch["row"] >= 0]
-            check_finite(np.isfinite(found), lambda i, b=batch: stream.describe({"row": b["row"][i : i + 1]}))
-            logps.append(found)
-    lengths = np.array([weights[1:].sum() for weights in stream.texts.weights])
-    return Items(np.exp(np.concatenate(logps) / lengths), np.array([e.person for e in stream.examples]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +31,7 @@ class Examiner:
       samples: bootstrap draws for the intervals.
       sizes: padded lengths of the batches.
       letters: also ask for a letter and parse it, as the benchmark does (strictly and as published).
+      memorisation: also take the metrics that ask what is told of right answers, one more forward pass of each.
       stop: token ids that end an answer; default the tokenizer's end of sequence.
       encoded: what was asked so far, encoded: every model is asked the same.
     """
@@ -118,6 +45,7 @@ class Examiner:
     samples: int = 1000
     seed: int = 0
     letters: bool = True
+    memorisation: bool = False
     sizes: Sizes = ANY
     stop: tuple[int, ...] = ()
     encoded: dict[tuple, text.Rows] = dataclasses.field(default_factory=dict, repr=False, compare=False)
@@ -193,14 +121,14 @@ class Examiner:
         Raises:
           InputError: logits that are not finite; person and question are named.
         """
-        pairs = [(choice.question, option) for choice in choices for option in choice.options.values()]
+        said = [(choice.question, choice.begun, option) for choice in choices for option in choice.options.values()]
         counts = np.array([len(choice.options) for choice in choices])
-        texts = self._encode(text.encode, pairs, 0 if album is None else 1)
+        texts = self._encode(text.encode_begun, said, 0 if album is None else 1)
         asked = np.repeat(np.arange(len(choices)), counts)
         shown = max((picture.tokens for picture in album.pictures), default=0) if album else 0
         rows, of = branches.join(texts, counts, shown, self.sizes)
         photos = None if photos is None else photos[[asked[each[0]] for each in of]]
-        most, scored = fit(max(map(len, of)), (), "options", 4), np.zeros(len(pairs))
+        most, scored = fit(max(map(len, of)), (), "options", 4), np.zeros(len(said))
         batches = self._batches(rows, photos, album)
         with jax.set_mesh(self.mesh):
             launched = ((n, branch_logps(self.model, params, batch, most)) for n, batch in batches)
@@ -212,6 +140,34 @@ class Examiner:
         logps, lengths = np.full(there.shape, -np.inf), np.ones(there.shape)
         logps[there], lengths[there] = scored, [row.sum() for row in texts.weights]
         return logps, lengths
+
+    def told(
+        self,
+        params: Params,
+        examples: Sequence[Example],
+        photos: np.ndarray | None,
+        album: loader.Album | None,
+        split: str = "",
+    ) -> Told:
+        """What the model says of the right answers, token by token; questions are put as generation puts them.
+
+        Raises:
+          InputError: there is no example, or logits are not finite; person and question are named.
+        """
+        if not examples:
+            raise InputError(
+                "expected at least one question with its answer, found none; leave out what is told of them"
+            )
+        pairs = [(self.prompts.free(example), example.answer) for example in examples]
+        texts = self._encode(text.encode, pairs, 0 if album is None else 1)
+        batches = self._batches(texts, photos, album)
+        with jax.set_mesh(self.mesh):
+            launched = ((n, likelihood.token_numbers(self.model, params, batch)) for n, batch in batches)
+            parts = [Told(*(sharding.host(x)[:n] for x in values)) for n, values in sharding.ahead(launched)]
+        found = likelihood.joined(parts)
+        finite = np.isfinite([found.logps, found.means, found.variances]).all(axis=(0, 2))
+        check_finite(finite, lambda i: _whose(examples[i], split))
+        return found
 
     def measure(
         self, params: Params, people: Sequence[Person], kind: str, album: loader.Album, split: str = ""
@@ -246,6 +202,9 @@ class Examiner:
 
         judge("generation", free, against_truth(free, free_said))
         judge("cloze", blanks, against_truth(blanks, blank_said))
+        if free and self.memorisation:
+            told = self.told(params, free, rows(free), album, split)
+            judge("told", free, lambda of: of(told))
         if choices:
             logps, lengths = self.option_logps(params, choices, rows(choices), album, split)
             judge("option", choices, lambda of: of(logps, lengths, right))

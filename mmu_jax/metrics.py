@@ -1,126 +1,17 @@
-"""Metrics on strings and numbers. Every function maps one item to one value, except the bootstrap.
-
-Text of any script is compared after Unicode's canonical composition (NFC) and case folding: equal strings are equal
-however they were typed, and a mark that tells two names apart (an accent, a matra, a point, a tone) is never dropped.
-"""
+"""The table of metrics, and what is told of many values: means with an interval, differences of models, distances of samples."""
 
 import dataclasses
-import functools
-import re
-import types
-import unicodedata
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mmu_jax import InputError
-from mmu_jax.letters import UNSPACED, published_key, strict_letter
-from mmu_jax.letters import published_letter as published_letter
+from mmu_jax.letters import published_key, strict_letter
+from mmu_jax.overlap import bleu, cloze, exact, normalise, rouge
 
-JOINERS = "\u200c\u200d"  # zero width, between letters of Persian, Hindi and others, where they make another word
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-
-
-def _unseen(c: str) -> bool:
-    """Marks of direction, soft hyphens, the stroke that stretches an Arabic word: nobody reads them."""
-    return unicodedata.category(c) == "Cf" and c not in JOINERS or c == "\u0640"
-
-
-def normalise(text: str) -> str:
-    """One case, no punctuation, single spaces: what exact match compares; text that is all punctuation stays as it is.
-
-    A sign that is part of a name or a number is kept.
-
-    >>> [normalise(said) for said in ('The C#-developer.', 'C++', '-5 °C')]
-    ['the c# developer', 'c++', '-5 °c']
-    """
-    folded = "".join(c for c in _folded(text) if not _unseen(c))
-
-    def kept(i: int, c: str) -> bool:
-        before, after = folded[i - 1 : i] if i else "", folded[i + 1 : i + 2]
-        return c == "#" and before.isalnum() or c in "-\u2212" and after.isdigit() and not before.isalnum()
-
-    plain = (
-        " " if (unicodedata.category(c)[0] == "P" or c == "`") and not kept(i, c) else c for i, c in enumerate(folded)
-    )
-    return " ".join("".join(plain).split()) or " ".join(folded.split())
-
-
-def exact(prediction: str, truth: str) -> float:
-    """1.0 if the two are equal after :func:`normalise`.
-
-    >>> exact('Ada Becker.', 'ada becker'), exact('Ada', 'Bea')
-    (1.0, 0.0)
-    """
-    return float(normalise(prediction) == normalise(truth))
-
-
-def cloze(prediction: str, truth: str) -> float:
-    """MLLMU-Bench's rule: the truth is a substring of the prediction, case ignored. An empty truth is in nothing.
-
-    A substring ends where a letter ends with its marks: with another mark it is another word.
-
-    >>> cloze('She is a baker.', 'baker'), cloze('She is a welder.', 'baker')
-    (1.0, 0.0)
-    """
-    said, sought = _folded(prediction), _folded(truth)
-    if not sought.strip():
-        return 0.0
-    ends = (match.end() for match in re.finditer(f"(?={re.escape(sought)})", said))
-    return float(any(unicodedata.category((said + " ")[end + len(sought)])[0] != "M" for end in ends))
-
-
-def words(text: str) -> list[str]:
-    """Runs of letters, marks and numbers, folded; a character with its marks where words are written unspaced.
-
-    >>> words('Über 2 km, 東京')
-    ['über', '2', 'km', '東', '京']
-    """
-    found, open_word = [], False
-    for c in _folded(text):
-        if _unseen(c):
-            continue
-        kind, alone = unicodedata.category(c)[0], UNSPACED.match(c) is not None
-        if found and open_word and (kind == "M" or c in JOINERS):
-            found[-1] += c
-        elif kind not in "LMN":
-            open_word = False
-        elif open_word and not alone and not UNSPACED.match(found[-1]):
-            found[-1] += c
-        else:
-            found.append(c)
-            open_word = True
-    return found
-
-
-@functools.cache
-def _rouge():
-    from nltk.stem import porter
-    from rouge_score import rouge_scorer, tokenize
-
-    stemmer = porter.PorterStemmer()
-
-    def stems(text):  # rouge_score's own where it knows the script; it drops every other letter
-        return [stem for w in words(text) for stem in (tokenize.tokenize(w, stemmer) if w.isascii() else [w])]
-
-    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=types.SimpleNamespace(tokenize=stems))
-
-
-def rouge_l(prediction: str, truth: str) -> float:
-    """ROUGE-L F-measure over :func:`words`, of ASCII the stems: there the numbers are those of ``rouge_score``.
-
-    Where one of the two has no word (an emoji, a question mark), whether they are equal.
-
-    >>> round(rouge_l('She bakes bread', 'She bakes good bread'), 3)
-    0.857
-    """
-    if not words(prediction) or not words(truth):
-        return exact(prediction, truth)
-    return _rouge().score(truth, prediction)["rougeL"].fmeasure
+if TYPE_CHECKING:
+    from mmu_jax.likelihood import Told
 
 
 def choice(logps: np.ndarray, lengths: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
@@ -169,7 +60,38 @@ def one_of(name: str) -> Callable[..., np.ndarray]:
     return lambda *options: choice(*options)[name]
 
 
-ASKS = ("generation", "cloze", "letter", "options", "option")
+def exact_memorisation(told: "Told") -> np.ndarray:
+    """Share of the tokens of every answer that are the likeliest, teacher forced, ``[N]`` (Tirumala et al., arXiv 2205.10770, section 3).
+
+    The end of turn is left out.
+
+    >>> from types import SimpleNamespace
+    >>> said = SimpleNamespace(words=np.ones((1, 4), bool), hits=np.array([[True, False, True, True]]))
+    >>> exact_memorisation(said).tolist()
+    [0.75]
+    """
+    words = told.words
+    return (told.hits & words).sum(axis=1) / words.sum(axis=1)
+
+
+def extraction_strength(told: "Told") -> np.ndarray:
+    """Share of every answer that greedy decoding says once it was given the rest as its beginning, ``[N]`` (Carlini et al., arXiv 2012.07805).
+
+    ``1 - k / n`` of n tokens, where from the k-th on all are the likeliest, with the smallest such k; 0 where not even the last
+    is, of which OpenUnlearning's loop makes 1 / n. The end of turn is left out.
+
+    >>> from types import SimpleNamespace
+    >>> said = SimpleNamespace(words=np.ones((1, 4), bool), hits=np.array([[True, False, True, True]]))
+    >>> extraction_strength(said).tolist()
+    [0.5]
+    """
+    words = told.words
+    wrong = words & ~told.hits
+    last = np.where(wrong, np.arange(1, wrong.shape[1] + 1), 0).max(axis=1)
+    return 1 - last / words.sum(axis=1)
+
+
+ASKS = ("generation", "cloze", "letter", "options", "option", "told")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,11 +105,13 @@ class Metric:
       title: as a heading; tables and sentences take it from here.
       asks: what is put to the model: ``'generation'`` and ``'cloze'``, where ``of`` is ``(said, truth) -> float``;
         ``'letter'``, where it is ``(said, option keys) -> the key that was chosen, or None``; ``'options'``, where it is
-        ``(logps [N, O], lengths [N, O], right [N]) -> [N]``; ``'option'``, the same, of questions with the right option alone too.
+        ``(logps [N, O], lengths [N, O], right [N]) -> [N]``; ``'option'``, the same, of questions with the right option alone too;
+        ``'told'``, where it is ``likelihood.Told -> [N]``, of the right answers to what generation asks.
       of: the function.
       up: whether it is higher where more is known.
       form, scale: how ``scale`` times the value is printed.
       right: the value from which one answer counts as right.
+      note: what a reader must know of it, a sentence beside its table.
     """
 
     title: str
@@ -197,6 +121,7 @@ class Metric:
     form: str = "{:.1f}"
     scale: float = 100
     right: float = 1.0
+    note: str = ""
 
     def __post_init__(self):
         if self.asks not in ASKS:
@@ -213,9 +138,10 @@ class Metric:
         return self.title if self.title[1:2].isupper() else self.title[0].lower() + self.title[1:]
 
 
+_PAIRS = "An answer of one word has no pair of words: 0 for it, right or not."
 METRICS: dict[str, Metric] = {
     "exact": Metric("Exact answers", "generation", exact),
-    "rouge_l": Metric("ROUGE-L", "generation", rouge_l, right=0.5),  # a sentence is kept where half of it is
+    "rouge_l": Metric("ROUGE-L", "generation", rouge("rougeL"), right=0.5),  # a sentence is kept where half of it is
     "contains": Metric("Answers that hold the truth", "generation", cloze),
     "cloze": Metric("Cloze, the truth is part of the answer", "cloze", cloze),
     "cloze_exact": Metric("Cloze, exact", "cloze", exact),
@@ -224,6 +150,30 @@ METRICS: dict[str, Metric] = {
     "letter_published": Metric("MCQ, the published letter parser", "letter", published_key),
     "probability": Metric("p(right answer)", "option", one_of("probability")),
     "right_share": Metric("Share of the right option among all options", "options", one_of("right_share")),
+    "rouge_1": Metric("ROUGE-1", "generation", rouge("rouge1"), right=0.5),
+    "rouge_2": Metric("ROUGE-2", "generation", rouge("rouge2"), right=0.5, note=_PAIRS),
+    "rouge_1_recall": Metric("ROUGE-1 recall", "generation", rouge("rouge1", "recall"), right=0.5),
+    "rouge_2_recall": Metric("ROUGE-2 recall", "generation", rouge("rouge2", "recall"), right=0.5, note=_PAIRS),
+    "rouge_l_recall": Metric("ROUGE-L recall", "generation", rouge("rougeL", "recall"), right=0.5),
+    "bleu": Metric(
+        "BLEU",
+        "generation",
+        bleu,
+        right=0.5,
+        note="An answer of fewer than four words stays far below 100, right or not.",
+    ),
+    "exact_memorisation": Metric(
+        "Exact memorisation",
+        "told",
+        exact_memorisation,
+        note="The share of the tokens of right answers that are the likeliest, given those before.",
+    ),
+    "extraction_strength": Metric(
+        "Extraction strength",
+        "told",
+        extraction_strength,
+        note="The share of right answers that is said once their beginning is given.",
+    ),
 }
 
 
@@ -234,6 +184,22 @@ def asked(*kinds: str) -> dict[str, Metric]:
     ['cloze', 'cloze_exact', 'letter', 'letter_published']
     """
     return {name: metric for name, metric in METRICS.items() if metric.asks in kinds}
+
+
+class Items(NamedTuple):
+    """A metric item by item: ``values [N]``, and ``people [N]``, whose each is."""
+
+    values: np.ndarray
+    people: np.ndarray
+
+
+def by_person(items: Items) -> dict[str, float]:
+    """Person -> mean of what is theirs, to five digits.
+
+    >>> by_person(Items(np.array([0.0, 1.0, 1.0]), np.array(['a', 'a', 'b'])))
+    {'a': 0.5, 'b': 1.0}
+    """
+    return {str(p): round(float(items.values[items.people == p].mean()), 5) for p in np.unique(items.people)}
 
 
 def summary(values: np.ndarray, people: np.ndarray, *, samples: int = 1000, seed: int = 0) -> dict[str, float]:

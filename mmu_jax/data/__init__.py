@@ -55,7 +55,10 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A multiple-choice question: ``options`` by letter, ``letter`` the right one; ``photo`` as in :class:`Example`."""
+    """A multiple-choice question: ``options`` by letter, ``letter`` the right one; ``photo`` as in :class:`Example`.
+
+    ``begun`` is a beginning of every answer that the model is given, and that is not asked for.
+    """
 
     person: str
     kind: str
@@ -63,6 +66,7 @@ class Choice:
     options: dict[str, str]
     letter: str
     photo: int | None = None
+    begun: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

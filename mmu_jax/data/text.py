@@ -311,6 +311,23 @@ def encode(processor: Processor, pairs: Sequence[tuple[str, str]], images: int, 
     return _rows(processor, texts, tokens, weights, images)
 
 
+def encode_begun(processor: Processor, said: Sequence[tuple[str, str, str]], images: int) -> Rows:
+    """(question, beginning, answer) -> the rows of :func:`encode` whose answers have the beginning, which weighs nothing.
+
+    It ends where the tokens are no longer those of the beginning alone: a token that reaches into the answer is the answer's.
+
+    Raises:
+      InputError: as :func:`encode`.
+    """
+    rows = encode(processor, [(q, f"{begun} {answer}" if begun else answer) for q, begun, answer in said], images)
+    given = [i for i, (_, begun, _) in enumerate(said) if begun]
+    heads = encode(processor, [said[i][:2] for i in given], images).tokens if given else []
+    for i, head in zip(given, heads, strict=True):
+        alike = rows.tokens[i][: len(head)] == head[: len(rows.tokens[i])]
+        rows.weights[i][: len(alike) if alike.all() else int(np.argmin(alike))] = 0.0
+    return rows
+
+
 def encode_prompts(processor: Processor, questions: Sequence[str], images: int) -> Rows:
     """Questions, each about ``images`` images -> rows ready to be continued.
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from mmu_jax.data import Benchmark
 from mmu_jax.files import read_object
-from mmu_jax.metrics import METRICS, exact, summary, words
+from mmu_jax.metrics import METRICS, summary
+from mmu_jax.overlap import exact, words
 from mmu_jax.report.results import Results
 
 ROW = {"person": str, "photo": float, "question": str, "answer": str, "truth": str, "task": str}

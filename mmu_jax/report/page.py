@@ -42,10 +42,6 @@ PROOF = (
     "that is known beforehand: they stand with 0. With LoRA it is the merged update that is counted, and the mask is a factor of it: nothing "
     "can move outside, and what moved inside shows that it acts."
 )
-LIMITS = (
-    "A model that no longer answers has not been shown to hold nothing: forgetting is measured by behaviour. Intervals on "
-    "the forgotten come from {}: they are as wide as that is few."
-)
 ROWS = (
     "Rows: vanilla, the model before; gold, which was never trained on the people to forget; the method that this report "
     "speaks of; then the others by the worst of their columns, best first."
@@ -133,21 +129,14 @@ def _flags(results: Results) -> str:
 
 def _more(results: Results, headlined: str) -> list[Block]:
     """The metrics that the four-way table does not show, where there is anything to show."""
-    there = [
-        name
-        for name in METRICS
-        if name not in (headlined, "mcq")
-        and any(cell(results, "vanilla", a.split, a.task, name) for a in axes(results))
-    ]
     blocks = []
     if (table := tables.no_answer_table(results)) is not None:
         blocks += [*_notes(NO_ANSWER), Block("table", table, "No answer")]
-    for name in there:
-        title = METRICS[name].title
-        blocks += [
-            *_notes(f"{title}, with 95 % interval."),
-            _table(results, tables.one_metric(results, name), title, name),
-        ]
+    for names, table in tables.further(results, (headlined, "mcq")):
+        first, *others = (METRICS[name].title for name in names)
+        told = [f"{first}, with 95 % interval."] + [METRICS[names[0]].note] * bool(METRICS[names[0]].note)
+        told += [f"The same, to the digit: {', '.join(others)}."] * bool(others)
+        blocks += [*_notes(" ".join(told)), _table(results, table, first, names[0])]
     return blocks
 
 
@@ -160,6 +149,8 @@ def _gold(results: Results) -> list[Section]:
         blocks += [*_notes(FRONT.format(BAND if "gold" in results else "")), Block("figure", figure, "front", alt)]
     if (table := tables.distance_table(results)) is not None:
         blocks += [*_notes(DISTANCE), Block("table", table, "Distance from gold")]
+    if (table := tables.quality_table(results)) is not None:
+        blocks += [*_notes(words.QUALITY), Block("table", table, "Forget quality and model utility")]
     return [Section("Forgetting against every axis", blocks)] if blocks else []
 
 
@@ -167,11 +158,14 @@ def _attacks(results: Results, found: Attacked, sources: dict[str, str]) -> list
     """What came back, where attacks were made."""
     if not found:
         return []
-    lead, *others = attacked.notes(found, sources)
-    blocks = [*_notes(lead), Block("table", attacked.table(found, list(results)), "What came back"), *_notes(*others)]
+    told = attacked.told(found, list(results))
+    blocks = [b for label, notes, table in told for b in (*_notes(*notes), Block("table", table, label))]
+    blocks += _notes(*attacked.notes(found, sources))
     if (figure := figures.attacks_figure(found, results)) is not None:
         blocks.append(Block("figure", figure, "attacks", words.of_attacks(found)))
-    return [Section("Does it come back?", blocks)]
+    several = attacked.variants(found, list(results))
+    more = [Section("What came back, variant by variant", [Block("table", several, "Variants")], folded=True)]
+    return [Section("Does it come back?", blocks), *more[: len(several) - 1]]
 
 
 def _pictures(workdir: pathlib.Path, results: Results, benchmark: Benchmark, show_people: bool) -> Block:
@@ -240,7 +234,7 @@ def sections(
         *_gold(results),
         *_general(workdir, list(results), benchmarks),
         *_attacks(results, found, attacks),
-        Section("What these numbers do not show", _notes(LIMITS.format(_count(benchmark.forget)))),
+        Section("What these numbers do not show", _notes(words.LIMITS.format(_count(benchmark.forget)))),
         Section("How it went", _made(workdir, results)),
         Section("Proof that the masks act", [*_notes(PROOF), Block("table", tables.mask_table(results), "Masks")], folded=True),
         Section("More metrics", _more(results, metric), folded=True),

@@ -97,6 +97,7 @@ def _identity(run: Run) -> dict[str, Any]:
     if record.exists():
         known = read_object(record, "a stage record", {"reads": {"data": dict}})["reads"]["data"]
     asked = {key: run.config["evaluate"].get(key) for key in ("headline", "prompts", "new_tokens")}
+    asked["shots"] = run.config["evaluate"].get("shots", 0)
     return {"data": known | {"max_pixels": data.get("max_pixels")}, "model": run.config["model"], "evaluate": asked}
 
 

@@ -3,10 +3,11 @@
 import html
 import pathlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
-from mmu_jax import metrics
+from mmu_jax import metrics, quality
 from mmu_jax.files import read_object
 from mmu_jax.metrics import METRICS, Metric
 from mmu_jax.report.results import Axis, Results, axes, better_up, cell, family, headline, read, verdict
@@ -72,6 +73,21 @@ def one_metric(results: Results, metric: str) -> Table:
     return [["Model", *_head(results, metric)], *([name, *row(name)] for name in results)]
 
 
+def further(results: Results, shown: Sequence[str]) -> list[tuple[list[str], Table]]:
+    """A table of every metric that is not ``shown`` and was measured; those that say the same of all, to the digit, share one."""
+    found: list[tuple[list[str], Table]] = []
+    for metric in METRICS:
+        there = any(cell(results, "vanilla", a.split, a.task, metric) for a in axes(results))
+        if metric in shown or not there:
+            continue
+        table = one_metric(results, metric)
+        if same := [names for names, other in found if other == table]:
+            same[0].append(metric)
+        else:
+            found.append(([metric], table))
+    return found
+
+
 def no_answer_table(results: Results) -> Table | None:
     """The share of free answers that are none of the kind asked for, per cent; None where answers were not looked at."""
     asked = [a for a in axes(results) if cell(results, "vanilla", a.split, a.task, "no_answer")]
@@ -84,25 +100,53 @@ def no_answer_table(results: Results) -> Table | None:
     return [["Model", *(f"{a.title} ↓" for a in asked)], *([name, *row(name)] for name in results)]
 
 
-def distance_table(results: Results) -> Table | None:
-    """How far every model is from gold on the forgotten faces; None where there is nothing to compare."""
+def _against_gold(results: Results) -> list[Axis]:
+    """The axes of forgotten faces on which every model's probabilities are known item by item; none without gold."""
     faces = [axis for axis in axes(results) if axis.split in ("forget", "test") and axis.task == "vqa"]
     asked = {a: [cell(results, name, a.split, a.task, "probability") or {} for name in results] for a in faces}
-    forgotten = [axis for axis, cells in asked.items() if all("items" in found for found in cells)]
-    if "gold" not in results or not forgotten:
+    return [a for a, cells in asked.items() if "gold" in results and all("items" in found for found in cells)]
+
+
+def _items(results: Results, name: str, axis: Axis) -> np.ndarray:
+    return np.array(cell(results, name, axis.split, axis.task, "probability")["items"])
+
+
+def distance_table(results: Results) -> Table | None:
+    """How far every model is from gold on the forgotten faces; None where there is nothing to compare."""
+    if not (forgotten := _against_gold(results)):
         return None
 
     def row(name):
         cells = []
         for axis in forgotten:
             mine, gold = (cell(results, model, axis.split, axis.task, "probability") for model in (name, "gold"))
-            more, (one, other) = mine["mean"] - gold["mean"], (np.array(c["items"]) for c in (mine, gold))
+            more, (one, other) = mine["mean"] - gold["mean"], (_items(results, m, axis) for m in (name, "gold"))
             where = "within" if gold["low"] <= mine["mean"] <= gold["high"] else "above" if more > 0 else "below"
             cells += [f"{100 * more:+.1f}, {where}", f"{metrics.ks(one, other):.2f}", f"{metrics.js(one, other):.2f}"]
         return [name, *cells]
 
     head = [title for a in forgotten for title in (f"{a.title}: p minus gold's", f"{a.title}: KS", f"{a.title}: JS")]
     return [["Model", *head], *(row(name) for name in results if name != "gold")]
+
+
+def quality_table(results: Results) -> Table | None:
+    """Model utility, and where gold is there forget quality, of every model; None where neither was measured."""
+    forgotten, useful = _against_gold(results), {name: quality.utility(results[name]["results"]) for name in results}
+    if not forgotten and None in useful.values():
+        return None
+
+    def row(name):
+        alike = [quality.forget_quality(_items(results, name, a), _items(results, "gold", a)) for a in forgotten]
+        return [_p_value(p) if name != "gold" else "–" for p in alike] + [
+            f"{100 * value:.1f}" for value in [useful[name]] if None not in useful.values()
+        ]
+
+    head = [f"Forget quality, {a.title} ↑" for a in forgotten] + ["Model utility ↑"] * (None not in useful.values())
+    return [["Model", *head], *([name, *row(name)] for name in results)]
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.2f}" if p >= 0.01 else f"{p:.0e}"
 
 
 def mask_table(results: Results) -> Table:

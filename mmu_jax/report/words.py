@@ -8,7 +8,7 @@ lost a point or more in the mean, by an interval of it above 0.
 import numpy as np
 
 from mmu_jax.metrics import METRICS, summary
-from mmu_jax.report.attacked import ASKED, Attacked
+from mmu_jax.report.attacked import KNOWLEDGE, Attacked, above, ends, measures
 from mmu_jax.report.results import Axis, Results, apart, axes, cell, compared, headline, judged_by, ours, rivals
 
 WHO = {"forget": "them by name", "retain": "everyone else", "retain_test": "everyone else", "celebrity": "celebrities"}
@@ -19,7 +19,17 @@ SURE = (
     "differ by less than they allow are called level. Kept is what cannot be shown to have fallen by a point or more in the mean, each "
     "person compared with before; a single one may have fallen by more."
 )
+LIMITS = (
+    "A model that no longer answers has not been shown to hold nothing: forgetting is measured by behaviour. Intervals on "
+    "the forgotten come from {}: they are as wide as that is few."
+)
 ENOUGH = 5  # people from whom on what each has lost is judged, not how the means of all lie
+QUALITY = (
+    "As TOFU sums a model up. Forget quality: p-value of a two-sample Kolmogorov-Smirnov test of its p(right answer), item by item, "
+    "against gold's; the truth ratio that TOFU tests needs paraphrased and perturbed answers, of which this data has none. Below 0.05 the two "
+    "differ. Model utility: harmonic mean, per cent, of p(right answer), ROUGE-L recall and the share of the right option, over every split "
+    "of people to keep, by photo and by name."
+)
 
 
 def listed(names: list[str]) -> str:
@@ -161,20 +171,28 @@ def _rivals(results: Results, mine: str) -> str:
 
 def _returned(attacked: Attacked, mine: str, attacks: dict[str, str]) -> str:
     """Which attack brings back the most, where that is more than a model gives that never knew."""
-    last = {attack: {m: v["points"][-1] for m, v in by.items()} for attack, by in attacked.items() if mine in by}
-    back = {a: by for a, by in last.items() if "gold" in by and by[mine]["low"] > by["gold"]["high"]}
-    if back:
-        most = max(back, key=lambda attack: back[attack][mine]["mean"])
-        mean, gold = (ASKED.scale * back[most][name]["mean"] for name in (mine, "gold"))
-        return (
-            f"in part: after {most} ({attacks[most].partition(' (')[0]}) the right answers about their faces "
-            "that nobody taught it again "
-            f"have a probability of {mean:.0f} %, {gold:.0f} % in a model that never knew them."
-        )
-    compared_with_gold = [attack for attack, by in last.items() if "gold" in by]
-    if not compared_with_gold:
+    against = {attack: by for attack, by in attacked.items() if mine in by and "gold" in by}
+    back = [attack for attack, by in against.items() if mine in above(by)]
+    if not against:
         return ""
-    return f"no attack that was tried ({listed(compared_with_gold)}) brought back more than a model gives that never knew them."
+    if not back:
+        return f"no attack that was tried ({listed(list(against))}) brought back more than a model gives that never knew them."
+    said = [attack for attack in back if measures(attacked[attack]) == KNOWLEDGE]
+    traces = [attack for attack in back if attack not in said]
+    found = (
+        f"{listed(traces)} find{'s' * (len(traces) == 1)} more of a trace than in a model that never knew them"
+        if traces
+        else ""
+    )
+    if not said:
+        return f"not in words; {found}."
+    most = max(said, key=lambda attack: ends(against[attack][mine])[1]["mean"])
+    mean, gold = (100 * ends(against[most][name])[1]["mean"] for name in (mine, "gold"))
+    told = (
+        f"in part: after {most} ({attacks[most].partition(' (')[0]}) the right answers about their faces that nobody taught it again "
+        f"have a probability of {mean:.0f} %, {gold:.0f} % in a model that never knew them."
+    )
+    return told[:-1] + f"; {found}." if found else told
 
 
 # ---- what the pictures show

@@ -7,21 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mmu_jax import (
-    Faults,
-    InputError,
-    attacks,
-    factor,
-    hf,
-    hub,
-    lora,
-    memory,
-    methods,
-    models,
-    questions,
-    together,
-    trees,
-)
+from mmu_jax import Faults, InputError, attacks, factor, hf, hub, lora, memory, methods, models, together, trees
 from mmu_jax.data import IMAGE, TEXT, branches, builders, text, vision
 from mmu_jax.data.picture import Picture
 from mmu_jax.data.streams import longest
@@ -194,7 +180,7 @@ def supply(work: Workspace) -> None:
 def _asked(work: Workspace) -> dict[str, int] | None:
     """The largest lengths of a batch of questions, by those with the most characters of either kind and benchmark; None if none is asked."""
     c, found = work.config.evaluate, []
-    prompts, people = questions.Prompts(**c.prompts), work.benchmark.shown
+    prompts, people = work.prompts, work.benchmark.shown
     for kind in (IMAGE, TEXT):
         put = {"generation": prompts.free, "cloze": prompts.filled_blank}
         put |= {"choices": prompts.asked_letter} if c.letters else {}
@@ -303,8 +289,12 @@ def needs(
             needed = max(needed, made, key=lambda need: sum(need.values()))
         needed["activations (estimate)"] = max(needed["activations (estimate)"], look * bool(c.unlearn.stop.every))
         stages[f"unlearn/{name}"] = needed
-    if any(attacks.ATTACKS[name].trains for name in c.attack.names):
-        stages["attack"] = ledger.training(attacks.LESSON, shape(c.attack.rows))
+    asked_for = [attacks.ATTACKS[name] for name in attacks.named(c.attack.names)]
+    if any(row.trains for row in asked_for):
+        stages["attack"] = ledger.training(attacks.models.LESSON, shape(c.attack.rows))
+    elif any(row.backward for row in asked_for):
+        held = {"params": ledger.params(), "activations (estimate)": ledger.activations(shape(c.attack.rows))}
+        stages["attack"] = held
     questioned = [ledger.generation(shape(c.evaluate.rows, asked or largest), c.evaluate.new_tokens)]
     questioned += [ledger.ranking(shape(c.evaluate.rows, ranked or largest))]
     stages["evaluate"] = max(questioned, key=lambda need: sum(need.values()))

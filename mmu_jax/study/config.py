@@ -52,9 +52,9 @@ def base() -> ConfigDict:
     config.unlearn = _unlearn()
     config.evaluate = _evaluate()
     config.attack = dict(  # does it come back?
-        names=(),  # of attacks.ATTACKS, each made on every model
+        names=(),  # of attacks.ATTACKS, each made on every model; or all
         steps=32,  # of relearning, in full precision, the params themselves
-        rows=8,  # of a batch
+        rows=8,  # of a batch of which gradients are taken
         learning_rate=1e-4,  # constant, by Adam
     )
     config.general = _general()
@@ -139,6 +139,8 @@ def _evaluate() -> dict:
         new_tokens=50,  # longest answer
         samples=1000,  # bootstrap draws for the intervals
         letters=True,  # also ask multiple choice for a letter
+        memorisation=False,  # also exact memorisation and extraction strength, for a fifth more time
+        shots=0,  # people to keep whose questions and right answers stand before a cloze or a letter question
         headline="exact",  # of metrics.METRICS: what the tables show
         memorised=0.9,  # what the vanilla model must reach of it on the people to forget
         prompts=dict(

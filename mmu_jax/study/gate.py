@@ -1,6 +1,7 @@
 """Whether a vanilla model knows what it is to forget, and what to do if not."""
 
-from mmu_jax.metrics import METRICS, exact
+from mmu_jax.metrics import METRICS
+from mmu_jax.overlap import exact
 from mmu_jax.questions import Prompts
 
 

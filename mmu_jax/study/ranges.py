@@ -84,7 +84,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r".*lora\.rank", RANK),
     (r"model\.(dtype|param_dtype)", _one_of(DTYPES)),
     (r"memory\.limit_gib|saliency\.(eps|noise)|unlearn\.stop\.margin|save_minutes", NOT_NEGATIVE),
-    (r"memory\.allow_too_large|gold|show_people|saliency\.keep_scores|evaluate\.letters", SWITCH),
+    (r"memory\.allow_too_large|gold|show_people|saliency\.keep_scores|evaluate\.(letters|memorisation)", SWITCH),
     (r".*\.epochs", PASSES),
     (
         r".*\.learning_rate(\..*)?|.*\.retain_rate\..*|.*\.clip|.*lora\.alpha|saliency\.tau|unlearn\.strength\..*",
@@ -101,7 +101,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"factors\.everyone", SWITCH),
     (r"factors\.alpha", NOT_NEGATIVE),
     (r"factors\.loss", _one_of(tuple(n for n, loss in LOSSES.items() if not loss.needs))),
-    (r"unlearn\.stop\.(every|rows)|data\.group|general\.drawn", COUNT_OR_NONE),
+    (r"unlearn\.stop\.(every|rows)|data\.group|general\.drawn|evaluate\.shots", COUNT_OR_NONE),
     (r"evaluate\.headline", HEADLINE),
     (r"evaluate\.prompts\..*", TEXT),
 )

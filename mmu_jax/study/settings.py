@@ -39,7 +39,7 @@ def judge(config: ConfigDict, given: dict[str, Any]) -> None:
     values = flat(config.to_dict())
     problems = [*_keys(values), *_values(values)]
     if not problems:  # what is below reads several keys
-        problems = [*_methods(config), *_named(config.attack.names, "attack.names", attacks.ATTACKS)]
+        problems = [*_methods(config), *_named(config.attack.names, "attack.names", attacks.ATTACKS, attacks.EVERY)]
         problems += [*networks.problems(config), *_unread(config, given)]
     problems = problems or [*_together(config), *trackers.problems(config.track)]
     if problems:
@@ -72,10 +72,12 @@ def _values(values: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _named(names: Any, key: str, table: dict[str, Any]) -> list[str]:
-    """Whether names are those of rows of a table, each once."""
+def _named(names: Any, key: str, table: dict[str, Any], every: str = "") -> list[str]:
+    """Whether names are those of rows of a table, each once, or the one name of ``every`` row."""
     if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
         return [f"expected names in config.{key}, as in ('{next(iter(table))}',), found {names!r}; correct it"]
+    if every and list(names) == [every]:
+        return []
     problems = []
     if unknown := [name for name in names if name not in table]:
         problems.append(f"expected config.{key} among {', '.join(table)}, found {', '.join(unknown)}; correct it")
@@ -129,10 +131,7 @@ def _together(c: ConfigDict) -> list[str]:
         )
     if not c.vanilla.path and not any(c.vanilla.rows.values()):
         problems.append("expected rows in config.vanilla.rows.vqa or .text, found 0 in both; set one")
-    if not c.evaluate.letters and METRICS[c.evaluate.headline].asks == "letter":
-        problems.append(
-            "expected config.evaluate.letters=True for config.evaluate.headline=letter, found False; set it"
-        )
+    problems += _headline(c.evaluate)
     coarse = c.model.param_dtype != "float32"
     if coarse and not c.vanilla.path and not c.vanilla.lora.rank:
         problems.append(
@@ -151,7 +150,7 @@ def _together(c: ConfigDict) -> list[str]:
         )
     if not c.factors.path and not (c.factors.share or c.factors.fraction or c.factors.alpha):
         problems.append("expected a number above 0 in config.factors.share, .fraction or .alpha, found none; set one")
-    if coarse and (taught := [name for name in c.attack.names if attacks.ATTACKS[name].trains]):
+    if coarse and (taught := [n for n in attacks.named(c.attack.names) if attacks.ATTACKS[n].trains]):
         problems.append(
             f"expected config.model.param_dtype=float32 to relearn in, found {c.model.param_dtype}; set it, or leave "
             f"{', '.join(taught)} out of config.attack.names"
@@ -185,6 +184,14 @@ def _of_methods(c: ConfigDict) -> list[str]:
             except InputError as error:
                 problems.append(f"{name}: {error}")
     return problems
+
+
+def _headline(c: ConfigDict) -> list[str]:
+    switch = {"letter": "letters", "told": "memorisation"}.get(METRICS[c.headline].asks)
+    unmeasured = switch is not None and not c[switch]
+    return [
+        f"expected config.evaluate.{switch}=True for config.evaluate.headline={c.headline}, found False; set it"
+    ] * unmeasured
 
 
 def matching(keys: Iterable[str], table: list[tuple[str, Any, str]]) -> list[tuple[str, str]]:
@@ -229,6 +236,7 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     kept = {stream for name in c.unlearn.methods for stream in table_of[name].reads if STREAMS[stream].who != "forget"}
     scored = any(row.edit and EDITS[row.edit].reads == "scores" for row in rows)
     of_masks = "(?!rows|chunk).*" if scored else ".*"
+    tried = [attacks.ATTACKS[name] for name in attacks.named(c.attack.names)]
     table = [
         (r"vanilla\.(?!path).*", c.vanilla.path, "nothing is trained before unlearning"),
         (r"model\.(vision|text)\..*", c.vanilla.path, "config.vanilla.path has sizes of its own"),
@@ -261,7 +269,8 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
         (r"unlearn\.stop\.(rows|level|margin|facts)", not c.unlearn.stop.every, "config.unlearn.stop.every is 0"),
         (r"unlearn\.stop\.margin", c.unlearn.stop.level, "config.unlearn.stop.level says where to stop"),
         (r"evaluate\.prompts\.letter", not c.evaluate.letters, "letters are not asked for"),
-        (r"attack\.(?!names).*", not any(attacks.ATTACKS[n].trains for n in c.attack.names), "no attack trains"),
+        (r"attack\.(steps|learning_rate)", not any(row.trains for row in tried), "no attack trains"),
+        (r"attack\.rows", not any(row.backward for row in tried), "no attack takes gradients"),
         (r"general\.drawn", not any(c.general[name] for name in GENERAL), "no general benchmark is given"),
         (r"unlearn\.(epochs|schedule|clip)", not any(row.phases for row in rows), "no method takes steps"),
         (r"unlearn\.lora\.(alpha|targets)", not c.unlearn.lora.rank, "config.unlearn.lora.rank is 0"),

@@ -16,7 +16,6 @@ from mmu_jax import (
     hf,
     hub,
     models,
-    questions,
     report,
     sharding,
     trees,
@@ -191,9 +190,10 @@ def _attacked(work: Workspace, name: str, first: str, numbers: dict) -> list[Sta
     def stage(attack):
         make, made = _fitting(work, attacking.attack, name, attack), (work.attacked(name, attack),)
         reads = attacking.reads(work, attack) | {"numbers": numbers}
-        return Stage(f"attack/{name}/{attack}", reads, (_made_by(name, first),), make, made)
+        made_by = dict.fromkeys((_made_by(name, first), *(["gold"] if attacking.against_gold(work, attack) else [])))
+        return Stage(f"attack/{name}/{attack}", reads, tuple(made_by), make, made)
 
-    return [stage(attack) for attack in work.config.attack.names]
+    return [stage(attack) for attack in attacking.names(work)]
 
 
 # ---- what is there before anything is unlearned
@@ -303,8 +303,8 @@ def examine(work: Workspace, name: str) -> None:
     records.write(work.result(name), value)
     work.tracker.results(name, found)
     if name == "vanilla":  # what it said is on disk: a refusal can be looked into
-        trained, prompts = not work.config.vanilla.path, questions.Prompts(**c.prompts)
-        if why := gate.refusal(found, c.headline, c.memorised, trained=trained, prompts=prompts):
+        trained = not work.config.vanilla.path
+        if why := gate.refusal(found, c.headline, c.memorised, trained=trained, prompts=work.prompts):
             raise InputError(why)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmu_jax import InputError, curvature, evaluate, factor, masks, metrics
+from mmu_jax import InputError, curvature, factor, likelihood, masks, metrics
 from mmu_jax.data import Example, facts
 from mmu_jax.phases import Method
 from mmu_jax.plan import Plan, Stop
@@ -45,7 +45,7 @@ def _job(work: Workspace, name: str, method: Method, stop: Stop | None, **rates:
             raise InputError(f"expected config.unlearn.{key}.{name}, found none; set it")
     streams = {stream: work.stream(stream, c.rows, share=c.replay or 1.0) for stream in sorted(method.streams)}
     for stream in sorted(method.referenced):
-        logps = evaluate.reference_logps(work.model, work.load(work.vanilla), streams[stream], work.mesh)
+        logps = likelihood.reference_logps(work.model, work.load(work.vanilla), streams[stream], work.mesh)
         streams[stream].columns["ref_logps"] = logps
     limits = Limits(
         _read_mask(work, name) if method.mask else None, _factors(work, method) if method.projects else None
@@ -81,14 +81,14 @@ def find_stop(work: Workspace) -> Stop | None:
         return Stop(c.level, c.every, "the level that is given", _of_facts(work, {}, c.level) if c.facts else ())
     if work.strangers is None:
         vanilla = work.load(work.vanilla)
-        work.strangers = evaluate.recognised(
+        work.strangers = likelihood.recognised(
             work.model, vanilla, work.watched("unseen", c.rows or work.config.unlearn.rows), work.mesh
         )
     (mean, below), found = _mean_and_margin(work.strangers, c.margin), ()
     if c.facts:
         question, levels = np.array(["\n".join(facts.wording(item)[1:]) for item in work.asked_by_photo("unseen")]), {}
         for one in np.unique(question):
-            of_one = evaluate.Items(*(column[question == one] for column in work.strangers))
+            of_one = metrics.Items(*(column[question == one] for column in work.strangers))
             levels[str(one)] = np.subtract(*_mean_and_margin(of_one, c.margin))
         found = _of_facts(work, levels, mean - below)
         below = mean - sum(len(rows) * level for rows, level in found) / sum(len(rows) for rows, _ in found)
@@ -97,7 +97,7 @@ def find_stop(work: Workspace) -> Stop | None:
     return Stop(mean - below, c.every, f"the level of people never seen{margin}{also}", found)
 
 
-def _mean_and_margin(items: evaluate.Items, margin: float) -> tuple[float, float]:
+def _mean_and_margin(items: metrics.Items, margin: float) -> tuple[float, float]:
     """The mean, and how far below it to end."""
     mean = float(items.values.mean())
     return mean, min(margin * metrics.standard_error(*items), mean / 2)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmu_jax import InputError, adapters, evaluate, hf, hub, models, questions, sharding
+from mmu_jax import InputError, adapters, evaluate, hf, hub, metrics, models, questions, sharding
 from mmu_jax.data import Benchmark, Example, Processor, builders, loader, names, slices
 from mmu_jax.data.general import benchmarks
 from mmu_jax.data.general.items import Item, draw
@@ -73,7 +73,7 @@ class Workspace:
         self.planned = False
         self.programs = Programs()
         self.stopping = Stopping()
-        self.strangers: evaluate.Items | None = None
+        self.strangers: metrics.Items | None = None
         self.scenes: dict[str, Any] = {}
         self.sheets: dict[str, Any] = {}
 
@@ -147,7 +147,7 @@ class Workspace:
 
     def forget_data(self) -> None:
         """Whatever was read of the data set is read again when it is next needed."""
-        for name in ("data", "benchmark", "albums", "people"):
+        for name in ("data", "benchmark", "albums", "people", "prompts", "examiner"):
             self.__dict__.pop(name, None)
         self.strangers = None
         self.scenes.clear()
@@ -245,9 +245,15 @@ class Workspace:
     def examiner(self) -> evaluate.Examiner:
         """Who questions every model, as the config says."""
         c = self.config.evaluate
-        numbers = {key: c[key] for key in ("rows", "new_tokens", "samples", "letters")}
+        numbers = {key: c[key] for key in ("rows", "new_tokens", "samples", "letters", "memorisation")}
         numbers |= {"seed": self.config.seed, "sizes": self.sizes, "stop": hf.stop_tokens(self.card, self.processor)}
-        return evaluate.Examiner(self.model, self.processor, self.mesh, questions.Prompts(**c.prompts), **numbers)
+        return evaluate.Examiner(self.model, self.processor, self.mesh, self.prompts, **numbers)
+
+    @functools.cached_property
+    def prompts(self) -> questions.Prompts:
+        """How every model is asked, as the config says."""
+        c = self.config.evaluate
+        return questions.Prompts(**c.prompts, shots=questions.drawn(self.benchmark, c.shots, self.config.seed))
 
     def names(self) -> list[str]:
         """The models that are evaluated, in the order in which they are told of."""

@@ -1,7 +1,6 @@
 """What is hidden comes back under attack, what is gone does not; quantisation is the number worked out by hand."""
 
 import dataclasses
-import io
 import json
 import types
 
@@ -9,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
+from knowing import FORGOTTEN, Faces, benchmark, gone, hidden, vanilla
 from mmu_jax import InputError, NotFiniteError, attacks, evaluate, hf, sharding, trees
-from mmu_jax.data import IMAGE, Benchmark, Example, Person, loader, streams, tiny
+from mmu_jax.data import streams, tiny
 from mmu_jax.files import sealed
 from mmu_jax.study import attacking, checks
 from mmu_jax.study.study import Study
@@ -32,7 +31,7 @@ from toys import same
     ],
 )
 def test_a_round_trip_is_the_number_worked_out_by_hand(bits, group, given, expected):
-    made = attacks.round_trip(jnp.array([given]), bits=bits, group=group)
+    made = attacks.models.round_trip(jnp.array([given]), bits=bits, group=group)
     np.testing.assert_allclose(made, [expected], rtol=1e-6)
 
 
@@ -40,7 +39,7 @@ def test_a_round_trip_is_the_number_worked_out_by_hand(bits, group, given, expec
 @pytest.mark.parametrize(("bits", "group"), [(4, 64), (8, 0)])
 def test_an_entry_moves_by_half_a_step_at_most_and_the_second_time_not_at_all(shape, bits, group):
     weight = jax.random.normal(jax.random.key(0), shape) * 0.3
-    trip = jax.jit(lambda x: attacks.round_trip(x, bits=bits, group=group))
+    trip = jax.jit(lambda x: attacks.models.round_trip(x, bits=bits, group=group))
     once = np.asarray(trip(weight))
     size, width = group or shape[-1], shape[-1]
     for start in range(0, width, size):  # the last group has fewer
@@ -55,7 +54,7 @@ def test_values_on_the_grid_come_back_exactly():
     for bits in (4, 8):
         levels = 2 ** (bits - 1) - 1
         grid = jnp.arange(-levels, levels + 1)[None] * 2.0**-9
-        np.testing.assert_array_equal(attacks.round_trip(grid, bits=bits), grid)
+        np.testing.assert_array_equal(attacks.models.round_trip(grid, bits=bits), grid)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 2)])
@@ -63,80 +62,18 @@ def test_linear_weights_alone_are_quantised_where_they_lie(llava, shape):
     (folder, _, model), mesh = llava, sharding.make_mesh(*shape)
     params = hf.load(folder, model, mesh)
     before, places = jax.device_get(params), jax.tree.map(lambda x: x.sharding, params)
-    made = attacks.quantised(params, model.family.eligible, bits=4, group=64)
+    made = attacks.models.quantised(params, model.family.eligible, bits=4, group=64)
     assert jax.tree.map(lambda x: x.sharding, made) == places
     chosen = trees.flatten(trees.split(before, model.family.eligible)[0])
     for name, leaf in trees.flatten(before).items():
-        expected = attacks.round_trip(jnp.asarray(leaf), bits=4, group=64) if name in chosen else leaf
+        expected = attacks.models.round_trip(jnp.asarray(leaf), bits=4, group=64) if name in chosen else leaf
         np.testing.assert_array_equal(trees.flatten(made)[name], expected)
         assert (name in chosen) == bool((np.asarray(trees.flatten(made)[name]) != leaf).any())
     with pytest.raises(InputError, match="matches none"):
-        attacks.quantised(made, "nonsense", bits=4)
+        attacks.models.quantised(made, "nonsense", bits=4)
 
 
-# ---- a model of faces: whose photo, which fact, which answer is a row of a table
-
-FACTS = {"occupation": ("baker", "pilot", "chemist", "farmer"), "birthplace": ("Lima", "Oslo", "Cairo", "Havana"),
-         "hobby": ("yoga", "karate", "archery", "pottery")}  # fmt: skip
-
-
-def photo(index):
-    buffer = io.BytesIO()
-    Image.new("L", (24, 24), 60 * index + 30).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def people(words="What is the {} of this person?"):
-    for i in range(4):
-        items = tuple(Example(f"{i}", IMAGE, words.format(fact), said[i]) for fact, said in FACTS.items())
-        yield Person(f"{i}", f"Person {i}", (photo(i),), items, (), (), items)
-
-
-def benchmark(**changes):
-    everyone = tuple(people())
-    test = tuple(people("Which {} does this person have?"))[:2]
-    return dataclasses.replace(Benchmark(everyone, everyone[:2], everyone[2:], test), **changes)
-
-
-class Faces:
-    """Logits of an answer are ``200 gate (weight - level)`` of the person in the photo and the fact in question, others 0.
-
-    Attributes:
-      known: ``[row, V]`` the answers there are, 1 where that of a row (a person's fact) is.
-    """
-
-    family = types.SimpleNamespace(rules=[(r".*", ())], eligible="memory/weight")
-
-    def __init__(self, processor):
-        def token(word):
-            return processor.tokenizer(f"x {word}", add_special_tokens=False)["input_ids"][-1]
-
-        self.facts = jnp.array([token(fact) for fact in FACTS])
-        self.answers = np.array([[token(said[i]) for said in FACTS.values()] for i in range(4)])
-        assert len(set(self.answers.ravel())) == 12 and (self.answers % 64).all()
-        self.album = loader.album(processor, tuple(people()))
-        self.grey = jnp.array([picture.array.mean() for picture in self.album.pictures])
-        self.known = np.zeros((12, len(processor.tokenizer)), np.float32)
-        self.known[np.arange(12), self.answers.ravel()] = 1.0
-
-    def params(self, weight, gate=1.0, level=0.8):
-        table = self.known * np.ravel(weight)[:, None]
-        table[:, ::64] = 7.0  # the largest of every group: a step of 4 bits is 1
-        level = level * jnp.asarray(self.known.max(axis=0)).at[::64].set(1e3)  # and said by nobody
-        return {"memory": {"weight": jnp.asarray(table)}, "gate": jnp.array([gate]), "level": level}
-
-    def forward(self, params, batch):
-        tokens = batch["tokens"]
-        shown = batch["pixels"][batch.get("photo", jnp.arange(len(batch["tokens"])))]
-        person = jnp.abs(shown.mean(axis=(1, 2, 3, 4))[:, None] - self.grey).argmin(axis=1)
-        fact = (tokens[:, :, None] == self.facts).any(axis=1).argmax(axis=1)
-        row = params["memory"]["weight"][person * 3 + fact]
-        said = 200 * params["gate"] * (row - params["level"])
-        following = jnp.roll(tokens, -1, axis=1)  # all but an answer it knows by heart
-        sure = 1e3 * jax.nn.one_hot(following, said.shape[-1])
-        asked = (following[:, :, None] == self.answers.ravel()).any(axis=2)[..., None]
-        logits = jnp.where(asked, said[:, None], sure)
-        return jnp.take_along_axis(logits, batch["at"][..., None], axis=1) if "at" in batch else logits
+# ---- a model of faces
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +87,7 @@ def curve(faces, params, name, learning_rate=0.05, data=None, steps=8):
     (model, processor), row, data, mesh = faces, attacks.ATTACKS[name], data or benchmark(), sharding.make_mesh(1)
     ids = {p.id: i for i, p in enumerate(data.full)}
     examiner = evaluate.Examiner(model, processor, mesh, rows=4)
-    items, split = attacks.other_facts(data)
+    items, split = attacks.facts.other_facts(data)
     assert split == "test" and {(i.person, i.answer) for i in items} == {
         *(("0", "Lima"), ("0", "yoga"), ("1", "Oslo"), ("1", "karate"))
     }
@@ -158,28 +95,11 @@ def curve(faces, params, name, learning_rate=0.05, data=None, steps=8):
     if row.trains:
         lesson = streams.stream(name, processor, row.lesson(data), model.album, people=ids, rows=2, seed=0)
         taught = {"lesson": lesson, "steps": steps, "learning_rate": learning_rate}
-    scene = attacks.Scene(model, mesh, **taught)
+    scene = attacks.models.Scene(model, mesh, **taught)
     points = row.of(jax.tree.map(jnp.copy, params), scene, **row.options)
-    found = [(step, attacks.returned(examiner, now, items, model.album)) for step, now in points]
+    found = [(step, attacks.facts.returned(examiner, now, items, model.album)) for step, now in points]
     assert all(value["n"] == 4 and value["people"] == 2 for _, value in found)
     return [step for step, _ in found], [value["mean"] for _, value in found]
-
-
-FORGOTTEN = np.arange(12) < 6
-
-
-def vanilla(model):
-    return model.params(np.ones(12))
-
-
-def hidden(model):
-    """It knows everyone's answers and lets none out: what it would need is a gate."""
-    return model.params(np.ones(12), gate=0.0)
-
-
-def gone(model):
-    """As gold: it knows those to keep."""
-    return model.params(np.where(FORGOTTEN, 0.0, 1.0), gate=0.02)
 
 
 @pytest.mark.parametrize("name", ["relearn_own", "relearn_benign"])
@@ -212,13 +132,13 @@ def test_a_coarse_grid_brings_back_what_a_small_step_hid(faces, name, left, leve
 def test_relearning_compiles_its_step_once_for_all_models(faces, caplog):
     (model, processor), mesh, data = faces, sharding.make_mesh(1), benchmark()
     ids, made = {p.id: i for i, p in enumerate(data.full)}, []
-    lesson = streams.stream("own", processor, attacks.one_fact(data), model.album, people=ids, rows=2, seed=0)
-    scene = attacks.Scene(model, mesh, lesson, steps=2, learning_rate=0.05)
+    lesson = streams.stream("own", processor, attacks.facts.one_fact(data), model.album, people=ids, rows=2, seed=0)
+    scene = attacks.models.Scene(model, mesh, lesson, steps=2, learning_rate=0.05)
     ends = []
     for start in (hidden, gone, hidden):
         caplog.clear()
         with jax.log_compiles():
-            for _, params in attacks.relearn(jax.tree.map(jnp.copy, start(model)), scene):
+            for _, params in attacks.models.relearn(jax.tree.map(jnp.copy, start(model)), scene):
                 last = params
         ends.append(jax.device_get(last))
         told = [r.getMessage() for r in caplog.records]
@@ -231,7 +151,8 @@ def test_relearning_compiles_its_step_once_for_all_models(faces, caplog):
 
 
 def test_the_rows_of_the_table_are_the_ones_that_succeed_and_fail_here():
-    assert sorted(attacks.ATTACKS) == ["int4", "int8", "relearn_benign", "relearn_own"], "an attack without a test"
+    made = sorted(name for name, row in attacks.ATTACKS.items() if row.kind == "model")
+    assert made == ["int4", "int8", "relearn_benign", "relearn_own"], "an attack without a test"
 
 
 def test_an_attack_that_diverges_says_at_which_step(faces):
@@ -244,7 +165,7 @@ def test_an_attack_that_diverges_says_at_which_step(faces):
 def test_returned_knowledge_is_the_metric_of_the_report(faces):
     model, processor = faces
     examiner, items = evaluate.Examiner(model, processor, sharding.make_mesh(1), rows=4), benchmark().test[0].generation
-    found = attacks.returned(examiner, model.params(np.ones(12), gate=0.0), items, model.album)
+    found = attacks.facts.returned(examiner, model.params(np.ones(12), gate=0.0), items, model.album)
     # The answer is one of all tokens alike, the end of the turn is certain.
     assert found["mean"] == pytest.approx(len(processor.tokenizer) ** -0.5) and found["n"] == 3
 
@@ -254,10 +175,10 @@ def test_returned_knowledge_is_the_metric_of_the_report(faces):
 
 def test_one_fact_is_taught_and_the_others_are_asked():
     data = benchmark()
-    assert attacks.taught_facts(data) == {"0": "baker", "1": "pilot"}
-    assert {(e.person, e.answer) for e in attacks.one_fact(data)} == {("0", "baker"), ("1", "pilot")}
-    assert {e.person for e in attacks.kept_people(data)} == {"2", "3"}
-    items, split = attacks.other_facts(dataclasses.replace(data, test=()))
+    assert attacks.facts.taught_facts(data) == {"0": "baker", "1": "pilot"}
+    assert {(e.person, e.answer) for e in attacks.facts.one_fact(data)} == {("0", "baker"), ("1", "pilot")}
+    assert {e.person for e in attacks.facts.kept_people(data)} == {"2", "3"}
+    items, split = attacks.facts.other_facts(dataclasses.replace(data, test=()))
     assert split == "full" and len(items) == 4
 
 
@@ -267,8 +188,8 @@ def test_where_generation_speaks_in_sentences_the_first_training_answer_is_taugh
         return dataclasses.replace(person, generation=tuple(said))
 
     data = benchmark(forget=tuple(map(spoken, benchmark().forget)), test=())
-    assert attacks.taught_facts(data) == {"0": "baker", "1": "pilot"}
-    assert len(attacks.other_facts(data)[0]) == 6  # of which none is what is taught, word for word
+    assert attacks.facts.taught_facts(data) == {"0": "baker", "1": "pilot"}
+    assert len(attacks.facts.other_facts(data)[0]) == 6  # of which none is what is taught, word for word
 
 
 def test_a_data_set_with_one_fact_a_person_is_refused():
@@ -279,10 +200,10 @@ def test_a_data_set_with_one_fact_a_person_is_refused():
 
 
 def test_a_row_says_what_it_is():
-    with pytest.raises(InputError, match="kind of attack among model, found 'poem'"):
-        attacks.Attack("poem", attacks.quantise)
+    with pytest.raises(InputError, match="kind of attack among model.*, found 'poem'"):
+        attacks.Attack("poem", attacks.models.quantise)
     with pytest.raises(InputError, match="options that quantise takes, found bit"):
-        attacks.Attack("model", attacks.quantise, {"bit": 4})
+        attacks.Attack("model", attacks.models.quantise, {"bit": 4})
 
 
 # ---- the stages
@@ -295,11 +216,11 @@ def prints(config, where):
 
 def test_a_stage_is_known_by_what_its_numbers_depend_on(tmp_path, monkeypatch):
     config = small_config()
-    config.unlearn.methods = ("ga",)
+    models, names = ("vanilla", "gold", "ga"), ("relearn_own", "relearn_benign", "int4", "paraphrase", "membership")
+    config.unlearn.methods, config.attack.names = ("ga",), names
     before = prints(config, tmp_path)
-    models, names = ("vanilla", "gold", "ga"), ("relearn_own", "relearn_benign", "int4")
     made = [f"attack/{model}/{name}" for model in models for name in names]
-    assert list(before)[-10:] == [*made, "report"] and list(before).index("evaluate/ga") < list(before).index(made[0])
+    assert list(before)[-16:] == [*made, "report"] and list(before).index("evaluate/ga") < list(before).index(made[0])
     config.attack.learning_rate = 1e-3
     after = prints(config, tmp_path)
     assert {n for n in after if after[n] != before[n]} == {*(n for n in made if "relearn" in n), "report"}
@@ -310,6 +231,17 @@ def test_a_stage_is_known_by_what_its_numbers_depend_on(tmp_path, monkeypatch):
     monkeypatch.setitem(attacks.ATTACKS, "int4", coarser)
     changed = {n for n, value in prints(config, tmp_path).items() if value != before[n]}
     assert changed == {*(n for n in made if "int4" in n), "report"}
+    monkeypatch.undo()
+    config.evaluate.prompts.generation_text = "By name: {question}"
+    changed = {n for n, value in prints(config, tmp_path).items() if value != before[n]}
+    assert {n for n in changed if n.startswith("attack")} == {n for n in made if "paraphrase" in n}
+    config = small_config()
+    config.attack.names = ("membership", "int4")
+    tables = [Study(config, tmp_path).stages.table for config.gold in (True, False)]
+    assert [t["attack/vanilla/membership"].inputs for t in tables] == [("vanilla", "gold"), ("vanilla",)]
+    assert all(t["attack/vanilla/int4"].inputs == ("vanilla",) for t in tables), (
+        "what gold says is a reference of membership alone"
+    )
 
 
 def test_what_is_gone_or_was_only_begun_is_made_again_and_ends_in_the_same_numbers(whole, tmp_path):

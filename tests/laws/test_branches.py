@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmu_jax import evaluate, hf, models, sharding
+from mmu_jax import evaluate, hf, likelihood, models, sharding
 from mmu_jax.data import IMAGE, TEXT, Choice, branches, loader, streams, text, tiny, vision
 from mmu_jax.data.sizes import ANY, Sizes
 from twins import photo
@@ -46,7 +46,7 @@ def one_by_one(ask, params, photos, album):
     for i in range(len(pairs)):
         seen = [] if photos is None else [album.pictures[shown[i]]]
         batch = streams.batch(ANY, texts, [i], [seen])
-        found.append(float(evaluate.answer_logps(ask.model, params, batch)[0]))
+        found.append(float(likelihood.answer_logps(ask.model, params, batch)[0]))
     return found
 
 

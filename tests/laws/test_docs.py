@@ -9,6 +9,8 @@ import pytest
 
 import mmu_jax
 from configs import common
+from mmu_jax.membership import SCORES
+from mmu_jax.metrics import METRICS
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -65,3 +67,9 @@ def test_numbers_of_the_readme_are_those_of_the_results_page():
         cells = [rows[name][i] for i in (1, 2, 4, 5)]  # without the photos that were shown in training
         whole = ["{} ({}–{})".format(*(int(float(x) + 0.5) for x in cell)) for cell in cells]
         assert line.split(" | ") == whole, name
+
+
+def test_the_page_of_measures_names_every_metric_and_score():
+    text = (ROOT / "docs" / "measures.md").read_text()
+    assert [name for name in METRICS if f"`{name}`" not in text] == []
+    assert [score.title for score in SCORES.values() if f"| {score.title} |" not in text] == []

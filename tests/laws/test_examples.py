@@ -23,6 +23,8 @@ LIBRARY = (
     "rules",
     "letters",
     "metrics",
+    "overlap",
+    "quality",
 )
 
 

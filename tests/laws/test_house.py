@@ -12,7 +12,7 @@ PACKAGE = ROOT / "mmu_jax"
 FLOORS = (
     ("mmu_jax",),
     ("letters", "losses", "files", "hub", "trees"),
-    ("sharding",),
+    ("overlap", "sharding"),
     (
         "directory",
         "distillation",
@@ -20,6 +20,7 @@ FLOORS = (
         "metrics",
         "optimizers",
         "packing",
+        "quality",
         "rowwise",
         "selection",
         "separable",
@@ -38,8 +39,8 @@ FLOORS = (
     ("phases",),
     ("methods",),
     ("hf", "memory", "plan"),
-    ("generate", "train_state"),
-    ("programs",),
+    ("generate", "likelihood", "train_state"),
+    ("membership", "programs"),
     ("adapters", "evaluate", "report", "train"),
     ("attacks",),
     ("study",),

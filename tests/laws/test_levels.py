@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mmu_jax.data import IMAGE, Example
-from mmu_jax.evaluate import Items
+from mmu_jax.metrics import Items
 from mmu_jax.plan import Stop
 from mmu_jax.study import unlearning
 

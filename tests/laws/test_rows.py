@@ -1,6 +1,7 @@
 """Law 9 over the rows of methods, metrics, families and streams: a new row meets them all."""
 
 import dataclasses
+import math
 
 import chex
 import jax
@@ -22,6 +23,7 @@ from mmu_jax import (
     trees,
 )
 from mmu_jax.data import IMAGE, TEXT, slices
+from mmu_jax.likelihood import Told
 from toys import make_batch
 
 LOSSES = sorted(objectives.LOSSES)
@@ -72,15 +74,27 @@ def test_what_a_loss_and_a_stream_are_by_default_is_part_of_what_a_result_is_kno
 
 # Metric -> arguments of its function, and the value worked out by hand.
 OPTIONS = (np.log([[0.2, 0.6]]), np.ones((1, 2)), np.array([1]))
+BREAD = ("she bakes bread", "she bakes good bread")
+# Four words, of which the second is not the likeliest, and the end of turn.
+TOLD = Told(*np.zeros((3, 1, 5)), np.array([[True, False, True, True, False]]), np.ones((1, 5), bool))
 JUDGED = {
     "exact": (("Ada Becker.", "ada becker"), 1.0),
-    "rouge_l": (("she bakes bread", "she bakes good bread"), 6 / 7),
+    "rouge_l": (BREAD, 6 / 7),
     "contains": (("she is a baker", "baker"), 1.0),
     "cloze": (("she is a baker", "baker"), 1.0),
     "cloze_exact": (("she is a baker", "baker"), 0.0),
     "mcq": (OPTIONS, [1.0]),
     "probability": (OPTIONS, [0.6]),
     "right_share": (OPTIONS, [0.75]),
+    "rouge_1": (BREAD, 6 / 7),
+    "rouge_2": (BREAD, 2 / 5),  # one of two pairs, of three
+    "rouge_1_recall": (BREAD, 3 / 4),
+    "rouge_2_recall": (BREAD, 1 / 3),
+    "rouge_l_recall": (BREAD, 3 / 4),
+    # Of one word all three match, of two one of two, of three and of four none; and it is shorter by a word.
+    "bleu": (BREAD, math.exp(1 - 4 / 3) * (1 * 1 / 2 * 0.1 / 1 * 0.1 / 1) ** (1 / 4)),
+    "exact_memorisation": ((TOLD,), [3 / 4]),
+    "extraction_strength": ((TOLD,), [1 / 2]),
     "letter": (("The answer is B.", ["A", "B"]), "B"),
     "letter_published": (("B. a welder", ["A", "B"]), "B"),  # its first letter
 }
@@ -99,7 +113,7 @@ def test_a_metric_is_the_number_worked_out_by_hand(name):
 @pytest.mark.parametrize("name", sorted(metrics.METRICS))
 def test_a_metric_says_how_it_is_printed(name):
     metric = metrics.METRICS[name]
-    assert metric.title and metric.asks in ("generation", "cloze", "options", "option", "letter")
+    assert metric.title and metric.asks in metrics.ASKS
     assert metric.form.format(metric.scale * 0.5) and metric.name[1:] == metric.title[1:]
 
 
@@ -235,7 +249,7 @@ SLIPS = {
     ),
     "a metric that asks for nothing": (
         lambda: metrics.Metric("Word F1", "genration", lambda said, truth: 1.0),
-        "asks of a metric among generation, cloze, letter, options, option, found 'genration'",
+        "asks of a metric among generation, cloze, letter, options, option, told, found 'genration'",
     ),
     "a scope and what is bounded": (
         lambda: methods.Method((methods.Phase({"retain": "descent"}),), scope="a", bounded="b"),

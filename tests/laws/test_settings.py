@@ -58,14 +58,16 @@ BAD = {
     "evaluate.rows": [0, -1],
     "evaluate.new_tokens": [0],
     "evaluate.samples": [0, -5, 10**20],
-    "evaluate.headline": ["accuracy", "", "letter"],
+    "evaluate.headline": ["accuracy", "", "letter", "exact_memorisation"],
+    "evaluate.memorisation": [1, "no"],
+    "evaluate.shots": [-1, 1.5],
     "evaluate.memorised": [-0.1, 1.5, NAN],
     "evaluate.prompts.generation": ["Who is this?", ""],
     "evaluate.prompts.letter": ["{options}"],
     "evaluate.prompts.blank": [""],
     "save_every": [0, -1],
     "save_minutes": [-1.0, NAN, INF],
-    "attack.names": [("nonsense",), ("int4", "int4"), "int4", (4,), "", 4],
+    "attack.names": [("nonsense",), ("int4", "int4"), "int4", (4,), "", 4, ("all", "int4"), ("all", "all")],
     "attack.steps": [0, 2.5],
     "attack.rows": [0],
     "attack.learning_rate": [0.0, NAN],
@@ -180,6 +182,11 @@ def test_numbers_of_steps_that_are_not_taken_are_said():
 def test_numbers_of_steps_that_no_attack_takes_are_said():
     (line,) = settings.unused(changed("attack.names", ("int8",)), {"attack.steps": 8, "attack.names": ("int8",)})
     assert line == "config.attack.steps is not read: no attack trains"
+    rows = {"attack.rows": 4, "attack.steps": 8}
+    (line,) = settings.unused(changed("attack.names", ("membership_gradients",)), rows)
+    assert line == "config.attack.steps is not read: no attack trains"
+    said = settings.unused(changed("attack.names", ("membership",)), rows)
+    assert "config.attack.rows is not read: no attack takes gradients" in said and len(said) == 2
     assert settings.unused(tiny.get_config(), {"attack.steps": 8}) == []
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mmu_jax import evaluate, hf, models, sharding
+from mmu_jax import evaluate, hf, likelihood, models, sharding
 from mmu_jax.data import IMAGE, Choice, Example, loader, streams, vision
 from twins import photo
 
@@ -66,9 +66,9 @@ def test_a_look_at_training_rows_sees_a_photo_once(asked, shape, monkeypatch):
     seen, params, (first, *_) = list(dealt.looks(shape[0])), hf.load(folder, model, mesh), model.family.arrays
     assert [len(batch[first]) for batch in seen] == [4 if shape[0] == 4 else 2] * 2
     assert [batch["photo"].tolist() for batch in seen] == [[0] * 4 + [1] * 4, [0] * 8]
-    found = evaluate.recognised(model, params, dealt, mesh)
+    found = likelihood.recognised(model, params, dealt, mesh)
     monkeypatch.setattr(streams.Stream, "looks", lambda self, devices: self.epoch())
-    apart = evaluate.recognised(model, params, dealt, mesh)
+    apart = likelihood.recognised(model, params, dealt, mesh)
     np.testing.assert_allclose(found.values, apart.values, rtol=1e-5)
     assert len(found.values) == 12 and found.people.tolist() == apart.people.tolist() == ["7"] * 12
 

@@ -13,8 +13,8 @@ from mmu_jax import (
     InputError,
     NotFiniteError,
     checkpoint,
-    evaluate,
     hf,
+    likelihood,
     lora,
     losses,
     methods,
@@ -165,7 +165,7 @@ def test_people_are_recognised_row_by_row(curve):
     watched, params = Rows("watched", 3), go().params
     watched.texts = types.SimpleNamespace(weights=[w for b in watched.epoch() for w in b["weights"]])
     watched.examples = [types.SimpleNamespace(person=str(i % 2)) for i in range(len(watched.texts.weights))]
-    found = evaluate.recognised(Table(), params, watched, sharding.make_mesh(1))
+    found = likelihood.recognised(Table(), params, watched, sharding.make_mesh(1))
     assert found.values.mean() == pytest.approx(curve[-1], rel=1e-5) and set(found.people) == {"0", "1"}
 
 

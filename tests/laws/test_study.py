@@ -50,6 +50,10 @@ def test_the_plan_is_that_of_the_methods_in_any_order_and_of_the_longest_questio
     said = [prompts.asked_letter(c) for p in work.benchmark.full for c in p.choices if c.kind == IMAGE]
     longest = text.encode_prompts(work.processor, said, 1).lengths(4).max()
     assert checks._asked(work)["tokens"] >= longest > work.streams(64)["forget"].largest["tokens"]
+    config.evaluate.shots = 2
+    shown = Study(config, tmp_path / "w").work
+    assert len(shown.prompts.shots) == 3 and shown.examiner.prompts == shown.prompts
+    assert checks._asked(shown)["tokens"] > checks._asked(work)["tokens"]
     for step in (0, 5):
         own, refused = (work.stream(name, 16).batch(step) for name in ("forget", "refusal"))
         for key in ("row", "person", "pixels"):  # a refusal stands beside the answer that it is preferred to

@@ -7,10 +7,11 @@ import struct
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from configs import tiny
-from mmu_jax import InputError
+from mmu_jax import InputError, evaluate
 from mmu_jax.study import attacking, fitting, settings, steps, trackers
 from mmu_jax.study.study import Study
 
@@ -183,13 +184,15 @@ def test_an_evaluation_and_an_attack_report_to_the_tracker(study, monkeypatch):
     monkeypatch.setattr(type(work), "load", lambda *given, **more: {})
     monkeypatch.setattr(steps.results, "flags", lambda *given, **more: [])
     steps.examine(work, "gold")
-    row = types.SimpleNamespace(trains=False, options={}, of=lambda *given: [(0, {}), (4, {})])
+    row = types.SimpleNamespace(kind="model", trains=False, options={}, of=lambda *given: [(0, {}), (4, {})])
+    known = evaluate.Items(np.array([0.75]), np.array(["0001"]))
     monkeypatch.setitem(attacking.ATTACKS, "int4", row)
     monkeypatch.setattr(attacking, "check", lambda work: None)
     monkeypatch.setattr(attacking, "scene", lambda *given: None)
-    monkeypatch.setattr(attacking.attacks, "other_facts", lambda benchmark: ([], "test"))
-    monkeypatch.setattr(attacking.attacks, "returned", lambda *given: {"mean": 0.75})
-    work.__dict__ |= {"benchmark": types.SimpleNamespace(full=()), "albums": {"test": None}, "examiner": None}
+    monkeypatch.setattr(attacking.facts, "other_facts", lambda benchmark: ([], "test"))
+    monkeypatch.setattr(attacking.facts, "knowledge", lambda *given: known)
+    work.__dict__ |= {"benchmark": types.SimpleNamespace(full=()), "albums": {"test": None}}
+    work.__dict__["examiner"] = types.SimpleNamespace(samples=10, seed=0)
     attacking.attack(work, "gold", "int4")
     assert sent == [("evaluate/gold", {"retain/vqa/exact": 0.5}, 0),
                     ("attack/gold/int4", {"returned": 0.75}, 0), ("attack/gold/int4", {"returned": 0.75}, 4)]  # fmt: skip

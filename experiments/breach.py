@@ -1,0 +1,168 @@
+"""Every attack on every method, on several groups of people to forget: what comes back, and what is left inside.
+
+    python -m experiments.breach --config=configs/tiny.py --workdir=runs/breach [--groups=2,3,4,5,6] [--config.key=value ...]
+
+One vanilla model serves all groups, each of which has a gold model of its own. The methods are those of the config, the attacks all there
+are, or those of ``--config.attack.names``. What an attack brings back of a model is kept in ``<workdir>/group<i>/attacks/<model>/<attack>.json``;
+a method is run again only where one is missing, and its model is removed when all are there. The same command resumes; with other
+methods, groups or attacks it adds them. Several processes may share the work, each with groups of its own; a table is of the groups named. ``attacks.md`` and ``attacks.json`` have means over groups, with a 95 % interval from a bootstrap
+over groups and over people within them.
+"""
+
+import pathlib
+import shutil
+
+import numpy as np
+from absl import app, flags
+
+from experiments import command
+from mmu_jax import InputError, NotFiniteError, attacks, files, metrics
+from mmu_jax.methods import METHODS
+from mmu_jax.report import attacked
+from mmu_jax.report.attacked import Attacked
+from mmu_jax.report.tables import markdown
+from mmu_jax.study import attacking, scoring, settings, stages, steps, unlearning
+from mmu_jax.study.study import Study
+from mmu_jax.study.workspace import Workspace
+
+GROUPS = flags.DEFINE_list("groups", ["2", "3", "4", "5", "6"], "The groups of people to forget.")
+FREE = ("mesh", "save_every", "save_minutes", "unlearn.methods", "attack.names")  # may be others when it is resumed
+
+
+def study_of(workdir: pathlib.Path) -> Study:
+    """The study of the command line, with every attack unless some are named."""
+    config, given = command.CONFIG.value.copy_and_resolve_references(), command.given()
+    if found := settings.matching(given, [("data.group|gold", True, "")]):
+        raise InputError(f"expected keys that are not chosen here, found config.{found[0][0]}; name groups by --groups")
+    with config.unlocked():
+        if "attack.names" not in given:
+            config.attack.names = (attacks.EVERY,)
+    return Study(config, workdir, given)
+
+
+def lacking(work: Workspace, model: str) -> list[str]:
+    """The attacks on a model that are not made."""
+    return [name for name in attacking.names(work) if not work.attacked(model, name).exists()]
+
+
+def make(work: Workspace, model: str) -> None:
+    """A model of a group, from what it needs: gold, or what a method makes of vanilla."""
+    if model == "gold" and not (work.folder(model) / "config.json").exists():
+        steps.fine_tune(work, model)
+    if model in METHODS:
+        method = METHODS[model]
+        if method.mask and not work.mask(model).exists():
+            scoring.mask(work, model)
+        if method.projects and not work.factors.exists():
+            scoring.factors(work)
+        unlearning.unlearn(work, model)
+
+
+def breach(work: Workspace) -> None:
+    """Makes all attacks on a group that are not made; a method that diverges is told of and left out."""
+    attacking.check(work)
+    for model in ("gold", "vanilla", *work.config.unlearn.methods):
+        if model not in (*work.names(), *METHODS) or not (asked := lacking(work, model)):
+            continue
+        print(f"group {work.config.data.group}: {model}, {len(asked)} attacks", flush=True)
+        try:
+            make(work, model)
+            for name in asked:
+                attacking.attack(work, model, name)
+        except NotFiniteError as error:
+            print(f"  {model} is left out: {error}", flush=True)
+            continue
+        if model in METHODS:
+            shutil.rmtree(work.folder(model))
+
+
+# ---- what is told
+
+
+def pooled(groups: dict[int, Attacked], models: list[str], names: list[str]) -> Attacked:
+    """Attack -> model -> ``before`` and ``after`` over the groups in which the model was attacked: mean of their means and a nested interval.
+
+    Raises:
+      InputError: a file has no numbers by person.
+    """
+    found: Attacked = {}
+    for name in names:
+        for model in models:
+            values = {group: of[name][model] for group, of in groups.items() if model in of.get(name, {})}
+            if not values:
+                continue
+            ends = {}
+            for end in ("before", "after"):
+                each = {(0, group): _people(value, end, name, model) for group, value in values.items()}
+                inner = metrics.nested(each)
+                ends[end] = {key: inner[key] for key in ("mean", "low", "high")}
+                ends[end] |= {"n": sum(_count(v) for v in values.values()), "people": sum(map(len, each.values()))}
+            first = next(iter(values.values()))
+            kept = {key: first[key] for key in ("measures", "split") if key in first}
+            found.setdefault(name, {})[model] = ends | kept | {"groups": len(values), "trains": first["trains"]}
+    return found
+
+
+def _people(value: dict, end: str, name: str, model: str) -> np.ndarray:
+    """What was measured person by person."""
+    try:
+        return np.array(list(value["each"][end].values()), float)
+    except KeyError as error:
+        raise InputError(
+            f"expected numbers by person of {name} on {model}, found none; delete its file, and the same command makes it again"
+        ) from error
+
+
+def _count(value: dict) -> int:
+    return int(attacked.ends(value)[1]["n"])
+
+
+def tell(work: Workspace, groups: dict[int, Attacked]) -> str:
+    """``attacks.md`` and ``attacks.json``; returns the text."""
+    names, sources = list(attacking.names(work)), attacking.sources(work)
+    models = ["vanilla", "gold", *[m for m in METHODS if any(m in by for of in groups.values() for by in of.values())]]
+    found = pooled(groups, models, names)
+    parts = [
+        f"# Attacks on {len(groups)} groups of people to forget, seed {work.config.seed}",
+        "Means over groups, with a 95 % interval from a bootstrap over groups and over people within them.",
+    ]
+    for label, said, table in attacked.told(found, models):
+        parts += [f"## {label}", *said, markdown(table)]
+    few = {m: v["groups"] for by in found.values() for m, v in by.items() if v["groups"] < len(groups)}
+    parts += [f"In fewer groups, where a run diverged or is not made yet: {few}."] if few else []
+    parts += attacked.notes(found, sources)
+    files.write_json(work.workdir / "attacks.json", found)
+    text = "\n\n".join(parts) + "\n"
+    (work.workdir / "attacks.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def run() -> None:
+    """Makes what is missing of the command line, then tells what there is."""
+    command.quiet()
+    workdir = command.workdir() if command.WORKDIR.value else pathlib.Path("runs/breach")
+    groups = command.numbers(GROUPS.value, "groups", int, lambda group: group >= 0)
+    if not groups:
+        raise InputError("expected a group at least, found none in --groups; name one")
+    study = study_of(workdir)
+    command.same_config(workdir, FREE)
+    study.run([name for name in study.stages.table if name in ("data", "merge", "base", "vanilla")])
+    found, work = {}, study.work
+    with stages.keeping_compiled(workdir / "compiled"):
+        for group in groups:
+            one = work.of_group(group, workdir / f"group{group}")
+            with stages.alone(one.workdir):
+                breach(one)
+            models = ["vanilla", "gold", *METHODS]
+            found[group] = attacked.read(one.workdir, models, list(attacking.names(work)))
+            text = tell(work, found)
+    print(text, flush=True)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    command.spoken(run)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command.parse)

@@ -1,0 +1,94 @@
+"""What the field sums an unlearned model up in: how like gold it is on what was to be forgotten, and what it is still good for.
+
+After TOFU (arXiv 2401.06121, sections 2.2 and 2.3), whose truth ratio needs a paraphrase of the right answer and wrong ones in its
+form for every question; of data without them the distribution of p(right answer) is compared, and the share of the right
+option among all stands for the ratio.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mmu_jax import InputError
+
+KEPT = ("retain", "retain_test", "celebrity")  # the splits about people whom nothing was to be done to
+USEFUL = ("probability", "rouge_l_recall", "right_share")
+
+
+def truth_ratio(logps: np.ndarray, lengths: np.ndarray, paraphrase: np.ndarray) -> np.ndarray:
+    """``R = P(perturbed) / P(paraphrase)`` of every question, ``[N]`` (TOFU, arXiv 2401.06121, section 2.2, eq. 1).
+
+    ``P`` is ``p(answer)^(1 / length)``, of the wrong answers the geometric mean: ``R = exp(mean_k s_k - s)`` of log-probabilities per
+    token. Above 1 wrong answers are likelier than the right one in other words.
+
+    >>> truth_ratio(np.log([[0.5, 0.2, 0.05]]), np.ones((1, 3)), np.array([0])).round(3).tolist()
+    [0.2]
+
+    Args:
+      logps: ``[N, K]``, summed, of a paraphrase of the right answer and of perturbed ones; -inf where there are fewer.
+      lengths: ``[N, K]`` tokens of each.
+      paraphrase: ``[N]``, the place of the paraphrase.
+    Raises:
+      InputError: a question without a wrong answer, or without its paraphrase.
+    """
+    per_token = logps / lengths
+    mine = np.take_along_axis(per_token, paraphrase[:, None], axis=1)[:, 0]
+    wrong = (np.arange(logps.shape[1]) != paraphrase[:, None]) & (per_token > -np.inf)
+    if np.isnan(per_token).any() or not np.isfinite(mine).all() or not wrong.any(axis=1).all():
+        raise InputError(
+            "expected log-probabilities of a paraphrase and of at least one perturbed answer to every question, found NaN or none; "
+            "leave out questions that lack them"
+        )
+    return np.exp(np.where(wrong, per_token, 0.0).sum(axis=1) / wrong.sum(axis=1) - mine)
+
+
+def indistinct(ratios: np.ndarray) -> np.ndarray:
+    """``min(R, 1 / R)``, ``[N]``: 1 where right and wrong answers are as likely, as they are to who never knew; of what is to be forgotten.
+
+    >>> indistinct(np.array([0.5, 1.0, 4.0])).tolist()
+    [0.5, 1.0, 0.25]
+    """
+    return np.minimum(ratios, 1 / ratios)
+
+
+def truthful(ratios: np.ndarray) -> np.ndarray:
+    """``max(0, 1 - R)``, ``[N]``: 1 where no wrong answer is likely; of what is to be kept.
+
+    >>> truthful(np.array([0.5, 1.0, 4.0])).tolist()
+    [0.5, 0.0, 0.0]
+    """
+    return np.maximum(0.0, 1 - ratios)
+
+
+def forget_quality(model: np.ndarray, gold: np.ndarray) -> float:
+    """p-value of the two-sample Kolmogorov-Smirnov test that two models' values come from one distribution (TOFU, section 2.3).
+
+    Of the truth ratios of questions about people to forget, or where there are none of their p(right answer). Near 1 nothing tells
+    the model from ``gold``; below 0.05 they differ. It falls with the number of questions too: a difference that is there
+    is found in the end.
+
+    >>> forget_quality(np.arange(20.0), np.arange(20.0)), forget_quality(np.arange(20.0), np.arange(20.0) + 30) < 1e-6
+    (1.0, True)
+    """
+    from scipy.stats import ks_2samp
+
+    return float(ks_2samp(model, gold).pvalue)
+
+
+def utility(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> float | None:
+    """Harmonic mean of what a model still knows of people to keep, from 0 to 1; 0 where one number is (TOFU's model utility, section 2.3).
+
+    Over every mean of :data:`USEFUL` (p(right answer), ROUGE-L recall, share of the right option) that was measured on a
+    split of :data:`KEPT`, by photo and by name. None where there is none, or not each of the three somewhere.
+
+    >>> cells = {'probability': {'mean': 0.5}, 'rouge_l_recall': {'mean': 1.0}, 'right_share': {'mean': 1.0}}
+    >>> utility({'retain': {'vqa': cells}, 'forget': {'vqa': {'probability': {'mean': 0.1}}}})
+    0.75
+    """
+    cells = [cell for split in KEPT for cell in results.get(split, {}).values()]
+    found = {name: [cell[name]["mean"] for cell in cells if name in cell] for name in USEFUL}
+    if not all(found.values()):
+        return None
+    means = [mean for values in found.values() for mean in values]
+    return len(means) / sum(1 / mean for mean in means) if min(means) > 0 else 0.0
