@@ -4,7 +4,7 @@ import re
 
 from mmu_jax.data.general.items import Question
 from mmu_jax.letters import strict_letter
-from mmu_jax.metrics import words
+from mmu_jax.overlap import words
 
 
 def denied(said: str, question: Question | None = None) -> str:
