@@ -12,14 +12,13 @@ PACKAGE = ROOT / "mmu_jax"
 FLOORS = (
     ("mmu_jax",),
     ("letters", "losses", "files", "hub", "trees"),
-    ("overlap", "sharding"),
+    ("overlap", "quality", "sharding"),
     (
         "directory",
         "factor",
         "metrics",
         "optimizers",
         "packing",
-        "quality",
         "rowwise",
         "selection",
         "separable",

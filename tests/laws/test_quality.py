@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import ks_2samp
 
 import reported
-from mmu_jax import InputError, quality
+from mmu_jax import InputError, metrics, quality
 from mmu_jax.report import tables
 
 # A paraphrase that is third of four, and first of three.
@@ -23,6 +23,18 @@ def test_the_truth_ratio_is_that_of_geometric_means():
     np.testing.assert_allclose(found, [wrong[0] / p[0, 2], wrong[1] / p[1, 0]])
     np.testing.assert_allclose(quality.indistinct(found), [min(r, 1 / r) for r in found])
     np.testing.assert_allclose(quality.truthful(found), [max(0.0, 1 - r) for r in found])
+
+
+def test_pooled_as_in_clear_s_code_wrong_answers_of_all_questions_are_one_mean():
+    """Its ratio is exp(mean of all losses of wrong answers - loss of the paraphrase): the inverse of this one."""
+    losses = -LOGPS / LENGTHS
+    published = np.exp(losses[[0, 0, 0, 1, 1], [0, 1, 3, 1, 2]].mean() - losses[[0, 1], [2, 0]])
+    found = quality.truth_ratio(LOGPS, LENGTHS, np.array([2, 0]), pooled=True)
+    np.testing.assert_allclose(found, 1 / published)
+    kept = metrics.METRICS["truthful_published"].of(LOGPS, LENGTHS, np.array([2, 0]))
+    np.testing.assert_allclose(kept, [max(0.0, 1 - 1 / r) for r in published])
+    share = metrics.METRICS["truth_share"].of(LOGPS, LENGTHS, np.array([2, 0]))
+    np.testing.assert_allclose(share, 1 / (1 + quality.truth_ratio(LOGPS, LENGTHS, np.array([2, 0]))))
 
 
 def test_who_knows_is_truthful_and_who_does_not_is_indistinct():
@@ -77,7 +89,8 @@ def results(**models):
 def test_the_report_sums_every_model_up():
     made = results(vanilla=(0.9, 0.9), gold=(0.2, 0.9), ga=(0.21, 0.05))
     head, *rows = tables.quality_table(made)
-    assert head == ["Model", "Forget quality, Forget VQA ↑", "Forget quality, Forget Test VQA ↑", "Model utility ↑"]
+    of = "Forget quality by p(right answer)"
+    assert head == ["Model", f"{of}, Forget VQA ↑", f"{of}, Forget Test VQA ↑", "Model utility ↑"]
     told = {name: numbers for name, *numbers in rows}
     assert told["gold"][:2] == ["–", "–"] and float(told["vanilla"][0]) < 1e-6 < 0.9 < float(told["ga"][0])
     for name, numbers in told.items():
@@ -88,6 +101,21 @@ def test_the_report_sums_every_model_up():
     assert tables.quality_table({"vanilla": reported.made("vanilla", 0.9, 0.9)}) is None, (
         "without a recall there is none"
     )
+
+
+def test_forget_quality_is_by_the_truth_ratio_where_there_is_one():
+    made = results(vanilla=(0.9, 0.9), gold=(0.2, 0.9), ga=(0.2, 0.9))
+    for name, value in made.items():
+        share = np.linspace(0.4, 0.9 if name == "vanilla" else 0.6, 50).tolist()
+        value["results"]["forget"]["vqa"]["truth_share"] = reported.value(0.5) | {"items": share}
+    head, *rows = tables.quality_table(made)
+    assert head[1:3] == [
+        "Forget quality by truth ratio, Forget VQA ↑",
+        "Forget quality by p(right answer), Forget Test VQA ↑",
+    ]
+    told = {name: numbers for name, *numbers in rows}
+    first, gold = (made[name]["results"]["forget"]["vqa"]["truth_share"]["items"] for name in ("vanilla", "gold"))
+    assert float(told["vanilla"][0]) == pytest.approx(ks_2samp(first, gold).pvalue, rel=0.5) and told["ga"][0] == "1.00"
 
 
 def test_metrics_that_say_the_same_share_a_table():
