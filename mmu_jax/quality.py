@@ -19,8 +19,8 @@ USEFUL = ("probability", "rouge_l_recall", "right_share")
 def truth_ratio(logps: np.ndarray, lengths: np.ndarray, paraphrase: np.ndarray, *, pooled: bool = False) -> np.ndarray:
     """``R = P(perturbed) / P(paraphrase)`` of every question, ``[N]`` (TOFU, arXiv 2401.06121, section 2.2).
 
-    ``P`` is ``p(answer)^(1 / length)``, of the wrong answers the geometric mean, as its code takes it: ``R = exp(mean_k s_k - s)`` of log-probabilities per
-    token. Above 1 wrong answers are likelier than the right one in other words.
+    ``P`` is ``p(answer)^(1 / length)``, of the wrong answers the geometric mean, as its code takes it: ``R = exp(mean_k s_k - s)``
+    of log-probabilities per token. Above 1 wrong answers are likelier than the right one in other words.
 
     >>> truth_ratio(np.log([[0.5, 0.2, 0.05]]), np.ones((1, 3)), np.array([0])).round(3).tolist()
     [0.2]

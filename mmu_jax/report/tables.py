@@ -138,17 +138,18 @@ def quality_table(results: Results) -> Table | None:
         _against_gold(results, "truth_share"), "truth_share"
     )
     useful = {name: quality.utility(results[name]["results"]) for name in results}
-    if not told and None in useful.values():
+    known = None not in useful.values()
+    if not told and not known:
         return None
 
     def row(name):
         pairs = [[_items(results, model, a, metric) for model in (name, "gold")] for a, metric in told.items()]
         alike = ["–" if name == "gold" else _p_value(quality.forget_quality(*pair)) for pair in pairs]
-        return alike + [f"{100 * useful[name]:.1f}"] * (None not in useful.values())
+        return [*alike, f"{100 * useful[name]:.1f}"] if known else alike
 
     of = {"probability": "p(right answer)", "truth_share": "truth ratio"}
     head = [f"Forget quality by {of[metric]}, {axis.title} ↑" for axis, metric in told.items()]
-    head += ["Model utility ↑"] * (None not in useful.values())
+    head += ["Model utility ↑"] * known
     return [["Model", *head], *([name, *row(name)] for name in results)]
 
 
