@@ -97,19 +97,43 @@ def forget_quality(model: np.ndarray, gold: np.ndarray) -> float:
     return float(ks_2samp(model, gold).pvalue)
 
 
-def utility(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> float | None:
+def utility(
+    results: Mapping[str, Mapping[str, Mapping[str, Any]]], *, samples: int = 1000, seed: int = 0
+) -> dict[str, float] | None:
     """Harmonic mean of what a model still knows of people to keep, from 0 to 1; 0 where one number is (TOFU's model utility, section 2.2).
 
     Over every mean of :data:`USEFUL` (p(right answer), ROUGE-L recall, share of the right option) that was measured on a
-    split of :data:`KEPT`, by photo and by name. None where there is none, or not each of the three somewhere.
+    split of :data:`KEPT`, by photo and by name; with a 95 % interval from a bootstrap over people where each is known person by person.
 
     >>> cells = {'probability': {'mean': 0.5}, 'rouge_l_recall': {'mean': 1.0}, 'right_share': {'mean': 1.0}}
     >>> utility({'retain': {'vqa': cells}, 'forget': {'vqa': {'probability': {'mean': 0.1}}}})
-    0.75
+    {'mean': 0.75}
+
+    Args:
+      results: split -> task -> metric -> ``{'mean'}`` and optionally ``'each'``, person -> mean (``evaluate.evaluate``).
+    Returns:
+      ``{'mean'}``, or ``{'mean', 'low', 'high', 'people'}``; None where not each of the three was measured somewhere.
     """
     cells = [cell for split in KEPT for cell in results.get(split, {}).values()]
-    found = {name: [cell[name]["mean"] for cell in cells if name in cell] for name in USEFUL}
+    found = {name: [cell[name] for cell in cells if name in cell] for name in USEFUL}
     if not all(found.values()):
         return None
-    means = [mean for values in found.values() for mean in values]
-    return len(means) / sum(1 / mean for mean in means) if min(means) > 0 else 0.0
+    numbers = [number for values in found.values() for number in values]
+    mean = {"mean": float(_harmonic(np.array([number["mean"] for number in numbers])))}
+    if not all(number.get("each") for number in numbers):
+        return mean
+    people = sorted({person for number in numbers for person in number["each"]})
+    times = np.random.default_rng(seed).multinomial(len(people), np.full(len(people), 1 / len(people)), samples)
+    drawn = []
+    for number in numbers:
+        asked = np.array([person in number["each"] for person in people])
+        values = np.array([number["each"].get(person, 0.0) for person in people])
+        drawn.append((times @ values) / np.maximum(times @ asked, 1))
+    low, high = np.percentile(_harmonic(np.array(drawn)), [2.5, 97.5])
+    return mean | {"low": float(low), "high": float(high), "people": len(people)}
+
+
+def _harmonic(values: np.ndarray) -> np.ndarray:
+    """Of axis 0; 0 where one value is."""
+    inverse = 1 / np.where(values > 0, values, 1.0)
+    return np.where((values > 0).all(axis=0), len(values) / inverse.sum(axis=0), 0.0)

@@ -145,12 +145,16 @@ def quality_table(results: Results) -> Table | None:
     def row(name):
         pairs = [[_items(results, model, a, metric) for model in (name, "gold")] for a, metric in told.items()]
         alike = ["–" if name == "gold" else _p_value(quality.forget_quality(*pair)) for pair in pairs]
-        return [*alike, f"{100 * useful[name]:.1f}"] if known else alike
+        return [*alike, _percent(useful[name])] if known else alike
 
     of = {"probability": "p(right answer)", "truth_share": "truth ratio"}
     head = [f"Forget quality by {of[metric]}, {axis.title} ↑" for axis, metric in told.items()]
     head += ["Model utility ↑"] * known
     return [["Model", *head], *([name, *row(name)] for name in results)]
+
+
+def _percent(value: dict[str, float]) -> str:
+    return interval(value, METRICS["probability"]) if "low" in value else f"{100 * value['mean']:.1f}"
 
 
 def _p_value(p: float) -> str:

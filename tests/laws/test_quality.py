@@ -1,6 +1,5 @@
 """What a model is summed up in, against what scipy makes of the same numbers, and how the report tells it."""
 
-import math
 import statistics
 
 import numpy as np
@@ -69,10 +68,27 @@ def test_utility_is_the_harmonic_mean_of_what_is_kept_alone():
     kept = {"retain": {"vqa": cells(0.9, 0.8, 0.7), "qa": cells(0.5)}, "celebrity": {"vqa": cells(0.2, 0.4)}}
     lost = {"forget": {"vqa": cells(0.1, 0.1, 0.1)}, "test": {"vqa": cells(0.0)}, "unseen": {"vqa": cells(0.0)}}
     found = quality.utility(kept | lost)
-    assert found == pytest.approx(statistics.harmonic_mean([0.9, 0.8, 0.7, 0.5, 0.2, 0.4]))
-    assert quality.utility(kept | {"retain_test": {"qa": cells(0.99)}}) > found, "it rises with what is known"
-    assert quality.utility({"retain": {"vqa": cells(0.9, 0.0, 0.7)}}) == 0.0
+    assert found == {"mean": pytest.approx(statistics.harmonic_mean([0.9, 0.8, 0.7, 0.5, 0.2, 0.4]))}
+    assert quality.utility(kept | {"retain_test": {"qa": cells(0.99)}})["mean"] > found["mean"], (
+        "it rises with what is known"
+    )
+    assert quality.utility({"retain": {"vqa": cells(0.9, 0.0, 0.7)}})["mean"] == 0.0
     assert quality.utility({"retain": {"vqa": cells(0.9, 0.8)}}) is None and quality.utility(lost) is None
+
+
+def test_utility_has_an_interval_over_people():
+    rng = np.random.default_rng(0)
+    each = {name: {f"p{i}": float(x) for i, x in enumerate(rng.uniform(0.3, 0.9, 20))} for name in quality.USEFUL}
+    vqa = {name: {"mean": float(np.mean(list(values.values()))), "each": values} for name, values in each.items()}
+    found = quality.utility({"retain": {"vqa": vqa}, "celebrity": {"vqa": cells(0.5)}})
+    assert found.keys() == {"mean"}, "where some numbers are not known person by person there is none"
+    found = quality.utility({"retain": {"vqa": vqa}}, samples=4000)
+    table, draws = np.array([list(values.values()) for values in each.values()]), []
+    for _ in range(4000):
+        draws.append(statistics.harmonic_mean(table[:, rng.integers(0, 20, 20)].mean(axis=1)))
+    np.testing.assert_allclose([found["low"], found["high"]], np.percentile(draws, [2.5, 97.5]), atol=0.005)
+    assert found["low"] < found["mean"] < found["high"] and found["people"] == 20
+    assert tables._percent(found).startswith(f"{100 * found['mean']:.1f} [")
 
 
 def results(**models):
@@ -94,7 +110,7 @@ def test_the_report_sums_every_model_up():
     told = {name: numbers for name, *numbers in rows}
     assert told["gold"][:2] == ["–", "–"] and float(told["vanilla"][0]) < 1e-6 < 0.9 < float(told["ga"][0])
     for name, numbers in told.items():
-        assert float(numbers[2]) == pytest.approx(100 * quality.utility(made[name]["results"]), abs=0.051)
+        assert float(numbers[2]) == pytest.approx(100 * quality.utility(made[name]["results"])["mean"], abs=0.051)
     assert float(told["ga"][2]) < float(told["gold"][2]) == float(told["vanilla"][2])
     alone = tables.quality_table({name: value for name, value in made.items() if name != "gold"})
     assert alone[0] == ["Model", "Model utility ↑"]
@@ -133,4 +149,3 @@ def test_metrics_that_say_the_same_share_a_table():
     assert len(set(map(str, titles.values()))) == len(titles)
     made["ga"]["results"]["forget"]["vqa"]["cloze"] = reported.value(0.5)
     assert ("cloze",) in [tuple(names) for names, _ in tables.further(made, ("exact", "mcq"))]
-    assert not math.isnan(quality.utility(made["ga"]["results"]))
