@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mmu_jax import activations, edits, evaluate, objectives, saliency, trees
+from mmu_jax import activations, edits, likelihood, objectives, saliency, trees
 from mmu_jax.activations import Moments
 from mmu_jax.data.streams import Pass, Stream
 from mmu_jax.edits import EDITS, Edit, Evidence
@@ -146,7 +146,7 @@ def _weighed(
     watched = work.watched("forget", work.config.unlearn.stop.rows or work.config.unlearn.rows)
 
     def look(strength):
-        items = evaluate.recognised(work.model, made(strength), watched, work.mesh)
+        items = likelihood.recognised(work.model, made(strength), watched, work.mesh)
         value = stop.value(float(items.values.mean()), items.values)
         print(f"  {name}: at {strength:.4g}, {value:.3f} is left", flush=True)
         return value
