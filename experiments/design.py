@@ -114,10 +114,30 @@ SMOL = {
         (2e-5,),
     ),
 }
+# The methods of the field, one seed and five groups, rates by the rule.
+FIELD = {
+    "none": Setting(
+        0.0,
+        {name: () for name in ("ga", "npo", "simnpo", "wga", "satimp", "undial", "ce_u", "idk", "dpo", "llmu", "rmu", "vkd",
+                               "sine_project", "mmunlearner", "null_space", "vl_eraser", "projected")},
+        (1e-5, 5e-5, 2e-4),
+        400,
+    ),
+    "all": Setting(
+        1.0,
+        {name: () for name in ("npo_retain", "simnpo", "wga", "satimp", "undial", "idk", "dpo", "llmu", "scrub", "rmu", "vkd",
+                               "sine_project", "grad_diff", "grad_diff_alternate", "mmunlearner", "ssd", "manu", "kvw", "task_vector",
+                               "smfa", "projected_retain")},
+        (2e-5, 1e-4, 4e-4),
+        600,
+        (2e-4,),
+    ),
+}  # fmt: skip
 DESIGNS = {
     "tiny": Design(
         ((3, 0), (3, 1)), tuple((seed, group) for seed in (0, 1, 2) for group in (2, 3, 4, 5, 6)), TINY, ("none", "all")
     ),
+    "field": Design(((3, 0),), tuple((0, group) for group in (2, 3, 4, 5, 6)), FIELD),
     "smol": Design(((0, 4),), ((0, 1), (0, 2), (0, 3)), SMOL),
 }
 GUARDS = (("forget_qa", "exact"), ("retain_qa", "exact"))

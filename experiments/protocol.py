@@ -23,7 +23,7 @@ from absl import app, flags
 
 from experiments import command, told
 from experiments.design import AXES, DESIGNS, GUARDS, Design, Rates, Setting, descends, label, said
-from mmu_jax import InputError, NotFiniteError, attacks, files, metrics, train_state
+from mmu_jax import InputError, NotFiniteError, attacks, files, metrics
 from mmu_jax.methods import METHODS
 from mmu_jax.study import attacking, general, scoring, settings, stages, steps, unlearning
 from mmu_jax.study.study import Study
@@ -86,7 +86,7 @@ def prepare_pair(work: Workspace, pair: tuple[int, int]) -> None:
     names = {name for setting in design().settings.values() for name in setting.methods}
     with work.config.unlocked():
         work.config.unlearn.methods = tuple(sorted(names))
-    if not work.factors.exists():
+    if any(METHODS[name].reads_factors for name in names) and not work.factors.exists():
         scoring.factors(work)
     masked = [name for name in names if METHODS[name].mask and not work.mask(name).exists()]
     for name in sorted(masked, key=lambda name: str(METHODS[name].mask.reads)):
@@ -127,18 +127,14 @@ def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
 
 def measure(work: Workspace, setting: Setting, name: str, rates: Rates, deep: bool) -> dict[str, Any]:
     """A method at its rates, run to its stop: how long, where it ended, and what is known then."""
-    job = unlearning.prepare(work, name, learning_rate=rates[0], retain_rate=rates[1])
-    job = dataclasses.replace(job, plan=dataclasses.replace(job.plan, iterations=setting.iterations))
-    params = work.load(work.vanilla, consumed=True)
     try:
-        state = job.fit(work, params, work.mesh)
-        found = {"axes": known(work, state.params)}
+        params, ended = unlearning.forgotten(
+            work, name, iterations=setting.iterations, learning_rate=rates[0], retain_rate=rates[1]
+        )
+        found = {"axes": known(work, params)} | ended
     except NotFiniteError as error:
         return {"axes": {}, "diverged": str(error)}
-    last = train_state.latest(state).get(train_state.WATCHED)
-    found |= {"iterations": int(state.step), "level": job.plan.stop.level, "last": last}
-    found |= {"reached": bool(job.plan.stop.reached(last))}
-    return found | ({"attacks": attacked(work, state.params)} if deep else {})
+    return found | ({"attacks": attacked(work, params)} if deep else {})
 
 
 def rows_of(work: Workspace, setting: str, name: str) -> tuple[pathlib.Path, list[dict]]:
@@ -213,7 +209,8 @@ def grid(key: str, name: str) -> list[Rates]:
     """The rates at which a method is tried in a setting."""
     setting = design().settings[key]
     retained = setting.retained if descends(setting, name) else setting.retained[:1]
-    return [(rate, retain) for retain in retained for rate in setting.rates]
+    rates = setting.rates if METHODS[name].phases else setting.rates[:1]  # an edit has a strength instead
+    return [(rate, retain) for retain in retained for rate in rates]
 
 
 def mean(row: dict, axis: str, metric: str) -> float:

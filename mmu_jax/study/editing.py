@@ -109,10 +109,10 @@ def describe(work: Workspace, method: Method, start: float, stop: Stop | None) -
     return "\n".join(lines)
 
 
-def edit(
+def edited(
     work: Workspace, name: str, method: Method, stop: Stop | None, jobs: Callable[[Method], Job]
-) -> dict[str, Any]:
-    """Measures, edits and writes; returns what the record of the stage keeps.
+) -> tuple[Params, dict[str, Any]]:
+    """Measures and edits; returns the params and what the record of the stage keeps.
 
     Where there is a ``stop``, with the weakest strength by which as little is known of the people to forget as it says, else
     with that of the config.
@@ -121,8 +121,7 @@ def edit(
       jobs: ``method -> job`` of what its updates are trained by.
     """
     c, row = work.config.unlearn, EDITS[method.edit]
-    start = float(c.strength[name])
-    print(describe(work, method, start, stop), flush=True)
+    strength = start = float(c.strength[name])
     work.scores.drop()
     if row.trained:
         evidence, numbers = _updates(work, name, method, jobs)
@@ -130,13 +129,22 @@ def edit(
         with jax.set_mesh(work.mesh):
             evidence, numbers = MEASURES[row.reads](work, row), {"iterations": 0}
     made = partial(edits.apply, method.edit, work.load(work.vanilla), evidence, options=method.options)
-    strength = start
     if stop:
         strength, seen = _weighed(work, name, made, stop, start, row.limit)
         numbers |= {"looks": seen, "stopped": _stopped(stop, dict(seen)[strength], row, strength)}
-    changed = write(work, name, work.vanilla, Whole().change(made(strength), Limits()))
-    print(f"  {name}: {row.strength} {strength:.4g}, {100 * changed:.2f} % of the entries changed", flush=True)
-    return numbers | {"changed_in_file": changed, "strength": {row.strength: strength}, "mask_proof": {}}
+    return made(strength), numbers | {"strength": {row.strength: strength}, "mask_proof": {}}
+
+
+def edit(
+    work: Workspace, name: str, method: Method, stop: Stop | None, jobs: Callable[[Method], Job]
+) -> dict[str, Any]:
+    """:func:`edited` and written; returns what the record of the stage keeps."""
+    print(describe(work, method, float(work.config.unlearn.strength[name]), stop), flush=True)
+    params, numbers = edited(work, name, method, stop, jobs)
+    changed = write(work, name, work.vanilla, Whole().change(params, Limits()))
+    ((strength, value),) = numbers["strength"].items()
+    print(f"  {name}: {strength} {value:.4g}, {100 * changed:.2f} % of the entries changed", flush=True)
+    return numbers | {"changed_in_file": changed}
 
 
 def _weighed(

@@ -1,12 +1,15 @@
 """How a method of the table becomes a job: its streams, mask and factors, its rates, and when it is to stop."""
 
 import collections
+import dataclasses
 import functools
+import shutil
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from mmu_jax import InputError, curvature, factor, likelihood, masks, metrics
+from mmu_jax import InputError, curvature, factor, likelihood, masks, metrics, train_state
 from mmu_jax.data import Example, facts
 from mmu_jax.phases import Method
 from mmu_jax.plan import Plan, Stop
@@ -14,7 +17,7 @@ from mmu_jax.study import checks, editing, records, scoring
 from mmu_jax.study.fitting import Job, fit
 from mmu_jax.study.workspace import Workspace
 from mmu_jax.trainable import Limits
-from mmu_jax.trees import Mask
+from mmu_jax.trees import Mask, Params
 
 
 def prepare(work: Workspace, name: str, **rates: float) -> Job:
@@ -175,3 +178,32 @@ def unlearn(work: Workspace, name: str) -> dict:
     job = prepare(work, name)
     params = work.load(work.vanilla, consumed=job.plan.trainable.consumes)
     return fit(work, f"unlearn/{name}", job, params, work.mesh)
+
+
+def forgotten(work: Workspace, name: str, *, iterations: int = 0, **rates: float) -> tuple[Params, dict[str, Any]]:
+    """The params that a method makes of vanilla, of which nothing is written, and where it ended.
+
+    Args:
+      iterations: the most of its steps, 0 for the passes of the config; of an edit, whose updates make all their passes, they are not looked at.
+      rates: ``learning_rate`` and ``retain_rate``, which stand for those of the config.
+    Returns:
+      params, and ``iterations``; where there is a level to end at, ``level``, ``last`` and ``reached`` too, of an edit its ``strength``.
+    Raises:
+      NotFiniteError: it diverged.
+    """
+    if (method := checks.method(work.config, name)).edit:
+        shutil.rmtree(work.workdir / "checkpoints" / "unlearn" / name, ignore_errors=True)  # of other rates
+        jobs = functools.partial(_job, work, name, stop=None, **rates)
+        params, numbers = editing.edited(work, name, method, find_stop(work), jobs)
+        ended = {key: numbers.get("stopped", {})[key] for key in ("level", "last", "reached") if "stopped" in numbers}
+        return params, {"iterations": numbers["iterations"], "strength": numbers["strength"]} | ended
+    job = prepare(work, name, **rates)
+    plan = dataclasses.replace(job.plan, iterations=iterations or job.plan.iterations)
+    vanilla = work.load(work.vanilla, consumed=plan.trainable.consumes)
+    state = dataclasses.replace(job, plan=plan).fit(work, vanilla, work.mesh)
+    seen = plan.trainable.view(state.params, vanilla, job.limits, plan.method.phases[-1])
+    ended = {"iterations": int(state.step)}
+    if plan.stop:
+        last = train_state.latest(state).get(train_state.WATCHED)
+        ended |= {"level": plan.stop.level, "last": last, "reached": bool(plan.stop.reached(last))}
+    return seen.whole(seen.part), ended
