@@ -26,7 +26,7 @@ How to read the tables:
 - **Steps** are numbered in the order in which one iteration takes them; `loss(stream)`, or `loss(stream, other)` where row by
   row it takes another stream beside, joined by + where one step takes several, each after its weight where that is not 1. *Spread*: taken only every `len(retain) // len(forget)` iterations, once for each forget batch. *Masked*: only
   entries in the mask move. *Projected*: nothing moves along the directions that carry what is kept, nor any leaf that is no
-  linear weight (`mmu_jax.curvature`). *With look-ahead*: a second gradient is taken beside the path. *Not clipped*: the norm of its gradient is not bounded.
+  linear weight (`mmu_jax.curvature`; with `factors='inputs'` the directions are those of what the weights read). *With look-ahead*: a second gradient is taken beside the path. *Not clipped*: the norm of its gradient is not bounded.
   An *edit* changes params without steps ([Edits](#edits)); steps beside it are those whose updates it reads.
 - **Mask** is the [rule](api/masks.md#mmu_jax.rules.Rule) by which scores become a mask; what it does not state has the default. The default
   is `1[(F_f + eps) / (F_p + eps) >= tau]`, F the mean of squared per-example gradients: on forget VQA, and on retain VQA

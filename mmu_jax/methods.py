@@ -175,9 +175,17 @@ METHODS: dict[str, Method] = {
         source="selective synaptic dampening, arXiv 2308.07707",
         note="of the paper's alpha of 10 nothing is selected where a tenth of everyone is forgotten; linear weights alone",
     ),
-    "manu": Method((), edit="manu", source="MANU, arXiv 2502.15910", note="the neurons of whole MLPs, in all layers"),
+    "manu": Method(
+        (),
+        edit="manu",
+        source="MANU, arXiv 2502.15910",
+        note="measured on photo questions; neurons of whole MLPs, in all layers",
+    ),
     "kvw": Method(
-        (), edit="kvw", source="KVW: knowledge vectors weakened", note="measured on the model as it was, in all layers"
+        (),
+        edit="kvw",
+        source="KVW: knowledge vectors weakened",
+        note="measured on photo questions and the model as it was, in all layers",
     ),
     "task_vector": Method(
         (Phase({"forget": "descent"}),),
