@@ -127,8 +127,9 @@ def _undial(seen: Seen, batch: Batch, beta: float = 10.0) -> losses.Pair:
 
 
 def _distil(seen: Seen, batch: Batch, alpha: float = 1.0, gamma: float = 1.0) -> losses.Pair:
-    (alike, count), (taught, _) = _kl(seen, batch), _cross_entropy(seen, batch)
-    return alpha * alike + gamma * taught, count
+    logits, tokens, weights = seen.answers(batch)
+    alike, count = distillation.kl(seen.teacher.answers(batch)[0], logits, weights)
+    return alpha * alike + gamma * losses.cross_entropy(logits, tokens, weights)[0], count
 
 
 def _predicting(batch: Batch) -> jax.Array:
