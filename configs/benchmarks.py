@@ -109,9 +109,9 @@ def published(argument: str | None) -> ConfigDict:
     args.method = args.method or ("projected" if args.benchmark == "folder" else "all")
     share = _share(args)
     method = METHODS.get(args.method)
-    whole = method and (method.edit or method.mask and method.mask.gradients_only)
-    if whole and "lora=" not in (argument or ""):
-        args.lora = 0  # its mask is on the gradients of the params themselves, or it edits those
+    own = method and (method.edit or method.bounded or method.scope != ".*")
+    if (own or method and method.mask and method.mask.gradients_only) and "lora=" not in (argument or ""):
+        args.lora = 0  # it edits the params themselves, says which of them train, or masks their gradients
     wanted = common.ALL if args.method == "all" else (args.method,)
     if args.side != "both" and not args.lora:
         wanted = tuple(name for name in wanted if name != "linear_only")  # it would move the other side too

@@ -170,13 +170,13 @@ def each(
     return (program(params, batch) for batch in batches)
 
 
-@jax.jit
+@partial(jax.jit, donate_argnums=0)
 def _sum(first, second):
     return jax.tree.map(jnp.add, first, second)
 
 
 def total(seen: Iterable[Moments]) -> Moments:
-    """The moments of several batches together; nothing per batch goes to the host.
+    """The moments or Grams of several batches together, which are consumed; nothing per batch goes to the host.
 
     >>> total([{'w': jnp.ones((5, 1))}, {'w': jnp.ones((5, 1))}])['w'][0].tolist()
     [2.0]

@@ -265,6 +265,14 @@ class Edit:
         """The streams that begin the phases whose updates it reads."""
         return self.streams if self.reads == "updates" else ()
 
+    def beyond(self, strength: float) -> bool:
+        """Whether a strength is on the far side of the strongest there is.
+
+        >>> EDITS['manu'].beyond(1.5), EDITS['kvw'].beyond(1.5)
+        (True, False)
+        """
+        return strength > self.limit if self.limit > self.start else strength < self.limit
+
     @property
     def start(self) -> float:
         """Its strength where nothing else is said."""
@@ -272,13 +280,7 @@ class Edit:
 
 
 EDITS: dict[str, Edit] = {
-    "ssd": Edit(
-        ssd,
-        "scores",
-        ("forget", "vqa"),
-        "dampening",
-        limit=0.0,
-    ),
+    "ssd": Edit(ssd, "scores", ("forget", "vqa"), "dampening", limit=0.0),
     "manu": Edit(manu, "moments", ("forget", "retain"), "share", limit=1.0, leaves=PRUNED),
     "kvw": Edit(kvw, "excess", ("forget", "retain"), "gamma", leaves=r"language_model/.*/mlp/down_proj/weight"),
     "task_vector": Edit(task_vector, "updates", ("forget",), "scale", leaves=".*"),

@@ -37,10 +37,12 @@ def plan(request: Request, config: ConfigDict) -> list[str]:
     others = f"{kept} others are in the folder: none of them is trained on" if kept else "nobody else is in the folder"
     if any(stream != "forget" for stream in method.streams):
         others = f"{kept} others are in the folder and trained on"
+    elif any(stream != "forget" for stream in method.reads):
+        others = f"{kept} others are in the folder and measured, none of them is trained on"
     lines.append(f"method: {config.unlearn.methods[0]}, {method.source}; {others}")
     if method.projects:
         measured = [f"{kept} of the folder"] * bool(kept) + ["people never seen"] * bool(config.factors.unseen)
-        what = config.factors.path or f"{' and '.join(measured)}, and texts"
+        what = (config.factors.path if method.reads_factors else "") or f"{' and '.join(measured)}, and texts"
         lines.append(f"what is kept is measured once, before it forgets, on {what}")
     notes = rows.remarks(request.source)
     more = [f"note: and {len(notes) - SHOWN} more"] if len(notes) > SHOWN else []

@@ -173,6 +173,12 @@ def _of_methods(c: ConfigDict) -> list[str]:
                 f"expected the scores themselves for the mask of {name} (rule {method.mask.by}), found "
                 "config.saliency.keep_scores=False; set it to True"
             )
+        if method.edit and EDITS[method.edit].beyond(c.unlearn.strength[name]):
+            row = EDITS[method.edit]
+            problems.append(
+                f"expected config.unlearn.strength.{name} ({row.strength}) of {row.limit:g} at the most, found "
+                f"{c.unlearn.strength[name]:g}; correct it"
+            )
         if c.unlearn.lora.rank and method.edit:
             problems.append(
                 f"expected config.unlearn.lora.rank=0 for {name}, found {c.unlearn.lora.rank}: an edit ({method.edit}) is of the params "

@@ -274,6 +274,26 @@ def test_an_edit_is_refused_with_a_lora_and_where_what_it_measures_is_not_replay
             settings.judge(config, {})
 
 
+def test_a_strength_that_is_none_or_beyond_the_strongest_is_refused():
+    config = tiny.get_config()
+    config.unlearn.methods, config.unlearn.strength.manu = ("manu",), 1.5
+    with pytest.raises(InputError, match=r"strength.manu \(share\) of 1 at the most, found 1.5"):
+        settings.judge(config, {})
+    with config.unlocked():
+        del config.unlearn.strength.manu
+    with pytest.raises(InputError, match="config.unlearn.strength.manu, found none; set it"):
+        settings.judge(config, {})
+    config = tiny.get_config()
+    config.unlearn.methods, config.unlearn.strength.ssd = ("ssd",), 0.0
+    with pytest.raises(InputError, match="a finite number above 0 in config.unlearn.strength.ssd"):
+        settings.judge(config, {})
+    config.unlearn.strength.ssd = 2.0
+    assert settings.unused(config, {"unlearn.learning_rate.ssd": 1.0, "unlearn.epochs": 2.0, "saliency.rows": 8}) == [
+        "config.unlearn.learning_rate.ssd is not read: it takes no steps",
+        "config.unlearn.epochs is not read: no method takes steps",
+    ]
+
+
 def test_factors_of_inputs_are_a_methods_own(whole, tmp_path):
     config = small_config()
     config.vanilla.path, config.unlearn.methods = str(whole["llava"]), ("null_space", "vl_eraser", "ssd")
