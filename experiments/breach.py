@@ -5,8 +5,9 @@
 One vanilla model serves all groups, each of which has a gold model of its own. The methods are those of the config, the attacks all there
 are, or those of ``--config.attack.names``. What an attack brings back of a model is kept in ``<workdir>/group<i>/attacks/<model>/<attack>.json``;
 a method is run again only where one is missing, and its model is removed when all are there. The same command resumes; with other
-methods, groups or attacks it adds them. Several processes may share the work, each with groups of its own; a table is of the groups named. ``attacks.md`` and ``attacks.json`` have means over groups, with a 95 % interval from a bootstrap
-over groups and over people within them.
+methods, groups or attacks it adds them. Several processes may share the work, each with groups of its own; a table is of the groups
+named. ``attacks.md`` and ``attacks.json`` have means over groups, with a 95 % interval from a bootstrap over groups and over people
+within them.
 """
 
 import pathlib
@@ -21,7 +22,7 @@ from mmu_jax.methods import METHODS
 from mmu_jax.report import attacked
 from mmu_jax.report.attacked import Attacked
 from mmu_jax.report.tables import markdown
-from mmu_jax.study import attacking, scoring, settings, stages, steps, unlearning
+from mmu_jax.study import attacking, records, scoring, settings, stages, steps, unlearning
 from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 
@@ -131,7 +132,8 @@ def tell(work: Workspace, groups: dict[int, Attacked]) -> str:
     few = {m: v["groups"] for by in found.values() for m, v in by.items() if v["groups"] < len(groups)}
     parts += [f"In fewer groups, where a run diverged or is not made yet: {few}."] if few else []
     parts += attacked.notes(found, sources)
-    files.write_json(work.workdir / "attacks.json", found)
+    about = {"seed": work.config.seed, "groups": list(groups), "provenance": records.provenance()}
+    files.write_json(work.workdir / "attacks.json", about | {"attacks": found})
     text = "\n\n".join(parts) + "\n"
     (work.workdir / "attacks.md").write_text(text, encoding="utf-8")
     return text

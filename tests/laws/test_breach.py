@@ -92,7 +92,7 @@ def test_what_is_there_is_not_made_again_and_a_run_that_diverges_is_left_out(wor
     )
     assert "| Model | Before any ↓ | paraphrase ↓ |" in text and "| Model | membership (AUC) ↓ |" in text
     assert "| npo | 20 [20, 20] | 20 [10, 30] |" in text and "'npo': 1" in text
-    assert json.loads((work.workdir / "attacks.json").read_text())["paraphrase"]["gold"]["groups"] == 2
+    assert json.loads((work.workdir / "attacks.json").read_text())["attacks"]["paraphrase"]["gold"]["groups"] == 2
 
 
 def test_what_cannot_be_meant_is_refused(typed, tmp_path):
