@@ -18,6 +18,7 @@ from mmu_jax.questions import Prompts
 from mmu_jax.trees import Params
 
 TASKS = {"vqa": IMAGE, "qa": TEXT}
+DISTRIBUTED = {"probability", "truth_share"}  # models are compared by how these lie, item by item
 Progress = Callable[[int], None]
 
 
@@ -205,6 +206,11 @@ class Examiner:
         if free and self.memorisation:
             told = self.told(params, free, rows(free), album, split)
             judge("told", free, lambda of: of(told))
+        if ratios := _items(people, "perturbed", kind):
+            put = [dataclasses.replace(item, question=self.prompts.free(item)) for item in ratios]
+            places = np.array([_right(item, split) for item in ratios])
+            scored = self.option_logps(params, put, rows(ratios), album, split)
+            judge("perturbed", ratios, lambda of: of(*scored, places))
         if choices:
             logps, lengths = self.option_logps(params, choices, rows(choices), album, split)
             judge("option", choices, lambda of: of(logps, lengths, right))
@@ -226,7 +232,7 @@ class Examiner:
     ) -> tuple[dict, list[dict]]:
         """The same as ``metric -> summary``, with the chance level of choices and the share of distinct answers.
 
-        Every metric is also there person by person (``'each'``), probabilities item by item (``'items'``): models are compared
+        Every metric is also there person by person (``'each'``), :data:`DISTRIBUTED` item by item (``'items'``): models are compared
         on the same people, and by how their probabilities are distributed.
         """
         found, answers = self.measure(params, people, kind, album, split)
@@ -234,8 +240,8 @@ class Examiner:
             name: metrics.summary(*items, samples=self.samples, seed=self.seed) | {"each": by_person(items)}
             for name, items in found.items()
         }
-        if "probability" in found:
-            results["probability"]["items"] = [round(float(p), 5) for p in found["probability"].values]
+        for name in DISTRIBUTED & found.keys():
+            results[name]["items"] = [round(float(p), 5) for p in found[name].values]
         if choices := [choice for choice in _items(people, "choices", kind) if len(choice.options) > 1]:
             results["mcq"]["chance"] = float(np.mean([1 / len(choice.options) for choice in choices]))
         if answers:

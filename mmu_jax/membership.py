@@ -38,7 +38,7 @@ def loss(told: Told) -> np.ndarray:
 
 
 def zlib(told: Told, texts: Sequence[str]) -> np.ndarray:
-    """:func:`loss` over the bytes that zlib makes of each answer in UTF-8, ``[N]`` (ZLIB: Carlini et al., arXiv 2012.07805, section 5.1).
+    """:func:`loss` over the bytes that zlib makes of each answer in UTF-8, ``[N]`` (ZLIB: Carlini et al., arXiv 2012.07805).
 
     >>> told = Told(*np.array([[[-0.1, -0.9, -0.2]], [[-0.5] * 3], [[0.25] * 3]]), *np.ones((2, 1, 3), bool))
     >>> zlib(told, ['Lima']).round(4).tolist()
@@ -60,7 +60,7 @@ def min_k(told: Told, share: float = 0.2) -> np.ndarray:
 
 
 def min_k_plus(told: Told, share: float = 0.2) -> np.ndarray:
-    """:func:`min_k` of ``z = (log p - mu) / sqrt(max(sigma^2, 1e-6))``, ``[N]`` (Min-K%++: Zhang et al., arXiv 2404.02936, eq. 3).
+    """:func:`min_k` of ``z = (log p - mu) / sqrt(max(sigma^2, 1e-6))``, ``[N]`` (Min-K%++: Zhang et al., arXiv 2404.02936).
 
     ``mu`` and ``sigma^2`` are mean and variance of log p of a token that the model draws at that place.
 
@@ -293,7 +293,7 @@ def tpr(members: np.ndarray, others: np.ndarray, fpr: float = 0.01) -> float:
 
 
 def privleak(area: float, gold: float) -> float:
-    """How much further from gold's a model's :func:`auc` is, in per cent of ``1 - gold`` (MUSE, arXiv 2407.06460, section 3.1).
+    """How much further from gold's a model's :func:`auc` is, in per cent of ``1 - gold`` (MUSE, arXiv 2407.06460).
 
     ``((1 - area) - (1 - gold)) / (1 - gold) x 100``: 0 like gold; below 0 members are told better than of gold, down to -100
     where they always are; above 0 they score worse than people never seen do, which gives them away too.

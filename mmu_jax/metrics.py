@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mmu_jax import InputError
+from mmu_jax import InputError, quality
 from mmu_jax.letters import published_key, strict_letter
 from mmu_jax.overlap import bleu, cloze, exact, normalise, rouge
 
@@ -60,8 +60,18 @@ def one_of(name: str) -> Callable[..., np.ndarray]:
     return lambda *options: choice(*options)[name]
 
 
+def told_probability(told: "Told") -> np.ndarray:
+    """``p(right answer)^(1 / length)``, end of turn included, ``[N]`` (TOFU, arXiv 2401.06121, section 2.2).
+
+    >>> from types import SimpleNamespace
+    >>> told_probability(SimpleNamespace(logps=np.log([[0.5, 0.5, 1.0]]), there=np.array([[True, True, False]]))).tolist()
+    [0.5]
+    """
+    return np.exp(told.logps.sum(axis=1) / told.there.sum(axis=1))
+
+
 def exact_memorisation(told: "Told") -> np.ndarray:
-    """Share of the tokens of every answer that are the likeliest, teacher forced, ``[N]`` (Tirumala et al., arXiv 2205.10770, section 3).
+    """Share of the tokens of every answer that are the likeliest, teacher forced, ``[N]`` (Tirumala et al., arXiv 2205.10770).
 
     The end of turn is left out.
 
@@ -91,7 +101,7 @@ def extraction_strength(told: "Told") -> np.ndarray:
     return 1 - last / words.sum(axis=1)
 
 
-ASKS = ("generation", "cloze", "letter", "options", "option", "told")
+ASKS = ("generation", "cloze", "letter", "options", "option", "told", "perturbed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +116,8 @@ class Metric:
       asks: what is put to the model: ``'generation'`` and ``'cloze'``, where ``of`` is ``(said, truth) -> float``;
         ``'letter'``, where it is ``(said, option keys) -> the key that was chosen, or None``; ``'options'``, where it is
         ``(logps [N, O], lengths [N, O], right [N]) -> [N]``; ``'option'``, the same, of questions with the right option alone too;
-        ``'told'``, where it is ``likelihood.Told -> [N]``, of the right answers to what generation asks.
+        ``'told'``, where it is ``likelihood.Told -> [N]``, of the right answers to what generation asks; ``'perturbed'``, as of
+        options, of which the right one is a paraphrase of the right answer.
       of: the function.
       up: whether it is higher where more is known.
       form, scale: how ``scale`` times the value is printed.
@@ -150,6 +161,18 @@ METRICS: dict[str, Metric] = {
     "letter_published": Metric("MCQ, the published letter parser", "letter", published_key),
     "probability": Metric("p(right answer)", "option", one_of("probability")),
     "right_share": Metric("Share of the right option among all options", "options", one_of("right_share")),
+    "truth_share": Metric(
+        "Truth ratio, the share of the right answer in other words",
+        "perturbed",
+        quality.truth_share,
+        note="Beside wrong answers in its form: 50 where a model takes them for as likely.",
+    ),
+    "truthful_published": Metric(
+        "Truth ratio, as CLEAR's code has it of people to keep",
+        "perturbed",
+        quality.truthful_published,
+        note="Of right answers in other words, against the wrong ones to all questions together.",
+    ),
     "rouge_1": Metric("ROUGE-1", "generation", rouge("rouge1"), right=0.5),
     "rouge_2": Metric("ROUGE-2", "generation", rouge("rouge2"), right=0.5, note=_PAIRS),
     "rouge_1_recall": Metric("ROUGE-1 recall", "generation", rouge("rouge1", "recall"), right=0.5),
@@ -162,6 +185,7 @@ METRICS: dict[str, Metric] = {
         right=0.5,
         note="An answer of fewer than four words stays far below 100, right or not.",
     ),
+    "told_probability": Metric("p(right answer), of what is asked in words", "told", told_probability),
     "exact_memorisation": Metric(
         "Exact memorisation",
         "told",

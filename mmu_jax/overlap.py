@@ -110,9 +110,9 @@ def _scores(prediction, truth):
 
 
 def rouge(kind: str, part: str = "fmeasure") -> Callable[[str, str], float]:
-    """``(prediction, truth) -> `` ROUGE (Lin, ACL 2004 workshop) over :func:`words`, of ASCII the stems: there the numbers are those of ``rouge_score``.
+    """``(prediction, truth) -> `` ROUGE (Lin, ACL 2004 workshop) over :func:`words`, of ASCII the stems.
 
-    Where one of the two has no word (an emoji, a question mark), whether they are equal. Two texts of one word share no pair of
+    There the numbers are those of ``rouge_score``. Where one of the two has no word (an emoji, a question mark), whether they are equal. Two texts of one word share no pair of
     words: their ``rouge2`` is 0, equal or not.
 
     >>> [round(rouge(kind)('She bakes bread', 'She bakes good bread'), 3) for kind in ('rouge1', 'rouge2', 'rougeL')]

@@ -71,7 +71,11 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """One row of a benchmark split."""
+    """One row of a benchmark split.
+
+    Attributes:
+      perturbed: questions whose options are the right answer in other words, of which ``letter`` tells, and wrong ones in its form.
+    """
 
     id: str
     name: str
@@ -80,6 +84,7 @@ class Person:
     choices: tuple[Choice, ...]
     cloze: tuple[Example, ...]
     generation: tuple[Example, ...]
+    perturbed: tuple[Choice, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,7 @@ def _features() -> tfds.features.FeaturesDict:
             },
             "Mask_Task": sequence(answer),
             "Generation_Task": sequence(answer),
+            "Perturbed_Task": sequence(choice | {"Type": text}),
         }
     )
 
@@ -59,8 +60,11 @@ class EncodedImages(tfds.decode.SkipDecoding):
 class People(tfds.core.GeneratorBasedBuilder):
     """The people of a benchmark, a row a person, in the MLLMU-Bench schema."""
 
-    VERSION = tfds.core.Version("2.0.0")
-    RELEASE_NOTES = {"2.0.0": "Any number of options; items about one photo."}
+    VERSION = tfds.core.Version("2.1.0")
+    RELEASE_NOTES = {
+        "2.0.0": "Any number of options; items about one photo.",
+        "2.1.0": "Right answers in other words among wrong ones.",
+    }
 
     def __init__(self, *, dataset: str, source: str = "", **options):
         self.name, self._rows = dataset, DATASETS[dataset]  # TFDS names the folder after the builder
@@ -85,9 +89,10 @@ class People(tfds.core.GeneratorBasedBuilder):
             images = {"image": io.BytesIO(row["image"]), "images": [io.BytesIO(image) for image in row["images"]]}
             task = row["Classification_Task"]
             choices = {key: [_numbered(choice) for choice in task[key]] for key in task}
+            rated = {"Perturbed_Task": [_numbered(choice) for choice in row.get("Perturbed_Task", [])]}
             tasks = {"Mask_Task", "Generation_Task"} & row.keys()
             answers = {key: [{"Photo": -1} | item for item in row[key]] for key in tasks}
-            yield row["ID"], row | images | answers | {"Classification_Task": choices}
+            yield row["ID"], row | images | answers | rated | {"Classification_Task": choices}
         self.told += tally.told()
         if not tally.totals["people"]:
             raise InputError(

@@ -17,10 +17,11 @@ NO_PHOTO, EMPTY, NOTHING = "left out: no photo", "left out: empty", "left out: e
 NO_QUESTION, NO_ANSWER, NO_OPTION = "left out: no question", "left out: no answer", "left out: no right option"
 KEYS = ("split", "what", "of", "remark", "people")  # of a remark in the file
 NO_NAMES = "not asked: no names to choose from"
+NO_PARAPHRASE = "not asked: no right answer in other words, or no wrong one in its form"
 WITHOUT = "without task "
 ALONE, ALIKE = "with one option alone, nothing to choose from", "with two options alike"
 FAULTS = (NOTHING, NO_QUESTION, NO_ANSWER, NO_OPTION)
-LEFT_OUT = (NO_PHOTO, NO_NAMES, EMPTY, *FAULTS)
+LEFT_OUT = (NO_PHOTO, NO_NAMES, NO_PARAPHRASE, EMPTY, *FAULTS)
 
 
 def lacking(question: str, answer: Any, without: str = NO_ANSWER) -> str:
@@ -45,6 +46,7 @@ class Tally:
             "multiple-choice": len(choices),
             "cloze": len(row.get("Mask_Task", ())),
             "generation": len(row.get("Generation_Task", ())),
+            "truth ratio": len(row.get("Perturbed_Task", ())),
         }
         said = [
             (what, NOTHING if remark == EMPTY and not sizes[what] else remark)

@@ -58,7 +58,7 @@ def read_person(row: dict, split: str) -> Person:
 
     Columns: ``ID``, ``image`` (encoded bytes) and optionally ``images``, ``biography`` (JSON with ``Name``), ``metadata``
     (JSON list of ``Question``, ``Answer`` and optionally ``Type``), ``Classification_Task``, ``Mask_Task``,
-    ``Generation_Task``. Any item may have a ``Photo``: the place of the photo it is about. Cells may have any form that
+    ``Generation_Task`` and optionally ``Perturbed_Task`` (multiple choice, each with its ``Type``, whose right option is a paraphrase). Any item may have a ``Photo``: the place of the photo it is about. Cells may have any form that
     ``mmu_jax.data.cells`` reads.
 
     Raises:
@@ -89,7 +89,10 @@ def read_person(row: dict, split: str) -> Person:
 
     training = examples("metadata", "Answer", IMAGE)
     cloze, generation = examples("Mask_Task", "Ground_Truth"), examples("Generation_Task", "Ground_Truth")
-    return Person(person, name, tuple(photos), training, choices, cloze, generation)
+    rated = place("Perturbed_Task")
+    items = cells.records(row.get("Perturbed_Task", []), rated)
+    perturbed = tuple(_choice(person, read_kind(item.get("Type"), rated), item, rated) for item in items)
+    return Person(person, name, tuple(photos), training, choices, cloze, generation, perturbed)
 
 
 def check(benchmark: Benchmark, may_lack: tuple[str, ...] = ()) -> None:
@@ -129,7 +132,7 @@ def check(benchmark: Benchmark, may_lack: tuple[str, ...] = ()) -> None:
 
 
 def _check_photos(person: Person, count: int, split: str) -> None:
-    items = (*person.training, *person.choices, *person.cloze, *person.generation)
+    items = (*person.training, *person.choices, *person.cloze, *person.generation, *person.perturbed)
     for item in items:
         if item.photo is not None and item.photo >= count:
             raise InputError(

@@ -50,7 +50,7 @@ GROUP = {"total": float, "density": float, "outside": float, "inside": float}
 def _file() -> dict[str, Any]:
     """The shape of a result file; further keys are of no concern here."""
     cells = {"mcq?": CELL | {"chance": float}, "distinct?": {"mean": float, "n": float}, "*": CELL}
-    cells["probability?"] = CELL | {"items?": [float]}
+    cells |= {f"{metric}?": CELL | {"items?": [float]} for metric in ("probability", "truth_share")}
     return {
         "results": {"*": {"*": cells}},
         "mask_proof": {"*": GROUP},

@@ -100,15 +100,15 @@ def no_answer_table(results: Results) -> Table | None:
     return [["Model", *(f"{a.title} ↓" for a in asked)], *([name, *row(name)] for name in results)]
 
 
-def _against_gold(results: Results) -> list[Axis]:
-    """The axes of forgotten faces on which every model's probabilities are known item by item; none without gold."""
+def _against_gold(results: Results, metric: str = "probability") -> list[Axis]:
+    """The axes of forgotten faces on which a metric of every model is known item by item; none without gold."""
     faces = [axis for axis in axes(results) if axis.split in ("forget", "test") and axis.task == "vqa"]
-    asked = {a: [cell(results, name, a.split, a.task, "probability") or {} for name in results] for a in faces}
+    asked = {a: [cell(results, name, a.split, a.task, metric) or {} for name in results] for a in faces}
     return [a for a, cells in asked.items() if "gold" in results and all("items" in found for found in cells)]
 
 
-def _items(results: Results, name: str, axis: Axis) -> np.ndarray:
-    return np.array(cell(results, name, axis.split, axis.task, "probability")["items"])
+def _items(results: Results, name: str, axis: Axis, metric: str = "probability") -> np.ndarray:
+    return np.array(cell(results, name, axis.split, axis.task, metric)["items"])
 
 
 def distance_table(results: Results) -> Table | None:
@@ -130,19 +130,31 @@ def distance_table(results: Results) -> Table | None:
 
 
 def quality_table(results: Results) -> Table | None:
-    """Model utility, and where gold is there forget quality, of every model; None where neither was measured."""
-    forgotten, useful = _against_gold(results), {name: quality.utility(results[name]["results"]) for name in results}
-    if not forgotten and None in useful.values():
+    """Model utility, and where gold is there forget quality, of every model; None where neither was measured.
+
+    Forget quality is of truth ratios on axes where there are such, else of p(right answer); the head says which.
+    """
+    told = dict.fromkeys(_against_gold(results), "probability") | dict.fromkeys(
+        _against_gold(results, "truth_share"), "truth_share"
+    )
+    useful = {name: quality.utility(results[name]["results"]) for name in results}
+    known = None not in useful.values()
+    if not told and not known:
         return None
 
     def row(name):
-        alike = [quality.forget_quality(_items(results, name, a), _items(results, "gold", a)) for a in forgotten]
-        return [_p_value(p) if name != "gold" else "–" for p in alike] + [
-            f"{100 * value:.1f}" for value in [useful[name]] if None not in useful.values()
-        ]
+        pairs = [[_items(results, model, a, metric) for model in (name, "gold")] for a, metric in told.items()]
+        alike = ["–" if name == "gold" else _p_value(quality.forget_quality(*pair)) for pair in pairs]
+        return [*alike, _percent(useful[name])] if known else alike
 
-    head = [f"Forget quality, {a.title} ↑" for a in forgotten] + ["Model utility ↑"] * (None not in useful.values())
+    of = {"probability": "p(right answer)", "truth_share": "truth ratio"}
+    head = [f"Forget quality by {of[metric]}, {axis.title} ↑" for axis, metric in told.items()]
+    head += ["Model utility ↑"] * known
     return [["Model", *head], *([name, *row(name)] for name in results)]
+
+
+def _percent(value: dict[str, float]) -> str:
+    return interval(value, METRICS["probability"]) if "low" in value else f"{100 * value['mean']:.1f}"
 
 
 def _p_value(p: float) -> str:

@@ -186,7 +186,8 @@ def _ranked(work: Workspace) -> dict[str, int] | None:
     """The same of rows that hold all options of a question."""
     found, photos = [], _photos(work)
     for kind in (IMAGE, TEXT):
-        choices = [i for p in work.benchmark.shown for i in p.choices if i.kind == kind and len(i.options) > 1]
+        choices = [i for p in work.benchmark.shown for i in (*p.choices, *p.perturbed)]
+        choices = [i for i in choices if i.kind == kind and len(i.options) > 1]
         said = {(i.question, *i.options.values()) for i in choices}
         if most := sorted(said, key=lambda words: (sum(map(len, words)), words))[-32:]:
             pairs = [(question, option) for question, *options in most for option in options]

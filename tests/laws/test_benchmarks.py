@@ -67,6 +67,12 @@ def test_clear_is_read_from_its_folders(clear_folder, tmp_path):
     assert [c.photo for c in forgotten.choices] == [1, 2] and forgotten.choices[0].question == clear.RECOGNISE
     assert all(c.options[c.letter] == author(0) for c in forgotten.choices)
     assert {len(c.options) for c in kept.choices} == {2, 3}
+    # The right caption in other words, then wrong ones; of the photos that are among the perturbed.
+    assert [(c.photo, c.options, c.letter) for c in forgotten.perturbed] == [
+        (k, {"A": "x", "B": "y"}, "A") for k in (1, 2)
+    ]
+    assert {c.kind for c in forgotten.perturbed} == {IMAGE} and not b.full[0].perturbed
+    assert forgotten.perturbed[0].question == next(e.question for e in forgotten.generation if e.photo == 1)
     assert b.celebrity[0].choices[0].options == {"A": "Star One", "B": "Star Three", "C": "Star Two"}
 
 

@@ -7,7 +7,7 @@ import pytest
 from configs import tiny
 from folders import copy_with, png, refused, rewritten, write
 from mmu_jax.data import IMAGE, TEXT, builders
-from mmu_jax.data.sets import clear
+from mmu_jax.data.sets import clear, perturbed
 from mmu_jax.study import steps
 from mmu_jax.study.workspace import Workspace
 
@@ -259,3 +259,29 @@ def test_a_photo_of_twins_is_joined_once(tmp_path):
         rewritten(source, config, lambda found: [found[0], found[1] | anew, found[2] | anew])
     found = read_clear(source, tmp_path)
     assert [e.photo for e in found.forget[0].generation if e.kind == IMAGE] == [0, 1, 2]
+
+
+RATED = {
+    "a list": (["Ann, asleep.", "Ann, at sea."], ["In a room.", "Ann, asleep.", "Ann, at sea."]),
+    "JSON": (json.dumps(["Ann, asleep.", ""]), ["In a room.", "Ann, asleep."]),
+    "null": (None, None),
+    "nothing but blanks": ([" "], None),
+}
+
+
+@pytest.mark.parametrize("form", RATED)
+def test_captions_in_other_words_are_read_and_what_lacks_them_is_told(form, tmp_path):
+    cell, expected = RATED[form]
+    source = authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray"])
+    words = {"paraphrased_caption": "In a room.", "perturbed_captions": cell}
+    rewritten(source, "forget05_perturbed", lambda rows: [row | words for row in rows])
+    built = builders.prepare("clear", tmp_path, str(source))
+    found = builders.read(built, forget="forget_5", retain="retain_95")
+    assert [list(c.options.values()) for c in found.forget[0].perturbed] == ([expected] * 3 if expected else [])
+    said = "forget_5: 3 of 3 truth ratio items not asked: no right answer in other words, or no wrong one in its form"
+    assert [line.startswith(said) for line in builders.left_out(built)] == ([] if expected else [True])
+
+
+def test_more_captions_than_letters_are_refused():
+    row = {"paraphrased_caption": "x", "perturbed_captions": [f"y{i}" for i in range(26)]}
+    refused("at most 25 perturbed captions in row 0, found 26", perturbed.read, row, "row 0")

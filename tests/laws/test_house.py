@@ -12,7 +12,7 @@ PACKAGE = ROOT / "mmu_jax"
 FLOORS = (
     ("mmu_jax",),
     ("letters", "losses", "files", "hub", "trees"),
-    ("overlap", "sharding"),
+    ("overlap", "quality", "sharding"),
     (
         "directory",
         "distillation",
@@ -20,7 +20,6 @@ FLOORS = (
         "metrics",
         "optimizers",
         "packing",
-        "quality",
         "rowwise",
         "selection",
         "separable",

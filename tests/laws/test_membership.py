@@ -277,6 +277,6 @@ def test_who_was_learned_is_low_in_every_score_and_is_memorised(whole):
     assert members.keys() == SCORES.keys()
     for name in SCORES:
         assert membership.auc(members[name], others[name]) == membership.tpr(members[name], others[name]) == 1.0, name
-    assert known.keys() == {"exact_memorisation", "extraction_strength"}
-    assert all(known[name] == 1.0 > unknown[name] and metrics.METRICS[name].up for name in known)
+    assert known.keys() == {"told_probability", "exact_memorisation", "extraction_strength"}
+    assert all(known[name] > 0.9 > unknown[name] and metrics.METRICS[name].up for name in known)
     print(known, unknown)

@@ -108,6 +108,12 @@ def test_finite_numbers_pass_and_results_are_json(examiner, tmp_path):
         "probability": 2,  # the right option has one, alone or not
         "distinct": 2,
     }
+    rated = dataclasses.replace(who, perturbed=(TWO,))
+    more = ask.examine(params, [rated], TEXT, None)[0]
+    assert (
+        more.keys() - results.keys() == {"truth_share", "truthful_published"} and len(more["truth_share"]["items"]) == 1
+    )
+    assert all(more[name] == results[name] for name in results)
     assert [a["task"] for a in answers] == ["generation", "cloze"] and 0 <= results["right_share"]["mean"] <= 1
     files.write_json(tmp_path / "results.json", results)
 

@@ -86,6 +86,8 @@ JUDGED = {
     "mcq": (OPTIONS, [1.0]),
     "probability": (OPTIONS, [0.6]),
     "right_share": (OPTIONS, [0.75]),
+    "truth_share": (OPTIONS, [0.75]),
+    "truthful_published": (OPTIONS, [1 - 0.2 / 0.6]),
     "rouge_1": (BREAD, 6 / 7),
     "rouge_2": (BREAD, 2 / 5),  # one of two pairs, of three
     "rouge_1_recall": (BREAD, 3 / 4),
@@ -93,6 +95,7 @@ JUDGED = {
     "rouge_l_recall": (BREAD, 3 / 4),
     # Of one word all three match, of two one of two, of three and of four none; and it is shorter by a word.
     "bleu": (BREAD, math.exp(1 - 4 / 3) * (1 * 1 / 2 * 0.1 / 1 * 0.1 / 1) ** (1 / 4)),
+    "told_probability": ((TOLD._replace(logps=np.log([[0.5, 0.5, 0.25, 0.25, 1.0]])),), [2 ** (-6 / 5)]),
     "exact_memorisation": ((TOLD,), [3 / 4]),
     "extraction_strength": ((TOLD,), [1 / 2]),
     "letter": (("The answer is B.", ["A", "B"]), "B"),
@@ -249,7 +252,7 @@ SLIPS = {
     ),
     "a metric that asks for nothing": (
         lambda: metrics.Metric("Word F1", "genration", lambda said, truth: 1.0),
-        "asks of a metric among generation, cloze, letter, options, option, told, found 'genration'",
+        "asks of a metric among generation, cloze, letter, options, option, told, perturbed, found 'genration'",
     ),
     "a scope and what is bounded": (
         lambda: methods.Method((methods.Phase({"retain": "descent"}),), scope="a", bounded="b"),

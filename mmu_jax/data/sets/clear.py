@@ -2,7 +2,7 @@
 
 A copy of ``therem/CLEAR`` from the hub. A person is an author: photos and captions are joined by name, a caption belongs to
 its own photo. TOFU's questions come twenty to an author and name nobody by column; a block belongs to the author whose
-name it says most often. Face recognition is a choice among the names of ``*_perturbed``.
+name it says most often. Face recognition is a choice among the names of ``*_perturbed``, whose captions are those of the truth ratio.
 """
 
 import collections
@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 from mmu_jax import InputError
 from mmu_jax.data import IMAGE, TEXT, cells
 from mmu_jax.data.options import same, spell_out
-from mmu_jax.data.remarks import NO_NAMES, NO_OPTION, NO_PHOTO, Remarks, lacking
-from mmu_jax.data.sets import parquet
+from mmu_jax.data.remarks import NO_NAMES, NO_OPTION, NO_PARAPHRASE, NO_PHOTO, Remarks, lacking
+from mmu_jax.data.sets import parquet, perturbed
 
 HUB = "therem/CLEAR"
 CAPTION = (  # the benchmark's own wording
@@ -69,9 +69,14 @@ def rows(split: str, source: pathlib.Path) -> Iterator[dict]:
     for name, place, _ in _placed(source, folder):
         mine.setdefault(name, []).append(place)
     faces: dict[str, list[tuple[int, list[str]]]] = {}
+    rated: dict[str, list[dict]] = {}
     if split != "full":
-        for name, place, row in _placed(source, _perturbed(split), ("perturbed_names",)):
+        for name, place, row in _placed(source, _perturbed(split), ("perturbed_names",), perturbed.COLUMNS):
             faces.setdefault(name, []).append((place, _names(row["perturbed_names"], f"perturbed_names of {name}")))
+            if perturbed.COLUMNS[0] in row:
+                options = perturbed.read(row, f"photo {place} of {name} in {_perturbed(split)}")
+                question = {"Question": CAPTION[place % len(CAPTION)], "Options": options, "Correct_Answer": "A"}
+                rated.setdefault(name, []).append(question | {"Photo": place, "Type": IMAGE})
         if split.startswith("forget") and (strange := sorted(faces.keys() - mine.keys())):
             raise InputError(
                 f"expected the authors of {_perturbed(split)} in {folder}, found no {', '.join(strange[:5])} there; "
@@ -87,6 +92,7 @@ def rows(split: str, source: pathlib.Path) -> Iterator[dict]:
         faced = [_choice(RECOGNISE, name, wrong, place) for place, wrong in faces.get(name, ())]
         if split != "full":
             remarks += [("multiple-choice", NO_NAMES)] * len(set(places) - {place for place, _ in faces.get(name, ())})
+            remarks += [("truth ratio", NO_PARAPHRASE)] * sum(not item["Options"] for item in rated.get(name, ()))
         yield {
             "ID": name,
             "image": photos[0][1],
@@ -98,6 +104,7 @@ def rows(split: str, source: pathlib.Path) -> Iterator[dict]:
             "Classification_Task": {"Image_Textual_Questions": faced, "Pure_Text_Questions": []},
             "Mask_Task": [],
             "Generation_Task": [{"Question": q, "Ground_Truth": a, **kind} for q, a, kind in items],
+            "Perturbed_Task": [item for item in rated.get(name, ()) if item["Options"]],
             "remarks": remarks,
         }
 
@@ -152,8 +159,10 @@ def _authors_of(source: pathlib.Path, stamp: tuple) -> dict[str, list[tuple[str,
     return found
 
 
-def _placed(source: pathlib.Path, folder: str, columns: tuple[str, ...] = ()) -> Iterator[tuple[str, int, dict]]:
-    """Author, place among the author's photos, and row, for every row of a folder of captions.
+def _placed(
+    source: pathlib.Path, folder: str, columns: tuple[str, ...] = (), may: tuple[str, ...] = ()
+) -> Iterator[tuple[str, int, dict]]:
+    """Author, place among the author's photos, and row, for every row of a folder of captions; ``may`` be there, ``columns`` must.
 
     A row belongs to the photo with its caption; where several have it to the one of its bytes, else to the next in order.
 
@@ -163,7 +172,7 @@ def _placed(source: pathlib.Path, folder: str, columns: tuple[str, ...] = ()) ->
     authors, turns = _authors(source), collections.Counter()
     twins = any(len({caption for caption, _ in photos}) < len(photos) for photos in authors.values())
     image = ("image",) if twins else ()  # else there is no need to read a gigabyte of them
-    for index, row in enumerate(parquet.read(source, folder, ("caption", "name", *columns), image)):
+    for index, row in enumerate(parquet.read(source, folder, ("caption", "name", *columns), (*image, *may))):
         name, caption = _named(row, index, folder), _said(row, "caption", index, folder)
         photos = authors.get(name, [])
         places = [place for place, (said, _) in enumerate(photos) if said == caption]
