@@ -22,7 +22,7 @@ from mmu_jax.methods import METHODS
 from mmu_jax.report import attacked
 from mmu_jax.report.attacked import Attacked
 from mmu_jax.report.tables import markdown
-from mmu_jax.study import attacking, records, scoring, settings, stages, steps, unlearning
+from mmu_jax.study import attacking, records, settings, stages, steps
 from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 
@@ -47,16 +47,15 @@ def lacking(work: Workspace, model: str) -> list[str]:
 
 
 def make(work: Workspace, model: str) -> None:
-    """A model of a group, from what it needs: gold, or what a method makes of vanilla."""
-    if model == "gold" and not (work.folder(model) / "config.json").exists():
-        steps.fine_tune(work, model)
-    if model in METHODS:
-        method = METHODS[model]
-        if method.mask and not work.mask(model).exists():
-            scoring.mask(work, model)
-        if method.projects and not work.factors.exists():
-            scoring.factors(work)
-        unlearning.unlearn(work, model)
+    """A model of a group, gold or what a method makes of vanilla, and before it the masks and factors that it needs, once each."""
+    if model == "vanilla" or model == "gold" and (work.folder(model) / "config.json").exists():
+        return
+    table = {stage.name: stage for stage in steps.stages(work)}
+    stage = table[model if model == "gold" else f"unlearn/{model}"]
+    for name in stage.inputs:
+        if not all(path.exists() for path in table[name].leaves):  # of models there are none: the study made them
+            table[name].make()
+    stage.make()
 
 
 def breach(work: Workspace) -> None:
