@@ -5,8 +5,9 @@
 One vanilla model serves all groups, each of which has a gold model of its own. The methods are those of the config, the attacks all there
 are, or those of ``--config.attack.names``. What an attack brings back of a model is kept in ``<workdir>/group<i>/attacks/<model>/<attack>.json``;
 a method is run again only where one is missing, and its model is removed when all are there. The same command resumes; with other
-methods, groups or attacks it adds them. Several processes may share the work, each with groups of its own; a table is of the groups named. ``attacks.md`` and ``attacks.json`` have means over groups, with a 95 % interval from a bootstrap
-over groups and over people within them.
+methods, groups or attacks it adds them. Several processes may share the work, each with groups of its own; a table is of the groups
+named. ``attacks.md`` and ``attacks.json`` have means over groups, with a 95 % interval from a bootstrap over groups and over people
+within them.
 """
 
 import pathlib
@@ -21,7 +22,7 @@ from mmu_jax.methods import METHODS
 from mmu_jax.report import attacked
 from mmu_jax.report.attacked import Attacked
 from mmu_jax.report.tables import markdown
-from mmu_jax.study import attacking, scoring, settings, stages, steps, unlearning
+from mmu_jax.study import attacking, records, settings, stages, steps
 from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 
@@ -46,16 +47,15 @@ def lacking(work: Workspace, model: str) -> list[str]:
 
 
 def make(work: Workspace, model: str) -> None:
-    """A model of a group, from what it needs: gold, or what a method makes of vanilla."""
-    if model == "gold" and not (work.folder(model) / "config.json").exists():
-        steps.fine_tune(work, model)
-    if model in METHODS:
-        method = METHODS[model]
-        if method.mask and not work.mask(model).exists():
-            scoring.mask(work, model)
-        if method.projects and not work.factors.exists():
-            scoring.factors(work)
-        unlearning.unlearn(work, model)
+    """A model of a group, gold or what a method makes of vanilla, and before it the masks and factors that it needs, once each."""
+    if model == "vanilla" or model == "gold" and (work.folder(model) / "config.json").exists():
+        return
+    table = {stage.name: stage for stage in steps.stages(work)}
+    stage = table[model if model == "gold" else f"unlearn/{model}"]
+    for name in stage.inputs:
+        if not all(path.exists() for path in table[name].leaves):  # of models there are none: the study made them
+            table[name].make()
+    stage.make()
 
 
 def breach(work: Workspace) -> None:
@@ -131,7 +131,8 @@ def tell(work: Workspace, groups: dict[int, Attacked]) -> str:
     few = {m: v["groups"] for by in found.values() for m, v in by.items() if v["groups"] < len(groups)}
     parts += [f"In fewer groups, where a run diverged or is not made yet: {few}."] if few else []
     parts += attacked.notes(found, sources)
-    files.write_json(work.workdir / "attacks.json", found)
+    about = {"seed": work.config.seed, "groups": list(groups), "provenance": records.provenance()}
+    files.write_json(work.workdir / "attacks.json", about | {"attacks": found})
     text = "\n\n".join(parts) + "\n"
     (work.workdir / "attacks.md").write_text(text, encoding="utf-8")
     return text

@@ -4,6 +4,7 @@ Members are questions by photo about the people to forget, on a photo that vanil
 words about people whom no model was trained on. What both of them are scored by stands in ``mmu_jax.membership``.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from mmu_jax.data.streams import stream
 from mmu_jax.evaluate import Examiner
 from mmu_jax.likelihood import Told
 from mmu_jax.metrics import Items, by_person
+from mmu_jax.questions import Prompts
 from mmu_jax.trees import Params
 
 
@@ -33,7 +35,8 @@ class Side(NamedTuple):
         return np.array([item.person for item in self.items])
 
     def told(self, params: Params, examiner: Examiner) -> Told:
-        """What a model says of the answers, each with the first photo it may be shown with."""
+        """What a model says of the answers, asked as training asks, each with the first photo it may be shown with."""
+        examiner = dataclasses.replace(examiner, prompts=Prompts())
         return examiner.told(params, self.items, np.array([self.album.of(item)[0] for item in self.items]), self.album)
 
 

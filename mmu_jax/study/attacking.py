@@ -39,15 +39,19 @@ def check(work: Workspace) -> None:
     """Whether the data set has what the attacks teach and ask.
 
     Raises:
-      InputError: it has not.
+      InputError: it has not; which attacks are left is said.
     """
+    faults = {}
     for name in names(work):
         try:
             attacks.KINDS[ATTACKS[name].kind].check(work.benchmark)
             if ATTACKS[name].trains and not ATTACKS[name].lesson(work.benchmark):
                 raise InputError("expected training questions with a photo for it to teach, found none")
         except InputError as error:
-            raise InputError(f"attack {name}: {error} (config.attack.names)") from error
+            faults[name] = f"attack {name}: {error}"
+    if faults:
+        left = tuple(name for name in names(work) if name not in faults)
+        raise InputError(f"{'; '.join(faults.values())} (config.attack.names={left!r} asks for what is left)")
 
 
 def against_gold(work: Workspace, name: str) -> bool:

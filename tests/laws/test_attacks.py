@@ -195,8 +195,17 @@ def test_where_generation_speaks_in_sentences_the_first_training_answer_is_taugh
 def test_a_data_set_with_one_fact_a_person_is_refused():
     few = tuple(dataclasses.replace(p, generation=p.generation[:1]) for p in benchmark().forget)
     work = types.SimpleNamespace(benchmark=benchmark(forget=few, test=()), config=small_config())
-    with pytest.raises(InputError, match=r"attack relearn_own: expected generation items.*config\.attack\.names"):
+    with pytest.raises(InputError, match=r"attack relearn_own: expected generation items.*config\.attack\.names=\(\)"):
         attacking.check(work)
+    work = types.SimpleNamespace(benchmark=benchmark(), config=small_config())
+    with work.config.unlocked():
+        work.config.attack.names = ("all",)
+    left = [name for name, row in attacks.ATTACKS.items() if row.kind in ("model", "question", "photo")]
+    with pytest.raises(
+        InputError, match="attack membership: .*unseen"
+    ) as error:  # one photo each, nobody unseen, no answer twice
+        attacking.check(work)
+    assert f"config.attack.names={tuple(left)!r}" in str(error.value)
 
 
 def test_a_row_says_what_it_is():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmu_jax import InputError, NotFiniteError, metrics
-from mmu_jax.study import attacking, scoring, steps, unlearning
+from mmu_jax.study import attacking, stages, steps
 
 
 def value(after, before=0.2, measures="knowledge"):
@@ -53,11 +53,26 @@ def test_what_is_there_is_not_made_again_and_a_run_that_diverges_is_left_out(wor
     typed("--config=configs/tiny.py")
     made, asked = [], []
 
-    def unlearn(work, name):
-        made.append(name)
-        work.folder(name).mkdir(parents=True)
-        if name == "grad_diff":
-            raise NotFiniteError("expected finite numbers, found NaN")
+    def making(name, *leaves):
+        def make():
+            made.append(name)
+            work.folder(name).mkdir(parents=True)
+            for path in leaves:
+                path.touch()
+            if name == "grad_diff":
+                raise NotFiniteError("expected finite numbers, found NaN")
+
+        return make
+
+    mask = work.workdir / "mask"
+    table = [
+        stages.Stage("vanilla", {}, (), None),
+        stages.Stage("gold", {}, ("vanilla",), making("gold")),
+        stages.Stage("saliency/npo", {}, ("vanilla",), making("mask", mask), (mask,)),
+        stages.Stage("unlearn/npo", {}, ("vanilla", "saliency/npo"), making("npo")),
+        stages.Stage("unlearn/grad_diff", {}, ("vanilla",), making("grad_diff")),
+    ]
+    monkeypatch.setattr(steps, "stages", lambda work: table)
 
     def attack(work, model, name):
         asked.append((model, name))
@@ -65,19 +80,15 @@ def test_what_is_there_is_not_made_again_and_a_run_that_diverges_is_left_out(wor
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value([0.1, 0.3], measures="auc" if name == "membership" else "knowledge")))
 
-    monkeypatch.setattr(unlearning, "unlearn", unlearn)
     monkeypatch.setattr(attacking, "attack", attack)
     monkeypatch.setattr(attacking, "check", lambda work: None)
-    monkeypatch.setattr(steps, "fine_tune", lambda work, name: made.append(name))
-    monkeypatch.setattr(scoring, "mask", None)
     breach.breach(work)
-    assert made == ["gold", "npo", "grad_diff"], "gold first, which scores of membership refer to"
+    assert made == ["gold", "mask", "npo", "grad_diff"], "gold first, which scores of membership refer to"
     assert asked == [(m, n) for m in ("gold", "vanilla", "npo") for n in ("paraphrase", "membership")]
     assert (
         not work.folder("npo").exists() and "grad_diff is left out: expected finite numbers" in capsys.readouterr().out
     )
     work.attacked("npo", "membership").unlink()
-    work.folder("gold").mkdir(parents=True)
     (work.folder("gold") / "config.json").touch()
     work.config.unlearn.methods = ("npo",)
     made.clear(), asked.clear()
@@ -92,7 +103,7 @@ def test_what_is_there_is_not_made_again_and_a_run_that_diverges_is_left_out(wor
     )
     assert "| Model | Before any ↓ | paraphrase ↓ |" in text and "| Model | membership (AUC) ↓ |" in text
     assert "| npo | 20 [20, 20] | 20 [10, 30] |" in text and "'npo': 1" in text
-    assert json.loads((work.workdir / "attacks.json").read_text())["paraphrase"]["gold"]["groups"] == 2
+    assert json.loads((work.workdir / "attacks.json").read_text())["attacks"]["paraphrase"]["gold"]["groups"] == 2
 
 
 def test_what_cannot_be_meant_is_refused(typed, tmp_path):
