@@ -58,7 +58,7 @@ class View:
 
 
 class Trainable(Protocol):
-    """A parametrisation of the params: :class:`Whole` is one, ``lora.LoRA`` and ``sine.Sine`` are others.
+    """A parametrisation of the params: :class:`Whole` is one; ``lora.LoRA``, ``together.Together`` and ``sine.Sine`` are others.
 
     Compared by value where it says how (a frozen dataclass, each subclass too), since compiled programs are looked up by it.
 
