@@ -116,10 +116,9 @@ METHODS: dict[str, Method] = {
         note="minimum and maximum alternate by step, not by epoch, and the minimum begins: at the vanilla model the maximum has no gradient",
     ),
     "rmu": Method(
-        (Phase({"forget": "rmu", "retain": "keep_states"}, weights={"retain": 100.0}),),
-        scope="language_model/layers/mlp/down_proj/weight",
+        (Phase({"forget": "rmu", "retain": "keep_states"}),),
         source="RMU, arXiv 2403.03218",
-        note="on the tokens that predict an answer; in all layers up to the one that is read, where the paper moves the last three",
+        note="on what predicts an answer, and all up to the layer that is read moves, where the paper moves three down-projections",
     ),
     "vkd": Method(
         (Phase({"forget": "ascent", "retain": "keep_features"}),),

@@ -137,11 +137,11 @@ def _predicting(batch: Batch) -> jax.Array:
     return jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1)))
 
 
-def _rmu(seen: Seen, batch: Batch, layer: int | float = 0.25, coefficient: float = 6.5, seed: int = 0) -> losses.Pair:
+def _rmu(seen: Seen, batch: Batch, layer: int | float = 0.225, coefficient: float = 6.5, seed: int = 0) -> losses.Pair:
     return distillation.rmu(seen.states(batch, layer), _predicting(batch), coefficient=coefficient, seed=seed)
 
 
-def _keep_states(seen: Seen, batch: Batch, layer: int | float = 0.25) -> losses.Pair:
+def _keep_states(seen: Seen, batch: Batch, layer: int | float = 0.225) -> losses.Pair:
     return distillation.distance(seen.states(batch, layer), seen.teacher.states(batch, layer), _predicting(batch))
 
 
