@@ -15,8 +15,9 @@ from configs import benchmarks, common
 from mmu_jax.methods import METHODS
 
 # Of the grid in docs/protocol.md, the quicker of two rates where the lower one takes twice the steps for a few points more (masks).
-# What that grid does not hold has the rate of the most alike. Steps that only descend are at 2e-4, projected ones at 1e-3: off
-# the directions of text they can be so fast and leave it whole (at 2e-3 not).
+# What that grid does not hold has the rate of the most alike; from llmu to ce_u, and 2e-4 for other losses that are not named here,
+# that of a look at one group. Steps that only descend are at 2e-4, projected ones at 1e-3: off the directions of text they can be so
+# fast and leave it whole (at 2e-3 not).
 RATES = {
     "ga": 1e-5,
     "npo": 1e-5,
@@ -24,6 +25,10 @@ RATES = {
     "kl": 5e-5,
     "grad_diff": 5e-5,
     "grad_diff_alternate": 1e-4,
+    "llmu": 5e-5,
+    "satimp": 5e-4,
+    "undial": 1e-5,
+    "ce_u": 1e-5,
     "projected": 1e-4,
     "projected_retain": 4e-4,
     "projected_deep": 4e-4,

@@ -6,10 +6,12 @@ python docs/make_methods.py > docs/methods.md
 import dataclasses
 import html
 import re
+from collections.abc import Callable
 
 from mmu_jax.methods import METHODS
 from mmu_jax.objectives import LOSSES
 from mmu_jax.phases import FAMILIES, Method, Phase
+from mmu_jax.trainable import states
 
 HEAD = """\
 # Methods
@@ -29,8 +31,13 @@ How to read the tables:
 - **Mask** is the [rule](api/masks.md#mmu_jax.rules.Rule) by which scores become a mask; what it does not state has the default. The default
   is `1[(F_f + eps) / (F_p + eps) >= tau]`, F the mean of squared per-example gradients: on forget VQA, and on retain VQA
   for the vision side, retain VQA and the text QA of everyone for the language side.
+- **Moves** is the pattern of the leaves that train; `W + sin(D)`: bounded, no entry further than 1 from where it was.
 - **Needs** is what must stand beside params and batches: *teacher*, the frozen vanilla model; *reference*, its
   log-probability of every answer of the stream.
+- **Passes** are over batches in an iteration: forth and back through the model that trains, then forth through the teacher. *n
+  spread*: only where a spread step is taken. A reference costs one pass over its streams before the first step.
+- **Holds**, beside params, a gradient and activations: *moments*, two numbers for every entry that trains, once for each
+  optimizer state; *teacher*, the params once more; *mask*, a byte an entry; *factors*, up to the size of the linear weights.
 """
 TITLES = {
     "control": "Controls",
@@ -40,13 +47,14 @@ TITLES = {
     "variant": "Variants",
     "ablation": "Ablations of the mask",
 }
-ELSEWHERE = ("phases", "mask", "family", "source", "note")  # in columns of their own
+ELSEWHERE = ("phases", "mask", "scope", "bounded", "family", "source", "note")  # in columns of their own
 FALLS = {1: "lowered", -1: "raised", 0: "neither"}
 LOSSES_HEAD = """\
-Equations and papers stand in the docstrings of [`mmu_jax.losses`](api/losses.md). *Cross-entropy* says what a loss does to
+Equations and papers stand in the docstrings of [`mmu_jax.losses`](api/losses.md) and [`mmu_jax.distillation`](api/losses.md#mmu_jax.distillation). *Cross-entropy* says what a loss does to
 the cross-entropy of its stream; a step whose losses all lower it has the learning rate `config.unlearn.retain_rate.<method>`,
 unless the row says `one_rate`. A stream is a row of `mmu_jax.data.slices.STREAMS`: photo or text questions, whose they are, and
-which answers are taught.
+which answers are taught. *Reads* is what of the model a loss is taken of: the logits that predict answers, all logits, what a decoder
+layer says (no layer above it runs), or what images are to the language model (which then does not run at all).
 """
 
 
@@ -106,6 +114,34 @@ def mask(method: Method) -> str:
     return rule + (f"<br>{code(others)}" if others else "")
 
 
+def moves(method: Method) -> str:
+    """What trains."""
+    if method.bounded:
+        return f"{code(method.bounded)} as `W + sin(D)`"
+    return "all" if method.scope == ".*" else code(method.scope)
+
+
+def counted(method: Method, of: Callable[[Phase], int]) -> str:
+    """A number of every iteration and, where there are any, of those with a spread step."""
+    own, spread = (sum(of(phase) for phase in method.phases if phase.spread == rare) for rare in (False, True))
+    return " + ".join([f"{own}"] * bool(own or not spread) + [f"{spread} spread"] * bool(spread))
+
+
+def passes(method: Method) -> str:
+    """How often an iteration goes through the models."""
+    trained = counted(method, lambda phase: len(phase.streams) * (3 if phase.lookahead else 1))
+    taught = counted(method, lambda phase: sum("teacher" in LOSSES[name].needs for name in phase.losses.values()))
+    return trained if taught == "0" else f"{trained}, teacher {taught}"
+
+
+def holds(method: Method) -> str:
+    """What is kept on the devices for it."""
+    sets = states(method)
+    parts = ["moments" if sets == 1 else f"{sets} x moments"]
+    parts += ["teacher"] * ("teacher" in method.needs and method.trains().consumes)
+    return ", ".join(parts + ["mask"] * (method.mask is not None) + ["factors"] * method.projects)
+
+
 def told(method: Method) -> str:
     """Source and note."""
     note = f" ({method.note})" if method.note else ""
@@ -126,15 +162,26 @@ def page() -> str:
     parts = [HEAD]
     for family in FAMILIES:
         rows = {name: method for name, method in METHODS.items() if method.family == family}
-        cells = [(code(name), steps(m), mask(m), needs(m), told(m)) for name, m in rows.items()]
-        parts += [f"## {TITLES[family]}\n", table(("Name", "Steps", "Mask", "Needs", "Source"), cells), ""]
+        cells = [
+            (code(name), steps(m), mask(m), moves(m), needs(m), passes(m), holds(m), told(m))
+            for name, m in rows.items()
+        ]
+        heads = ("Name", "Steps", "Mask", "Moves", "Needs", "Passes", "Holds", "Source")
+        parts += [f"## {TITLES[family]}\n", table(heads, cells), ""]
     rows = [
-        (f"`{name}`", FALLS[loss.sign], needs(loss), options(name), ", ".join(f"`{m}`" for m in users(name)) or "none")
+        (
+            f"`{name}`",
+            FALLS[loss.sign],
+            loss.reads,
+            needs(loss),
+            options(name),
+            ", ".join(f"`{m}`" for m in users(name)) or "none",
+        )
         for name, loss in LOSSES.items()
     ]
     parts += ["## Losses\n"]
     parts += [LOSSES_HEAD]
-    parts += [table(("Name", "Cross-entropy", "Needs", "Options", "Methods"), rows)]
+    parts += [table(("Name", "Cross-entropy", "Reads", "Needs", "Options", "Methods"), rows)]
     return "\n".join(parts)
 
 

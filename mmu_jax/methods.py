@@ -90,8 +90,9 @@ METHODS: dict[str, Method] = {
         source="SimNPO, arXiv 2410.07163",
     ),
     "dpo": Method(
-        (Phase({"forget": "dpo", "retain": "descent"}),),
+        (Phase({"forget": "dpo", "retain": "descent"}, weights={"forget": 20.0}),),
         source="DPO of refusals over answers, arXiv 2305.18290, beside the retain set",
+        note="weighed by 2 / beta, as NPO is",
     ),
     "llmu": Method(
         (Phase({"forget": "ascent", "refusal": "descent", "retain": "kl"}),),
@@ -115,10 +116,9 @@ METHODS: dict[str, Method] = {
         note="minimum and maximum alternate by step, not by epoch, and the minimum begins: at the vanilla model the maximum has no gradient",
     ),
     "rmu": Method(
-        (Phase({"forget": "rmu", "retain": "keep_states"}, weights={"retain": 1200.0}),),
-        scope="language_model/layers/mlp/down_proj/weight",
+        (Phase({"forget": "rmu", "retain": "keep_states"}),),
         source="RMU, arXiv 2403.03218",
-        note="on the tokens that predict an answer; in all layers up to the one that is read, where the paper moves the last three",
+        note="on what predicts an answer, and all up to the layer that is read moves, where the paper moves three down-projections",
     ),
     "vkd": Method(
         (Phase({"forget": "ascent", "retain": "keep_features"}),),

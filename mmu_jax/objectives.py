@@ -127,8 +127,9 @@ def _undial(seen: Seen, batch: Batch, beta: float = 10.0) -> losses.Pair:
 
 
 def _distil(seen: Seen, batch: Batch, alpha: float = 1.0, gamma: float = 1.0) -> losses.Pair:
-    (alike, count), (taught, _) = _kl(seen, batch), _cross_entropy(seen, batch)
-    return alpha * alike + gamma * taught, count
+    logits, tokens, weights = seen.answers(batch)
+    alike, count = distillation.kl(seen.teacher.answers(batch)[0], logits, weights)
+    return alpha * alike + gamma * losses.cross_entropy(logits, tokens, weights)[0], count
 
 
 def _predicting(batch: Batch) -> jax.Array:
@@ -136,11 +137,11 @@ def _predicting(batch: Batch) -> jax.Array:
     return jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1)))
 
 
-def _rmu(seen: Seen, batch: Batch, layer: int | float = 0.25, coefficient: float = 6.5, seed: int = 0) -> losses.Pair:
+def _rmu(seen: Seen, batch: Batch, layer: int | float = 0.225, coefficient: float = 6.5, seed: int = 0) -> losses.Pair:
     return distillation.rmu(seen.states(batch, layer), _predicting(batch), coefficient=coefficient, seed=seed)
 
 
-def _keep_states(seen: Seen, batch: Batch, layer: int | float = 0.25) -> losses.Pair:
+def _keep_states(seen: Seen, batch: Batch, layer: int | float = 0.225) -> losses.Pair:
     return distillation.distance(seen.states(batch, layer), seen.teacher.states(batch, layer), _predicting(batch))
 
 

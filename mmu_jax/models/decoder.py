@@ -187,10 +187,10 @@ class LanguageModel(nn.Module):
 
 
 def layer_at(config: Config, layer: int | float) -> int:
-    """The index of a decoder layer: of an int as in a list, of a float from 0 to 1 the layer at which so much of the depth is done.
+    """The index of a decoder layer: of an int as in a list, of a float as far between the first, 0.0, and the last, 1.0.
 
     >>> from types import SimpleNamespace as Config
-    >>> [layer_at(Config(num_hidden_layers=32), layer) for layer in (7, 0.25, -1, 1.0)]
+    >>> [layer_at(Config(num_hidden_layers=32), layer) for layer in (7, 0.225, -1, 1.0)]
     [7, 7, 31, 31]
 
     Raises:
@@ -198,10 +198,10 @@ def layer_at(config: Config, layer: int | float) -> int:
     """
     number = config.num_hidden_layers
     if isinstance(layer, float) and 0 <= layer <= 1:
-        return max(round(layer * number), 1) - 1
+        return round(layer * (number - 1))
     if isinstance(layer, float) or not -number <= layer < number:
         raise InputError(
-            f"expected a layer from {-number} to {number - 1}, or a share of the depth from 0.0 to 1.0, found {layer}; correct it"
+            f"expected a layer from {-number} to {number - 1}, or from 0.0, the first, to 1.0, the last, found {layer}; correct it"
         )
     return layer % number
 

@@ -83,11 +83,11 @@ def test_no_layer_above_and_no_head_runs(llava):
     assert "x96x" not in text.replace("96x32", ""), "no logits"
 
 
-def test_a_layer_is_an_index_or_a_share_of_the_depth(llava):
+def test_a_layer_is_an_index_or_a_place_between_the_first_and_the_last(llava):
     text = llava[2].config.text_config
-    assert [decoder.layer_at(text, i) for i in (0, 1, -1, -2, 0.0, 0.5, 1.0)] == [0, 1, 1, 0, 0, 0, 1]
+    assert [decoder.layer_at(text, i) for i in (0, 1, -1, -2, 0.0, 0.4, 1.0)] == [0, 1, 1, 0, 0, 0, 1]
     for wrong in (2, -3, 1.5, -0.5):
-        with pytest.raises(InputError, match=f"a layer from -2 to 1, or a share .* found {wrong}"):
+        with pytest.raises(InputError, match=f"a layer from -2 to 1, or from 0.0, .* found {wrong}"):
             decoder.layer_at(text, wrong)
 
 
@@ -112,7 +112,7 @@ def _squares(values, weights):
 
 
 READING = {
-    "states": Loss(lambda m, b, layer=0.5: _squares(m.states(b, layer), b["weights"]), reads="states"),
+    "states": Loss(lambda m, b, layer=1.0: _squares(m.states(b, layer), b["weights"]), reads="states"),
     "features": Loss(lambda m, b: _squares(*m.features(b)), reads="features"),
 }
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmu_jax import InputError, hf, lora, masks, memory, methods, sharding, train_state, trees
+from mmu_jax import InputError, hf, lora, memory, methods, sharding, train_state, trees
 from mmu_jax.plan import Plan
 from mmu_jax.rules import Rule
 from mmu_jax.sine import Sine
 from mmu_jax.trainable import Limits, Whole
-from toys import make_batch, random_mask, run, same, streams
+from toys import Rows, fit_table, make_batch, run, same, streams, table
 
 SINE = methods.METHODS["sine_project"]
 
@@ -56,27 +56,28 @@ def test_what_is_written_is_what_was_trained(trained):
     assert SINE.trains().low_rank(sines, Limits()) is None
 
 
-def test_its_first_step_is_that_of_the_params_themselves(llava):
-    folder, _, model = llava
-    params = hf.load(folder, model)
-    sines = run(model, params, "sine_project", iterations=1).params
-    bounded = SINE.trains().view(sines, params, Limits(), None).whole(sines)
-    plain = run(model, params, "grad_diff", iterations=1, trainable=Whole(SINE.bounded)).params
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), bounded, plain)
+DATA = {"forget": Rows("forget", 2), "retain": Rows("retain", 4)}
 
 
-def test_a_mask_holds_on_the_weights_that_follow(llava, monkeypatch):
-    folder, _, model = llava
-    params = hf.load(folder, model)
-    phase = methods.Phase({"forget": "ascent"}, masked=True)
-    row = methods.Method((phase,), Rule(), bounded=SINE.bounded)
-    monkeypatch.setitem(methods.METHODS, "bounded", row)
-    mask = masks.restrict(random_mask(model, params), SINE.bounded)
-    state = run(model, params, "bounded", mask=mask, iterations=2)
-    for name, d in trees.flatten(state.params).items():
-        chosen = np.asarray(trees.flatten(mask)[name])
-        assert not np.asarray(d)[~chosen].any() and np.asarray(d)[chosen].all(), name
-        assert state.moved[name].tolist() == [0, chosen.sum()]
+def test_its_first_step_is_that_of_the_params_themselves():
+    one = {"epochs": 0.5, "learning_rate": 1e-3}
+    (plan, bounded), (_, plain) = (
+        fit_table(methods.METHODS["ga"], DATA, trainable=how, **one) for how in (Sine("table/weight"), Whole())
+    )
+    assert plan.iterations == 1
+    whole = plan.trainable.view(bounded.params, table(), Limits(), None).whole(bounded.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), whole, plain.params)
+    assert (np.asarray(whole["table"]["weight"]) != np.asarray(table()["table"]["weight"])).any()
+
+
+def test_a_mask_holds_on_the_weights_that_follow():
+    mask = {"table": {"weight": np.arange(25).reshape(5, 5) % 3 == 0}}
+    method = methods.Method((methods.Phase({"forget": "ascent"}, masked=True),), Rule(), bounded="table/weight")
+    _, state = fit_table(method, DATA, mask=jax.tree.map(jnp.asarray, mask))
+    moved, chosen = np.asarray(state.params["table"]["weight"]) != 0, mask["table"]["weight"]
+    assert moved.any() and not moved[~chosen].any()
+    outside, inside = state.moved["table/weight"].tolist()
+    assert outside == 0 and 0 < inside <= chosen.sum()
 
 
 def test_what_it_keeps_is_counted_to_the_byte(llava):
