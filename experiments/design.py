@@ -125,7 +125,7 @@ FIELD = {
     ),
     "all": Setting(
         1.0,
-        {name: () for name in ("npo_retain", "simnpo", "wga", "satimp", "undial", "idk", "dpo", "llmu", "scrub", "rmu", "vkd",
+        {name: () for name in ("npo_retain", "simnpo", "wga", "satimp", "idk", "dpo", "llmu", "scrub", "rmu", "vkd",
                                "sine_project", "grad_diff", "grad_diff_alternate", "mmunlearner", "ssd", "manu", "kvw", "task_vector",
                                "smfa", "projected_retain")},
         (2e-5, 1e-4, 4e-4),
