@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from mmu_jax.methods import METHODS
+from mmu_jax.phases import Method
 
 # What a LoRA adapts while unlearning, by the side of the mask: the linear layers of that side, as the published code does.
 _LANGUAGE = r"language_model/layers/.*_proj/weight"
@@ -109,9 +110,8 @@ def published(argument: str | None) -> ConfigDict:
     args.method = args.method or ("projected" if args.benchmark == "folder" else "all")
     share = _share(args)
     method = METHODS.get(args.method)
-    own = method and (method.edit or method.bounded or method.scope != ".*")
-    if (own or method and method.mask and method.mask.gradients_only) and "lora=" not in (argument or ""):
-        args.lora = 0  # it edits the params themselves, says which of them train, or masks their gradients
+    if method and "lora=" not in (argument or "") and _of_params(method):
+        args.lora = 0
     wanted = common.ALL if args.method == "all" else (args.method,)
     if args.side != "both" and not args.lora:
         wanted = tuple(name for name in wanted if name != "linear_only")  # it would move the other side too
@@ -138,6 +138,11 @@ def published(argument: str | None) -> ConfigDict:
         config.model.param_dtype = "bfloat16"
         config.unlearn.lora = dict(rank=args.lora, alpha=float(args.lora), targets=TARGETS[args.side])
     return config
+
+
+def _of_params(method: Method) -> bool:
+    """Whether a method is one of the params themselves: by its mask on their gradients, by which of them it moves, or as an edit."""
+    return bool(method.mask and method.mask.gradients_only or method.bounded or method.scope != ".*" or method.edit)
 
 
 def _share(args: ConfigDict) -> int:
