@@ -141,8 +141,8 @@ def published(argument: str | None) -> ConfigDict:
 
 
 def _of_params(method: Method) -> bool:
-    """Whether a method is one of the params themselves: by its mask on their gradients, or by which of them it moves."""
-    return bool(method.edit or method.mask and method.mask.gradients_only or method.bounded or method.scope != ".*")
+    """Whether a method is one of the params themselves: by its mask on their gradients, by which of them it moves, or as an edit."""
+    return bool(method.mask and method.mask.gradients_only or method.bounded or method.scope != ".*" or method.edit)
 
 
 def _share(args: ConfigDict) -> int:
