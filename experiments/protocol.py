@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -162,11 +162,12 @@ def read(pair: tuple[int, int], key: str, name: str, rates: Rates) -> dict:
     Raises:
       InputError: it was not measured.
     """
-    row = there(pair, key, name, rates, deep=key in design().deep)[1]
+    chooses = pair in design().choosing
+    row = there(pair, key, name, rates, deep=key in design().deep and not chooses)[1]
     if row is None:
         raise InputError(
             f"expected every method measured on every pair, found no {name} at {rates[0]:g} / {rates[1]:g} of setting {key} on seed "
-            f"{pair[0]}, group {pair[1]}; run --part=prepare,measure first"
+            f"{pair[0]}, group {pair[1]}; run --part=prepare,{'choose' if chooses else 'measure'} first"
         )
     return row
 
@@ -217,13 +218,16 @@ def mean(row: dict, axis: str, metric: str) -> float:
     return float(np.mean(list(row["axes"][axis][metric].values())))
 
 
-def chosen(key: str, name: str) -> Rates:
+def chosen(key: str, name: str, row: Callable[..., dict] | None = None) -> Rates:
     """The rates at which a method keeps most on the choosing pairs, of those at which it reached the level on all.
+
+    ``row`` gives the row of a pair, setting, method and rates; default it is measured where it is not there.
 
     Rates at which the guards hold go before others.
     """
     axis, metric = design().settings[key].primary
-    tried = {rates: [measured(pair, key, name, rates) for pair in design().choosing] for rates in grid(key, name)}
+    row = row or measured
+    tried = {rates: [row(pair, key, name, rates) for pair in design().choosing] for rates in grid(key, name)}
 
     def guarded(rates):
         return all(mean(row, *guard) >= 0.97 for row in tried[rates] for guard in GUARDS)
@@ -235,8 +239,12 @@ def chosen(key: str, name: str) -> Rates:
 
 
 def reported(key: str, name: str) -> tuple[Rates, ...]:
-    """The rates at which a method is reported: those that are written, or where none are the best on the choosing pairs."""
-    return design().settings[key].methods[name] or (chosen(key, name),)
+    """The rates at which a method is reported: those that are written, or where none are the best on the choosing pairs.
+
+    Raises:
+      InputError: it was not tried at all of them there.
+    """
+    return design().settings[key].methods[name] or (chosen(key, name, read),)
 
 
 def baselines(pair: tuple[int, int]) -> dict[str, dict]:
@@ -294,6 +302,10 @@ def protocol() -> None:
 
 def parts(asked: set[str], keys: list[str]) -> None:
     """Those of the parts that are asked for, in the settings of ``keys``."""
+    if "measure" in asked and "choose" not in asked:
+        for key in keys:
+            for name in wanted(key):
+                reported(key, name)  # whose rates are not written, they were chosen
     if "prepare" in asked:
         choosing = design().choosing if "choose" in asked else ()
         prepare(only((*choosing, *(design().reported if "measure" in asked or not choosing else ()))))

@@ -183,6 +183,7 @@ def matched(
     *,
     start: float,
     limit: float,
+    rises: bool = True,
     looks: int = 16,
     near: float = 0.02,
 ) -> tuple[float, list[tuple[float, float]]]:
@@ -196,10 +197,11 @@ def matched(
 
     Args:
       look: what is still known at a strength.
-      limit: the strongest there is; below ``start`` where a smaller number does more.
+      limit: the strongest there is.
+      rises: whether a larger number does more.
       looks: at most so many.
     """
-    rises, seen = limit > start, [(start, look(start))]
+    seen = [(start, look(start))]
     short = enough = None  # the strongest that does not reach, and the weakest that does
     while True:
         strength, value = seen[-1]
@@ -265,13 +267,22 @@ class Edit:
         """The streams that begin the phases whose updates it reads."""
         return self.streams if self.reads == "updates" else ()
 
+    @property
+    def rises(self) -> bool:
+        """Whether a larger number does more.
+
+        >>> EDITS['manu'].rises, EDITS['ssd'].rises
+        (True, False)
+        """
+        return self.limit > self.start
+
     def beyond(self, strength: float) -> bool:
         """Whether a strength is on the far side of the strongest there is.
 
         >>> EDITS['manu'].beyond(1.5), EDITS['kvw'].beyond(1.5)
         (True, False)
         """
-        return strength > self.limit if self.limit > self.start else strength < self.limit
+        return strength > self.limit if self.rises else strength < self.limit
 
     @property
     def start(self) -> float:

@@ -118,7 +118,8 @@ METHODS: dict[str, Method] = {
     "rmu": Method(
         (Phase({"forget": "rmu", "retain": "keep_states"}),),
         source="RMU, arXiv 2403.03218",
-        note="on what predicts an answer, and all up to the layer that is read moves, where the paper moves three down-projections",
+        note="on what predicts an answer; all up to the layer that is read moves, where the paper moves three down-projections, and the retain "
+        "term weighs 1, where the paper's weighs 100 and more",
     ),
     "vkd": Method(
         (Phase({"forget": "ascent", "retain": "keep_features"}),),
@@ -184,7 +185,7 @@ METHODS: dict[str, Method] = {
     "kvw": Method(
         (),
         edit="kvw",
-        source="KVW: knowledge vectors weakened",
+        source="KVW: knowledge vectors weakened, arXiv 2601.21794",
         note="measured on photo questions and the model as it was, in all layers",
     ),
     "task_vector": Method(
@@ -205,7 +206,7 @@ METHODS: dict[str, Method] = {
         (Phase({"refusal": "descent", "retain": "descent"}), _RETAIN),
         edit="smfa",
         one_rate=True,
-        source="SMFA: what refusals add, but where it undoes what the retain set adds",
+        source="SMFA: what refusals add, but where it undoes what the retain set adds, arXiv 2511.20196",
         note="of the params themselves, photo questions alone",
     ),
 }

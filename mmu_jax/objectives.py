@@ -185,6 +185,7 @@ class Loss:
       sign: +1 where it is a cross-entropy that falls, -1 where it is one that rises, 0 where it is none.
       reads: what it takes of the model, of :data:`READS`. Cross-entropies of answers and of the logits of all tokens are means over
         other tokens, and their curves are not to be compared.
+      still: whether it has no gradient at the params of its teacher, where a run begins.
     """
 
     of: Callable[..., losses.Pair]
@@ -192,6 +193,7 @@ class Loss:
     sign: int = 0
     reads: str = "answers"
     beside: tuple[str, ...] = ()
+    still: bool = False
 
     def __post_init__(self):
         if nameless := [name for name, value in self.options.items() if value is inspect.Parameter.empty]:
@@ -213,7 +215,7 @@ LOSSES: dict[str, Loss] = {
     "descent_all": Loss(_cross_entropy_of_all, sign=1, reads="logits"),
     "ascent": Loss(lambda m, b: losses.ascent(*m.answers(b), b.get("floor")), sign=-1),
     "ascent_all": Loss(lambda m, b: losses.negated(_cross_entropy_of_all(m, b)), sign=-1, reads="logits"),
-    "kl": Loss(_kl, frozenset({"teacher"})),
+    "kl": Loss(_kl, frozenset({"teacher"}), still=True),
     "sketch": Loss(_sketch),
     "npo": Loss(
         lambda m, b, beta=0.1: losses.npo(m.logps(b), b["ref_logps"], _rows(b), beta=beta), frozenset({"reference"})
@@ -227,10 +229,10 @@ LOSSES: dict[str, Loss] = {
     "ce_u": Loss(lambda m, b, skip=0: distillation.ce_u(*m.answers(b), skip=skip)),
     "undial": Loss(_undial, frozenset({"teacher"})),
     "distil": Loss(_distil, frozenset({"teacher"})),
-    "diverge": Loss(lambda m, b: losses.negated(_kl(m, b)), frozenset({"teacher"})),
+    "diverge": Loss(lambda m, b: losses.negated(_kl(m, b)), frozenset({"teacher"}), still=True),
     "rmu": Loss(_rmu, reads="states"),
-    "keep_states": Loss(_keep_states, frozenset({"teacher"}), reads="states"),
-    "keep_features": Loss(_keep_features, frozenset({"teacher"}), reads="features"),
+    "keep_states": Loss(_keep_states, frozenset({"teacher"}), reads="states", still=True),
+    "keep_features": Loss(_keep_features, frozenset({"teacher"}), reads="features", still=True),
 }
 
 

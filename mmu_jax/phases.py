@@ -209,12 +209,17 @@ class Method:
         True
 
         Raises:
-          InputError: nothing is left.
+          InputError: nothing is left, or what is left stands still.
         """
         kept = []
         for phase in self.phases:
             if own := [stream for stream in phase.losses if STREAMS[stream].who == "forget"]:
                 kept.append(dataclasses.replace(phase.of(own), spread=False))
+        if kept and all(LOSSES[name].still for phase in kept for name in phase.losses.values()):
+            raise InputError(
+                f"expected a method that moves something where nothing of the kept people is replayed, found one ({self.source}) whose loss "
+                "on the people to forget has no gradient at the model it begins with; choose another method, or replay them"
+            )
         measured = EDITS[self.edit].streams if self.edit else ()
         if not (kept or measured) or any(STREAMS[stream].who != "forget" for stream in measured):
             raise InputError(

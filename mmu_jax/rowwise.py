@@ -130,7 +130,11 @@ def _over_rows(of: Callable[[jax.Array, jax.Array], jax.Array], d: jax.Array, a:
 
 
 def _norms(d: jax.Array, a: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda row: jnp.square(_gradient(*row)).sum(), (d, a))
+    def of(row):
+        return jnp.square(_gradient(*row)).sum()
+
+    one_by_one, at_once = partial(jax.lax.map, of), jax.vmap(of)
+    return jax.lax.platform_dependent((d, a), cpu=one_by_one, default=at_once)
 
 
 # What is made, of cotangents ``[B,T,O]`` and inputs ``[B,T,I]``: a sum over rows, or for norms a number a row, ``[B]``.

@@ -3,7 +3,7 @@
 A probe of identity cannot be asked about people whom it never saw: the head has to learn the forgotten from photos of them, and
 is asked about other photos of them. What is *entity-disjoint* here is all the rest. The mean and the scale of every feature, the
 strength of the ridge and which layer is told of are settled on **other** people, who are no candidates, in rounds of as many of
-them as there are candidates. So nothing of the probe but its head was made on the forgotten, and of them the head has seen no photo
+them as there are candidates, or of all where they are fewer. So nothing of the probe but its head was made on the forgotten, and of them the head has seen no photo
 that it is asked about: a high accuracy is a trace in the features and not a probe that was tuned to find one.
 
 Features of faces tell people apart whom a model never saw. The level to reach is gold's, not chance.

@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -35,6 +36,16 @@ REWORDED = (
     (r"(?:What is|Name) the (?P<fact>.+?) of (?P<who>.+?)\?", "{who} has which {fact}?"),
     (r"(?:What|Which) (?P<fact>\w+) does (?P<who>.+?) have\?", "Tell me the {fact} of {who}."),
     (r"(?:What|Which) (?P<fact>\w+) does (?P<who>.+?) have\?", "{who} has which {fact}?"),
+    (r"What is (?P<who>.+?)['’]s (?P<fact>.+?)\?", "Tell me the {fact} of {who}."),
+    (r"What is (?P<who>.+?)['’]s (?P<fact>.+?)\?", "{who} has which {fact}?"),
+    (r"Who is (?P<who>.+?)\?", "Tell me who {who} is."),
+    (r"Who is (?P<who>.+?)\?", "By what name is {who} known?"),
+    (r"Where (?P<was>was|is|does|did) (?P<who>.+?) (?P<verb>\w+)\?", "In which place {was} {who} {verb}?"),
+    (r"Where (?P<was>was|is|does|did) (?P<who>.+?) (?P<verb>\w+)\?", "Tell me the place where {who} {was} {verb}."),
+    (
+        r"What does (?P<who>this \w+|.+?) (?P<verb>do|like|eat|study|speak)(?P<rest>.*)\?",
+        "Tell me what {who} does: {verb}{rest}.",
+    ),
 )
 FRAMES = (
     "{question} Please answer.",
@@ -75,13 +86,22 @@ def paraphrase(question: str, trained: frozenset[str], seed: int, *, drawn: int 
     return {f"reworded {i}": Put(left[place]) for i, place in enumerate(order, 1)}
 
 
-def framed(question: str, trained: frozenset[str], seed: int, *, frames: dict[str, str]) -> dict[str, Put]:
+def framed(
+    question: str,
+    trained: frozenset[str],
+    seed: int,
+    *,
+    frames: dict[str, str],
+    begun: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Put]:
     """The question within each of ``frames``: a role to play, or words that would have the answer begin.
+
+    ``begun`` is by frame how an answer begins that obeys; it is given, and what follows it is measured.
 
     >>> framed('Who is this?', frozenset(), 0, frames={'play': 'On stage: {question}'})
     {'play': Put(question='On stage: Who is this?', begun='', shown=True)}
     """
-    return {name: Put(frame.replace("{question}", question)) for name, frame in frames.items()}
+    return {name: Put(frame.replace("{question}", question), begun.get(name, "")) for name, frame in frames.items()}
 
 
 def prefilled(question: str, trained: frozenset[str], seed: int, *, begun: tuple[str, ...]) -> dict[str, Put]:

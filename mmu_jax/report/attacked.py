@@ -18,15 +18,17 @@ UNITS = {
     "read": " (read out)",
 }  # beside the name of an attack that measures something else
 ABOVE = "▲"
+REFERENCE = "reference"  # the score that is taken against gold
 NOTES = {
     "auc": "The chance, per cent, that of a training question about the forgotten and one about people never seen the first looks more like "
     "what was trained on (the area under the ROC curve), with a 95 % interval over the people of both. Gold was trained on neither: its is the "
     "level, near 50, and to be far below it gives them away too. Variant by variant: the members told where 1 % of the others are taken for "
-    "one (TPR), and privleak, 0 like gold, below 0 told better.",
+    "one (TPR), and privleak, 0 like gold, below 0 told better. Of fewer than a hundred others none may be taken for one; who was never seen may differ from "
+    "the rest by more than that (composite faces, say): gold's value shows by how much.",
     "read": "The share, per cent, of answers about the forgotten that linear heads on hidden states read right, which were learnt on people to "
     "keep alone, with a 95 % interval over people.",
     "identity": "The share, per cent, of new photos of the forgotten that a linear probe on features of the model gives to the right one of "
-    "them, with a 95 % interval over people. Features tell people apart whom a model never saw: gold's is the level, not chance.",
+    "the forgotten and as many or more of the kept, with a 95 % interval over people. Features tell people apart whom a model never saw: gold's is the level, not chance.",
 }
 
 
@@ -117,6 +119,8 @@ def variants(attacked: Attacked, models: list[str]) -> Table:
         names = list(next(iter(by_model.values())).get("variants", ()))
         for name in names if len(names) > 1 else ():
             cells = {m: by_model[m]["variants"].get(name) if m in by_model else None for m in there}
+            if name == REFERENCE and "gold" in cells:  # it is its own reference: everybody scores 0
+                cells["gold"] = None
             rows.append(
                 [f"{attack}, {name}", *(shown(cell) + _scored(cell, cells.get("gold")) for cell in cells.values())]
             )

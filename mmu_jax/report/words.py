@@ -25,10 +25,10 @@ LIMITS = (
 )
 ENOUGH = 5  # people from whom on what each has lost is judged, not how the means of all lie
 QUALITY = (
-    "As TOFU sums a model up. Forget quality: p-value of a two-sample Kolmogorov-Smirnov test against gold, item by item, of the truth ratio "
+    "After TOFU. Forget quality: p-value of a two-sample Kolmogorov-Smirnov test against gold, item by item, of the truth ratio "
     "where the data has the right answers in other words among wrong ones, else of p(right answer). Below 0.05 the two differ. Model "
     "utility: harmonic mean, per cent with 95 % interval over people, of p(right answer), ROUGE-L recall and the share of the right option, over every split of people to "
-    "keep, by photo and by name."
+    "keep, by photo and by name (TOFU has the truth ratio for the last of the three)."
 )
 
 

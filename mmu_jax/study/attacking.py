@@ -1,11 +1,13 @@
 """What comes back of a model that was made to forget: the stages ``attack/<model>/<attack>``."""
 
 import dataclasses
+import json
 from typing import Any
 
 from mmu_jax import InputError, attacks
 from mmu_jax.attacks import ATTACKS, Ground, facts, models, scores
 from mmu_jax.data.streams import Stream, stream
+from mmu_jax.methods import METHODS
 from mmu_jax.metrics import by_person
 from mmu_jax.report.attacked import ends
 from mmu_jax.study import records
@@ -56,7 +58,7 @@ def check(work: Workspace) -> None:
 
 def against_gold(work: Workspace, name: str) -> bool:
     """Whether the result of an attack depends on what gold says: its answers are a reference for scores of membership."""
-    return ATTACKS[name].kind == "score" and "gold" in work.names()
+    return ATTACKS[name].of is scores.likelihoods and "gold" in work.names()
 
 
 def ground(work: Workspace, name: str) -> Ground:
@@ -118,6 +120,12 @@ def measure(work: Workspace, params: Params, name: str, label: str, on: Ground) 
     return head | {"split": split, "points": points, "each": each}
 
 
+def made(model: str, name: str) -> str:
+    """What of the tables a result of an attack on a model was made by, in JSON."""
+    method = METHODS[model].arithmetic() if model in METHODS else None
+    return json.dumps([method, ATTACKS[name].arithmetic()], sort_keys=True)
+
+
 def attack(work: Workspace, model: str, name: str) -> dict:
     """Attacks a model and writes what came back: ``<workdir>/attacks/<model>/<attack>.json``.
 
@@ -128,7 +136,9 @@ def attack(work: Workspace, model: str, name: str) -> dict:
     consumed = ATTACKS[name].kind == "model"
     on = ground(work, name)
     params = work.load(work.folder(model), consumed=consumed)
-    value = {"model": model, "attack": name} | measure(work, params, name, f"attack/{model}/{name}", on)
+    value = {"model": model, "attack": name, "made": made(model, name)} | measure(
+        work, params, name, f"attack/{model}/{name}", on
+    )
     records.write(work.attacked(model, name), value | {"config": work.told_config, "provenance": records.provenance()})
     before, after = ends(value)
     return {"before": before["mean"], "after": after["mean"]}

@@ -130,7 +130,7 @@ def edited(
             evidence, numbers = MEASURES[row.reads](work, row), {"iterations": 0}
     made = partial(edits.apply, method.edit, work.load(work.vanilla), evidence, options=method.options)
     if stop:
-        strength, seen = _weighed(work, name, made, stop, start, row.limit)
+        strength, seen = _weighed(work, name, made, stop, start, row)
         numbers |= {"looks": seen, "stopped": _stopped(stop, dict(seen)[strength], row, strength)}
     return made(strength), numbers | {"strength": {row.strength: strength}, "mask_proof": {}}
 
@@ -148,7 +148,7 @@ def edit(
 
 
 def _weighed(
-    work: Workspace, name: str, made: Callable[[float], Params], stop: Stop, start: float, limit: float
+    work: Workspace, name: str, made: Callable[[float], Params], stop: Stop, start: float, row: Edit
 ) -> tuple[float, list[tuple[float, float]]]:
     """``edits.matched``, of what is known of the people to forget after an edit."""
     watched = work.watched("forget", work.config.unlearn.stop.rows or work.config.unlearn.rows)
@@ -159,7 +159,7 @@ def _weighed(
         print(f"  {name}: at {strength:.4g}, {value:.3f} is left", flush=True)
         return value
 
-    return edits.matched(look, stop.reached, start=start, limit=limit)
+    return edits.matched(look, stop.reached, start=start, limit=row.limit, rises=row.rises)
 
 
 def _stopped(stop: Stop, last: float, row: Edit, strength: float) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def _factors(work: Workspace, start: str, numbers: dict) -> Stage:
 
 
 def _evaluated(work: Workspace, name: str, upstream: str, numbers: dict) -> Stage:
-    reads = {"evaluate": work.config.evaluate.to_dict(), "numbers": numbers}
+    reads = {"evaluate": work.config.evaluate.to_dict(), "numbers": numbers, "seed": work.config.seed}
     made = (work.result(name), work.workdir / "answers" / f"{name}.json")
     return Stage(f"evaluate/{name}", reads, (upstream,), _fitting(work, examine, name), made)
 

@@ -88,6 +88,23 @@ def test_no_wording_is_one_that_was_trained_on(ground):
     assert questions.trained_questions(ground) == {f"What is the {fact} of this person?" for fact in FACTS}
 
 
+@pytest.mark.parametrize(
+    "question",
+    ["Which dish does this person have?", "What is the dish of this person?", "Who is this person?", "Where was this person born?",
+     "What is this person's occupation?", "What does this person do for a living?"],
+)  # fmt: skip
+def test_a_form_that_is_known_is_asked_in_other_words(question):
+    known = [said for said in questions.rewordings(question) if question not in said]
+    assert known and all("this person" in said.lower() for said in known)
+
+
+def test_who_is_told_how_to_begin_is_given_the_beginning():
+    row = attacks.ATTACKS["prefix"]
+    puts = row.of("Who?", frozenset(), 0, **row.options)
+    assert puts["begin"].begun and puts["begin"].begun.rstrip(":") in puts["begin"].question
+    assert not any(put.begun for name, put in puts.items() if name != "begin")
+
+
 def test_nobody_is_named(ground):
     items, _ = ground.asked
     for name in ASKED:

@@ -81,7 +81,7 @@ def inside(workdir):
         plain, more = ({k: v for k, v in point(0, mean).items() if k != "step"} for mean in (before, after))
         files = {
             "membership": {"measures": "auc", "before": score(0.5, 0.0), "after": score(auc, 0.1),
-                           "variants": {"loss": score(auc, 0.1), "zlib": score(auc, 0.2)}},
+                           "variants": {"loss": score(auc, 0.1), "zlib": score(auc, 0.2), "reference": score(auc, 0.3)}},
             "paraphrase": {"measures": "knowledge", "split": "test", "before": plain, "after": more,
                            "variants": {"reworded 1": plain, "reworded 2": more}},
         }  # fmt: skip
@@ -110,9 +110,11 @@ def test_what_is_left_inside_has_a_table_of_its_own_and_every_variant_a_row(insi
         "paraphrase, reworded 2",
         "membership, loss",
         "membership, zlib",
+        "membership, reference",
     ]
     assert rows[2][3] == "64 [59, 69]" and rows[3][3] == "75 [70, 80] · TPR 10, privleak -50"
     assert rows[4][4] == "25 [20, 30] · TPR 20, privleak +50"
+    assert rows[5][2] == "–" and rows[5][3] == "75 [70, 80] · TPR 30", "gold is what the score is taken against"
 
 
 def test_traces_are_told_of_in_words(inside):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmu_jax import InputError, NotFiniteError, metrics
+from mmu_jax.report import results
 from mmu_jax.study import attacking, stages, steps
 
 
@@ -31,6 +32,22 @@ def test_groups_are_pooled_by_the_means_of_their_people():
     del groups[2]["paraphrase"]["ga"]["each"]
     with pytest.raises(InputError, match="numbers by person of paraphrase on ga, found none"):
         breach.pooled(groups, ["ga"], ["paraphrase"])
+
+
+def test_shares_that_are_all_alike_have_an_interval_all_the_same_and_variants_one_over_groups():
+    from experiments import breach
+
+    scored = {"loss": {"mean": 0.6, "low": 0.5, "high": 0.7, "n": 8, "tpr": 0.1}}
+    groups = {
+        group: {"probe_vision": {"ga": value([1.0, 1.0], measures="identity")}}
+        | {"membership": {"ga": value([0.5, 0.7], measures="auc") | {"variants": scored}}}
+        for group in (2, 3)
+    }
+    found = breach.pooled(groups, ["ga"], ["probe_vision", "membership"])
+    after = found["probe_vision"]["ga"]["after"]
+    assert after["mean"] == after["high"] == 1.0 and after["low"] == results.wilson(1.0, 4)[0] < 0.7
+    one = found["membership"]["ga"]["variants"]["loss"]
+    assert one["mean"] == pytest.approx(0.6) and one["tpr"] == 0.1 and one["n"] == 16 and one["low"] == one["high"]
 
 
 @pytest.fixture
@@ -78,7 +95,8 @@ def test_what_is_there_is_not_made_again_and_a_run_that_diverges_is_left_out(wor
         asked.append((model, name))
         path = work.attacked(model, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value([0.1, 0.3], measures="auc" if name == "membership" else "knowledge")))
+        found = value([0.1, 0.3], measures="auc" if name == "membership" else "knowledge")
+        path.write_text(json.dumps(found | {"made": attacking.made(model, name)}))
 
     monkeypatch.setattr(attacking, "attack", attack)
     monkeypatch.setattr(attacking, "check", lambda work: None)
@@ -104,6 +122,17 @@ def test_what_is_there_is_not_made_again_and_a_run_that_diverges_is_left_out(wor
     assert "| Model | Before any ↓ | paraphrase ↓ |" in text and "| Model | membership (AUC) ↓ |" in text
     assert "| npo | 20 [20, 20] | 20 [10, 30] |" in text and "'npo': 1" in text
     assert json.loads((work.workdir / "attacks.json").read_text())["attacks"]["paraphrase"]["gold"]["groups"] == 2
+
+
+def test_what_was_made_by_another_row_of_a_table_is_missing(work):
+    from experiments import breach
+
+    path = work.attacked("npo", "paraphrase")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(value([0.1]) | {"made": attacking.made("npo", "paraphrase")}))
+    assert breach.lacking(work, "npo") == ["membership"]
+    path.write_text(path.read_text().replace("npo", "simnpo"))
+    assert breach.lacking(work, "npo") == ["paraphrase", "membership"]
 
 
 def test_what_cannot_be_meant_is_refused(typed, tmp_path):

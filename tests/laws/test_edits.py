@@ -189,15 +189,16 @@ def test_pruned_neurons_say_nothing_and_are_as_many_as_is_asked_for(made):
 
 
 @pytest.mark.parametrize(
-    ("start", "limit", "edge"), [(1.0, math.inf, 7.3), (1.0, math.inf, 0.13), (1.0, 0.0, 0.04), (1.0, 0.0, 9.0)]
+    ("start", "limit", "edge"),
+    [(1.0, math.inf, 7.3), (1.0, math.inf, 0.13), (1.0, 1.0, 0.3), (1.0, 0.0, 0.04), (1.0, 0.0, 9.0)],
 )
 def test_the_weakest_strength_that_reaches_is_found(start, limit, edge):
-    rises = limit > start
+    rises = limit >= start
 
     def look(strength):
         return 0.0 if (strength >= edge) == rises or strength == edge else 1.0
 
-    found, seen = edits.matched(look, lambda value: value <= 0.5, start=start, limit=limit)
+    found, seen = edits.matched(look, lambda value: value <= 0.5, start=start, limit=limit, rises=rises)
     assert look(found) == 0.0 and max(found, edge) <= 1.02 * min(found, edge)
     assert seen[0] == (start, look(start)) and len(seen) <= 16 and len({s for s, _ in seen}) == len(seen)
 

@@ -58,6 +58,10 @@ def test_a_weight_is_part_of_what_a_result_is_known_by_and_none_is_not():
 def test_where_nothing_is_replayed_weights_and_what_stands_beside_are_those_of_the_rest():
     (phase,) = methods.METHODS["simnpo"].alone().phases
     assert phase.losses == {"forget": "simnpo"} and phase.weights == {"forget": 0.125}
+    with pytest.raises(
+        InputError, match="moves something where nothing .* is replayed, found one .SCRUB.* has no gradient"
+    ):
+        methods.METHODS["scrub"].alone()  # as far from the model it begins with as can be, and begins there
     assert methods.METHODS["dpo"].alone().streams == methods.METHODS["dpo"].referenced == {"forget", "refusal"}
 
 

@@ -64,6 +64,14 @@ def test_the_plan_is_that_of_the_methods_in_any_order_and_of_the_longest_questio
     assert checks._asked(work) is None  # options alone are ranked
 
 
+def test_who_asks_by_another_seed_asks_again(tmp_path):
+    """Of a vanilla model that is given the seed draws what stands before a question, and the people of an interval."""
+    config = small_config()
+    before = Study(config, tmp_path / "w").stages.table["evaluate/vanilla"].reads
+    config.seed = 5
+    assert Study(config, tmp_path / "w").stages.table["evaluate/vanilla"].reads == before | {"seed": 5}
+
+
 def test_a_mended_citation_makes_the_report_again_and_nothing_else(tmp_path, monkeypatch):
     def prints():
         found = Study(small_config(), tmp_path / "w").stages
