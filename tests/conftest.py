@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import pathlib
 import shutil
 import sys
 import tempfile
@@ -47,6 +48,18 @@ def mesh(request):
     from mmu_jax import sharding
 
     return sharding.make_mesh(*request.param)
+
+
+MAPS = pathlib.Path("/proc/self/maps")
+ROOM = 30_000  # of the 65,530 memory maps that Linux allows a process: beyond them XLA dies where it loads a program
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """Every program that was compiled for a CPU holds some maps, and a process of the suite compiles thousands."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > ROOM:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
