@@ -15,8 +15,8 @@ from configs import benchmarks, common
 from mmu_jax.methods import METHODS
 
 # Of the grid in docs/protocol.md, the quicker of two rates where the lower one takes twice the steps for a few points more (masks).
-# What that grid does not hold has the rate of the most alike; from llmu to ce_u, and 2e-4 for other losses that are not named here,
-# that of a look at one group. Steps that only descend are at 2e-4, projected ones at 1e-3: off the directions of text they can be so
+# What that grid does not hold has the rate of the most alike; from simnpo to vl_eraser that of the design "field", with all replayed where
+# there is a retain term. Steps that only descend are at 2e-4, projected ones at 1e-3: off the directions of text they can be so
 # fast and leave it whole (at 2e-3 not).
 RATES = {
     "ga": 1e-5,
@@ -25,10 +25,22 @@ RATES = {
     "kl": 5e-5,
     "grad_diff": 5e-5,
     "grad_diff_alternate": 1e-4,
-    "llmu": 5e-5,
-    "satimp": 5e-4,
-    "undial": 1e-5,
+    "simnpo": 4e-4,
+    "wga": 2e-5,
+    "satimp": 4e-4,
+    "undial": 5e-5,
     "ce_u": 1e-5,
+    "idk": 1e-4,
+    "dpo": 4e-4,
+    "llmu": 2e-5,
+    "scrub": 4e-4,
+    "rmu": 1e-4,
+    "vkd": 1e-4,
+    "sine_project": 1e-4,
+    "task_vector": 1e-4,
+    "smfa": 1e-4,
+    "null_space": 2e-4,
+    "vl_eraser": 1e-5,
     "projected": 1e-4,
     "projected_retain": 4e-4,
     "projected_deep": 4e-4,
