@@ -186,6 +186,33 @@ class LanguageModel(nn.Module):
         return jnp.einsum("btd,vd->btv", x, weight.astype(self.dtype))
 
 
+class Seeing(nn.Module):
+    """A decoder that is shown images: what networks have in common.
+
+    ``setup`` of each makes ``language_model`` and, unless it is tied, ``lm_head``; its ``features(images)`` are ``[M,N,D]``, what images
+    are to the language model. Logits ``[B,T,V]``, or ``[B,A,V]`` of the tokens ``at [B,A]`` of each row, and the cache.
+    """
+
+    config: Config
+    dtype: Dtype = jnp.float32
+
+    def embed(self, tokens, images):
+        x = self.language_model.embed(tokens)
+        if images is not None:
+            x = place(self.features(images), tokens == self.config.image_token_id, x, images.get("photo"))
+        return constrain(x, "data")
+
+    def states(self, tokens, positions, mask, images, depth):
+        """``[B,T,D]``, what layer ``depth`` of as many says."""
+        return self.language_model(self.embed(tokens, images), positions, mask, depth=depth)[0]
+
+    def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
+        x, cache = self.language_model(self.embed(tokens, images), positions, mask, cache, offset)
+        x = x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
+        logits = self.language_model.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
+        return constrain(logits, "data", None, "model"), cache
+
+
 def layer_at(config: Config, layer: int | float) -> int:
     """The index of a decoder layer: of an int as in a list, of a float as far between the first, 0.0, and the last, 1.0.
 

@@ -21,7 +21,6 @@ from mmu_jax.models import clip, decoder
 from mmu_jax.models.family import Family
 from mmu_jax.models.layers import ACTIVATIONS, Config, Dtype, Linear, activation
 from mmu_jax.models.reading import Translated, default_template, options
-from mmu_jax.sharding import constrain
 
 IMAGES = ("pixels",)
 
@@ -76,14 +75,11 @@ class Projector(nn.Module):
         return Linear(width, c.multimodal_projector_bias, self.dtype, name="linear_2")(x)
 
 
-class Network(nn.Module):
+class Network(decoder.Seeing):
     """Logits ``[B,T,V]``, or ``[B,A,V]`` of the tokens ``at [B,A]`` of each row, and the cache. ``config`` is a ``transformers.LlavaConfig``; ``images`` holds ``pixels [B,I,C,h,w]``.
 
     Rows without an image may share a batch with rows that have one: their pixels are not looked at.
     """
-
-    config: Config
-    dtype: Dtype = jnp.float32
 
     def setup(self):
         c = self.config
@@ -100,22 +96,6 @@ class Network(nn.Module):
         if self.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
         return self.multi_modal_projector(features).reshape(len(pixels), -1, self.config.text_config.hidden_size)
-
-    def embed(self, tokens, images):
-        x = self.language_model.embed(tokens)
-        if images is not None:
-            x = decoder.place(self.features(images), tokens == self.config.image_token_id, x, images.get("photo"))
-        return constrain(x, "data")
-
-    def states(self, tokens, positions, mask, images, depth):
-        """``[B,T,D]``, what layer ``depth`` of as many says."""
-        return self.language_model(self.embed(tokens, images), positions, mask, depth=depth)[0]
-
-    def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
-        x, cache = self.language_model(self.embed(tokens, images), positions, mask, cache, offset)
-        x = x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
-        logits = self.language_model.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
-        return constrain(logits, "data", None, "model"), cache
 
 
 def images(config: Config) -> dict[str, jax.Array]:

@@ -189,11 +189,8 @@ def _windows(config: Config, grid: jax.Array, segment: jax.Array) -> jax.Array:
     return (segment * most + grid[..., 0] // side) * most + grid[..., 1] // side
 
 
-class Network(nn.Module):
+class Network(decoder.Seeing):
     """Logits ``[B,T,V]``, or ``[B,A,V]`` of the tokens ``at [B,A]`` of each row, and the cache. ``positions`` is ``[B,3,T]`` (M-RoPE) or, for text, ``[B,T]``."""
-
-    config: Config
-    dtype: Dtype = jnp.float32
 
     def setup(self):
         c = self.config
@@ -205,22 +202,6 @@ class Network(nn.Module):
     def features(self, images):
         """``[M,N/4,D]``, as the language model receives them."""
         return self.visual(*(images[name] for name in IMAGES))
-
-    def embed(self, tokens, images):
-        x = self.language_model.embed(tokens)
-        if images is not None:
-            x = decoder.place(self.features(images), tokens == self.config.image_token_id, x, images.get("photo"))
-        return constrain(x, "data")
-
-    def states(self, tokens, positions, mask, images, depth):
-        """``[B,T,D]``, what layer ``depth`` of as many says."""
-        return self.language_model(self.embed(tokens, images), positions, mask, depth=depth)[0]
-
-    def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
-        x, cache = self.language_model(self.embed(tokens, images), positions, mask, cache, offset)
-        x = x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
-        logits = self.language_model.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
-        return constrain(logits, "data", None, "model"), cache
 
 
 def images(config: Config) -> dict[str, jax.Array]:

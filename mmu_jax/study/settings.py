@@ -245,7 +245,7 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     tried = [attacks.ATTACKS[name] for name in attacks.named(c.attack.names)]
     table = [
         (r"vanilla\.(?!path).*", c.vanilla.path, "nothing is trained before unlearning"),
-        (r"model\.(vision|text)\..*", c.vanilla.path, "config.vanilla.path has sizes of its own"),
+        (r"model\.(vision|text)\..*|model\.language", c.vanilla.path, "config.vanilla.path has sizes of its own"),
         (rf"saliency\.{of_masks}", not any(row.mask for row in rows), "no method has a mask"),
         (
             rf"saliency\.{of_masks}",

@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmu_jax import InputError, hf, lora, methods, trees
+from mmu_jax import InputError, hf, lora, methods, sharding, trees
 from mmu_jax.plan import Plan, describe
 from mmu_jax.together import Together
 from mmu_jax.trainable import Limits, Whole
@@ -61,11 +62,37 @@ def test_the_first_step_of_the_leaves_is_the_one_that_they_would_take_alone(llav
         np.testing.assert_allclose(value, trees.flatten(alone.params)[name], atol=1e-6, err_msg=name)
 
 
+def test_eight_devices_train_what_one_does(trained, llava):
+    _, state, _ = trained
+    folder, _, model = llava
+    mesh = sharding.make_mesh(4, 2)
+    params = hf.load(folder, model, mesh)
+    there = run(model, params, "grad_diff", iterations=3, learning_rate=1e-2, trainable=BOTH, mesh=mesh)
+    for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(there.params), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-5)
+
+
+def test_both_move_in_the_other_family_too(qwen):
+    folder, _, model = qwen
+    both = Together(dataclasses.replace(SPEC, targets=r"language_model/layers/.*q_proj/weight"), r"visual/merger/.*")
+    both.check_leaves(model.abstract())
+    start = both.start(hf.load(folder, model), PLAN.method.phases, 0)
+    view = both.view(start, hf.load(folder, model), Limits(), PLAN.method.phases[0])
+    whole = trees.flatten(view.whole(view.part), is_leaf=lambda x: isinstance(x, lora.Adapted))
+    assert {name for name in trees.flatten(start["whole"])} == {
+        name for name in whole if name.startswith("visual/merger")
+    }
+    assert sum(isinstance(leaf, lora.Adapted) for leaf in whole.values()) == 1
+
+
 def test_memory_is_counted_and_said(llava):
     folder, _, model = llava
     shapes, method = model.abstract(), methods.METHODS["ga"]
     part = trees.size(trees.split(shapes, BOTH.whole)[0])
-    count = lambda tree, dtype=np.float32: trees.size(tree)  # noqa: E731
+
+    def count(tree, dtype=np.float32):
+        return trees.size(tree)
+
     alone, both = BOTH.lora.needs(shapes, method, count), BOTH.needs(shapes, method, count)
     assert {name: both[name] - alone[name] for name in both} == {
         "adapters": part,
