@@ -53,6 +53,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.14",
+            "scikit-learn>=1.6",
             "tensorboardX>=2.6",
             "torch==2.13.0",
         ],

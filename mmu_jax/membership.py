@@ -90,21 +90,26 @@ def reference(told: Told, other: Told) -> np.ndarray:
     return loss(told) - loss(other)
 
 
-def grad_norm(told: Told, norms: np.ndarray) -> np.ndarray:
-    """The ``norms [N]`` of :func:`grad_norms`, whatever was told.
+def grad_norm(told: Told, norms: np.ndarray, p: float = 2) -> np.ndarray:
+    """The p-norms of the ``norms [N, 3]`` of :func:`grad_norms`, ``[N]``, whatever was told (GradNorm: Wang et al., arXiv 2402.17012).
 
     >>> told = Told(*np.array([[[-0.1, -0.9, -0.2]], [[-0.5] * 3], [[0.25] * 3]]), *np.ones((2, 1, 3), bool))
-    >>> grad_norm(told, np.array([0.5])).tolist()
+    >>> grad_norm(told, np.array([[3.0, 0.5, 0.25]])).tolist()
     [0.5]
+
+    Raises:
+      InputError: ``p`` is none of 1, 2 and infinity.
     """
     del told
-    return norms
+    if p not in rowwise.NORMS:
+        raise InputError(f"expected p among {', '.join(map(str, rowwise.NORMS))}, found {p}; correct it")
+    return norms[:, rowwise.NORMS.index(p)]
 
 
 def grad_norms(model: models.Model, params: Params, stream: streams.Stream, mesh: jax.sharding.Mesh) -> np.ndarray:
-    """Mean over linear weights, layer by layer, of the 2-norm of the gradient of every row's own loss, ``[N]`` (GradNorm).
+    """Mean over linear weights, layer by layer, of the 1-, 2- and maximum norm of the gradient of every row's own loss, ``[N, 3]``.
 
-    Of Wang et al., arXiv 2402.17012, for the weights that the family calls eligible: of these one backward pass gives the norms of
+    For the weights that the family calls eligible: of these one backward pass gives the norms of
     all rows of a batch (``rowwise``). Peers take the mean over whatever trains. The loss is a mean over the words of an answer; each is
     shown with its first photo.
 
@@ -118,7 +123,7 @@ def grad_norms(model: models.Model, params: Params, stream: streams.Stream, mesh
         ):
             norms = sharding.host(values)[batch["row"] >= 0]
             likelihood.check_finite(
-                np.isfinite(norms),
+                np.isfinite(norms).all(axis=1),
                 lambda i, b=batch: f"the gradient of {stream.describe({'row': b['row'][i : i + 1]})}",
             )
             found.append(norms)
@@ -127,19 +132,17 @@ def grad_norms(model: models.Model, params: Params, stream: streams.Stream, mesh
 
 @partial(jax.jit, static_argnums=0)
 def row_norms(model: models.Model, params: Params, batch: Batch) -> jax.Array:
-    """:func:`grad_norms` of a batch, ``[B]``; 0 for rows that only fill it."""
+    """:func:`grad_norms` of a batch, ``[B, 3]``; 0 for rows that only fill it."""
     weights = batch["weights"]
     last = weights.shape[1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=1)
     words = weights * (jnp.arange(weights.shape[1]) != last[:, None])
     rows, part = len(words), trees.split(params, model.family.eligible)[0]
     like = trees.map_named(
-        lambda name, p: jax.ShapeDtypeStruct((*p.shape[: trees.stacked(name)], rows), jnp.float32), part
+        lambda name, p: jax.ShapeDtypeStruct((*p.shape[: trees.stacked(name)], rows, 3), jnp.float32), part
     )
     there = (batch["row"] >= 0).astype(jnp.float32)
-    squares = rowwise.sums(
-        objectives.of_rows("descent", model), params, like, batch | {"weights": words}, "norms", there
-    )
-    return jnp.concatenate([jnp.sqrt(x).reshape(-1, rows) for x in jax.tree.leaves(squares)]).mean(axis=0)
+    norms = rowwise.sums(objectives.of_rows("descent", model), params, like, batch | {"weights": words}, "norms", there)
+    return jnp.concatenate([x.reshape(-1, rows, 3) for x in jax.tree.leaves(norms)]).mean(axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,14 +174,17 @@ class Score:
 NEEDS = {
     "texts": "the answers themselves, N",
     "reference": "the Told of a model that saw neither side, of the same answers",
-    "gradients": "grad_norms of the same answers, [N]",
+    "gradients": "grad_norms of the same answers, [N, 3]",
 }
+_GRAD_NORM = "Wang et al., arXiv 2402.17012"
 SCORES: dict[str, Score] = {
     "loss": Score("LOSS", loss, source="Yeom et al., arXiv 1709.01604"),
     "zlib": Score("ZLIB", zlib, "texts", "Carlini et al., arXiv 2012.07805"),
     "min_k": Score("Min-K", min_k, source="Shi et al., arXiv 2310.16789"),
     "min_k_plus": Score("Min-K++", min_k_plus, source="Zhang et al., arXiv 2404.02936"),
-    "grad_norm": Score("GradNorm", grad_norm, "gradients", "Wang et al., arXiv 2402.17012"),
+    "grad_norm": Score("GradNorm", grad_norm, "gradients", _GRAD_NORM),
+    "grad_norm_1": Score("GradNorm, p = 1", partial(grad_norm, p=1), "gradients", _GRAD_NORM),
+    "grad_norm_max": Score("GradNorm, p = inf", partial(grad_norm, p=np.inf), "gradients", _GRAD_NORM),
     "reference": Score("Reference", reference, "reference", "Carlini et al., arXiv 2112.03570"),
 }
 

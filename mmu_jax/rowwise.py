@@ -3,7 +3,7 @@
 Rows do not meet in a forward pass. So one backward pass of the sum of their losses carries, into every linear weight, each
 row's own cotangent of its output; with ``D_b [T, out]`` of row b and its input ``A_b [T, in]``, the gradient of that row is
 ``G_b = D_b^T A_b``. A weight in a :class:`Measured` hands back ``sum_b G_b^2``, ``sum_b |G_b|``, the Gram ``sum_b
-G_b^T G_b``, or ``||G_b||^2`` of every row, instead of ``sum_b G_b``; no gradient of a row outlives its layer.
+G_b^T G_b``, or norms of ``G_b`` of every row, instead of ``sum_b G_b``; no gradient of a row outlives its layer.
 
     loss = rowwise.Losses(lambda params, batch: losses_of_rows(...))     # [B], through rowwise.contract(weight, x, dtype)
     forget = saliency.scores(loss, params, batches)                      # the exact diagonal of the Fisher, example by example
@@ -131,13 +131,15 @@ def _over_rows(of: Callable[[jax.Array, jax.Array], jax.Array], d: jax.Array, a:
 
 def _norms(d: jax.Array, a: jax.Array) -> jax.Array:
     def of(row):
-        return jnp.square(_gradient(*row)).sum()
+        sizes = jnp.abs(_gradient(*row))
+        return jnp.stack([sizes.sum(), jnp.sqrt(jnp.square(sizes).sum()), sizes.max()])
 
     one_by_one, at_once = partial(jax.lax.map, of), jax.vmap(of)
     return jax.lax.platform_dependent((d, a), cpu=one_by_one, default=at_once)
 
 
-# What is made, of cotangents ``[B,T,O]`` and inputs ``[B,T,I]``: a sum over rows, or for norms a number a row, ``[B]``.
+NORMS = (1, 2, float("inf"))  # of what p a row's norms are, in their order
+# What is made, of cotangents ``[B,T,O]`` and inputs ``[B,T,I]``: a sum over rows, or for norms those of each row, ``[B,3]``.
 KINDS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "squared": partial(_over_rows, lambda d, a: jnp.square(_gradient(d, a))),
     "absolute": partial(_over_rows, lambda d, a: jnp.abs(_gradient(d, a))),
@@ -148,7 +150,7 @@ KINDS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 
 def sums(losses: Losses, params: Params, like: Tree, batch: Batch, kind: str, counts: jax.Array | None = None) -> Tree:
-    """``sum over rows`` of what a kind makes of each row's gradient, in one backward pass; for ``'norms'`` each row's own ``||G_b||^2``.
+    """``sum over rows`` of what a kind makes of each row's gradient, in one backward pass; for ``'norms'`` each row's own, of :data:`NORMS`.
 
     >>> losses = Losses(lambda p, batch: contract(p['w'], batch['x'], jnp.float32)[:, 0])
     >>> params, batch = {'w': jnp.zeros((1, 2))}, {'x': jnp.array([[1., 2.], [3., 0.]])}
@@ -156,13 +158,13 @@ def sums(losses: Losses, params: Params, like: Tree, batch: Batch, kind: str, co
     [[10.0, 4.0]]
     >>> sums(losses, params, {'w': jnp.zeros((2, 2))}, batch, 'gram')['w'].tolist()
     [[10.0, 2.0], [2.0, 4.0]]
-    >>> sums(losses, params, {'w': jnp.zeros(2)}, batch, 'norms')['w'].tolist()
-    [5.0, 9.0]
+    >>> sums(losses, params, {'w': jnp.zeros((2, 3))}, batch, 'norms')['w'].round().tolist()
+    [[3.0, 2.0, 2.0], [3.0, 3.0, 3.0]]
 
     Args:
       params: the whole tree; a weight that is measured is ``[..., out, in]``.
       like: tree like ``params`` of arrays or their shapes, ``[..., out, in]``, for ``'gram'`` ``[..., in, in]`` or for
-        ``'norms'`` ``[..., B]``, None where nothing is measured.
+        ``'norms'`` ``[..., B, 3]``, None where nothing is measured.
       batch: arrays with rows on axis 0.
       kind: one of :data:`KINDS`.
       counts: ``[B]``, above 0 for rows that count; in place of the others a row of zeros is shown, of which the gradient must be

@@ -240,6 +240,7 @@ ATTACKS: dict[str, Attack] = {
     "membership_gradients": Attack(
         "score",
         scores.gradients,
+        {"names": ("grad_norm", "grad_norm_1", "grad_norm_max")},
         source="the same by GradNorm, which takes a backward pass (Wang et al., arXiv 2402.17012)",
     ),
 }

@@ -5,7 +5,7 @@ words about people whom no model was trained on. What both of them are scored by
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -73,12 +73,13 @@ def likelihoods(examiner: Examiner, params: Params, side: Side) -> dict[str, np.
     return membership.scores(side.told(params, examiner), texts=[item.answer for item in side.items], **given)
 
 
-def gradients(examiner: Examiner, params: Params, side: Side) -> dict[str, np.ndarray]:
-    """``grad_norm`` of every item, ``[N]``: a backward pass through the whole model."""
+def gradients(examiner: Examiner, params: Params, side: Side, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """``names`` of :data:`mmu_jax.membership.SCORES`, which need gradients, of every item, ``[N]`` each: one backward pass through the whole model."""
     people = {person: i for i, person in enumerate(dict.fromkeys(item.person for item in side.items))}
     numbers = dict(people=people, rows=side.rows, seed=0, sizes=examiner.sizes)
     asked = stream("membership", examiner.processor, side.items, side.album, **numbers)
-    return {"grad_norm": membership.grad_norms(examiner.model, params, asked, examiner.mesh)}
+    norms = membership.grad_norms(examiner.model, params, asked, examiner.mesh)
+    return {name: membership.SCORES[name].of(None, norms) for name in names}
 
 
 def measure(of: Callable[..., dict[str, np.ndarray]], params: Params, examiner: Examiner, ground: facts.Ground) -> dict:

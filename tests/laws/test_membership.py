@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from scipy import stats
+from sklearn import metrics as sklearn
 
 from mmu_jax import (
     InputError,
@@ -121,7 +122,7 @@ def least(values, count):
 
 
 def test_every_score_is_the_number_worked_out_by_hand():
-    told, texts, norms = hand(), ["Lima", "Oslo " * 9], np.array([3.0, 1.0])
+    told, texts, norms = hand(), ["Lima", "Oslo " * 9], np.array([[9.0, 3.0, 2.0], [2.0, 1.0, 0.5]])
     (l1, l2, end1, m1, end2, _), *moments = (x.reshape(-1) for x in by_hand(LOGITS, SAID))
     z = (np.array([l1, l2, end1, m1]) - moments[0][:4]) / np.sqrt(moments[1][:4])
     other = told._replace(logps=2 * told.logps)
@@ -132,7 +133,9 @@ def test_every_score_is_the_number_worked_out_by_hand():
         "zlib": loss / [len(zlib.compress(t.encode("utf-8"))) for t in texts],
         "min_k": [least([l1, l2], 1), least([m1], 1)],
         "min_k_plus": [least(z[:2], 1), least(z[3:], 1)],
-        "grad_norm": norms,
+        "grad_norm": [3.0, 1.0],
+        "grad_norm_1": [9.0, 2.0],
+        "grad_norm_max": [2.0, 0.5],
         "reference": loss - 2 * loss,
     }
     assert found.keys() == right.keys() == SCORES.keys()
@@ -153,12 +156,14 @@ def test_what_scores_are_given_is_what_they_need():
         membership.scores(hand(), texts=["Lima"])
     with pytest.raises(InputError, match="found 'told'; correct the row"):
         membership.Score("Told", membership.loss, "told")
+    with pytest.raises(InputError, match="expected p among 1, 2, inf, found 3"):
+        membership.grad_norm(hand(), np.ones((2, 3)), p=3)
     with pytest.raises(InputError, match="share of tokens above 0"):
         membership.min_k(hand(), 0.0)
 
 
 def one_by_one(model, params, batch):
-    """Mean over linear weights and layers of the norm of each row's own gradient, its end of turn left out, by ``jax.grad``."""
+    """Mean over linear weights and layers of the norms of each row's own gradient, its end of turn left out, by ``jax.grad``."""
     part, rest = trees.split(params, model.family.eligible)
     loss = objectives.of_params("descent", model)
 
@@ -172,7 +177,7 @@ def one_by_one(model, params, batch):
         row["weights"][0, np.flatnonzero(row["weights"][0])[-1]] = 0.0
         grads = trees.flatten(gradient(part, row))
         layers = [g.reshape(len(g) if trees.stacked(name) else 1, -1) for name, g in grads.items()]
-        found.append(np.concatenate([np.linalg.norm(g, axis=1) for g in layers]).mean())
+        found.append([np.concatenate([np.linalg.norm(g, p, axis=1) for g in layers]).mean() for p in (1, 2, np.inf)])
     return np.array(found)
 
 
@@ -185,8 +190,8 @@ def test_gradient_norms_are_those_of_one_gradient_a_row(llava):
         params = hf.load(folder, model, mesh)
         with jax.set_mesh(mesh):
             got = np.asarray(membership.row_norms(model, params, sharding.put(batch, mesh)))
-        np.testing.assert_allclose(np.delete(got, 5), expected, rtol=1e-5)
-        assert got[5] == 0.0
+        np.testing.assert_allclose(np.delete(got, 5, axis=0), expected, rtol=1e-5)
+        assert not got[5].any()
 
 
 # ---- what they tell
@@ -198,6 +203,11 @@ def test_the_area_is_that_of_mann_and_whitney_and_the_rate_that_of_every_thresho
     members, others = rng.normal(0, 1, 40).round(digits), rng.normal(1, 1, 300).round(digits)
     area = membership.auc(members, others)
     assert area == pytest.approx(stats.mannwhitneyu(others, members).statistic / 40 / 300) and area > 0.7
+    stranger, both = (
+        np.repeat([0, 1], [40, 300]),
+        np.concatenate([members, others]),
+    )  # 1 is who was never seen, as in peers' code
+    assert area == pytest.approx(sklearn.roc_auc_score(stranger, both))
     for fpr in (0.0, 0.01, 0.1, 1.0):
         rates = [
             ((members < t).mean(), (others < t).mean()) for t in (*np.unique([members, *[others]][1]), np.inf, -np.inf)

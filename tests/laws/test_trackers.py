@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from mmu_jax import InputError, evaluate
+from mmu_jax import InputError, attacks, evaluate
 from mmu_jax.study import attacking, fitting, settings, steps, trackers
 from mmu_jax.study.study import Study
 
@@ -184,7 +184,7 @@ def test_an_evaluation_and_an_attack_report_to_the_tracker(study, monkeypatch):
     monkeypatch.setattr(type(work), "load", lambda *given, **more: {})
     monkeypatch.setattr(steps.results, "flags", lambda *given, **more: [])
     steps.examine(work, "gold")
-    row = types.SimpleNamespace(kind="model", trains=False, options={}, of=lambda *given: [(0, {}), (4, {})])
+    row = attacks.Attack("model", lambda *given: [(0, {}), (4, {})])
     known = evaluate.Items(np.array([0.75]), np.array(["0001"]))
     monkeypatch.setitem(attacking.ATTACKS, "int4", row)
     monkeypatch.setattr(attacking, "check", lambda work: None)
