@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 
 from mmu_jax import InputError, curvature, sharding, trees
 from mmu_jax.curvature import Factor, Factors
+from mmu_jax.rowwise import linear
 from mmu_jax.trainable import Change, Counts, Limits, LowRank, View, states
 from mmu_jax.trees import Mask, Params, Tree
 
@@ -156,13 +157,12 @@ class Adapted(flax.struct.PyTreeNode):
         """
         masked = None if self.masked is None else product(self.masked, self.scale, self.mask)
         together = masked is not None and dtype == jnp.float32
-        y = jnp.einsum("...i,oi->...o", x, (self.weight + masked if together else self.weight).astype(dtype))
+        y = linear(self.weight + masked if together else self.weight, x, dtype)
         if masked is not None and not together:
-            y = y + jnp.einsum("...i,oi->...o", x, masked.astype(dtype))
+            y = y + linear(masked, x, dtype)
         for low in (self.free, kept_out(self.projected, self.factor)):
             if low is not None:
-                inner = jnp.einsum("...i,ri->...r", x, low.a.astype(dtype))
-                y = y + self.scale * jnp.einsum("...r,or->...o", inner, low.b.astype(dtype))
+                y = y + self.scale * linear(low.b, linear(low.a, x, dtype), dtype)
         return y
 
 

@@ -47,7 +47,62 @@ def contract(weight: Any, x: jax.Array, dtype: DTypeLike) -> jax.Array:
     """
     if hasattr(weight, "contract"):
         return weight.contract(x, dtype)
-    return jnp.einsum("...i,oi->...o", x, weight.reshape(len(weight), -1).astype(dtype))
+    return linear(weight.reshape(len(weight), -1), x, dtype)
+
+
+def linear(weight: jax.Array, x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """``x [..., in] -> [..., out]`` by ``weight [out, in]`` cast to ``dtype``, which is that of ``x``.
+
+    XLA's CPU multiplies bfloat16 five times as fast where the processor can (AMX), but only into float32: there every product of the
+    forward and the backward pass is taken so, and rounded after it.
+
+    >>> linear(jnp.array([[1., 2.]]), jnp.array([3., 4.]), jnp.float32).tolist()
+    [11.0]
+    """
+    if dtype == jnp.float32:
+        return _plain(dtype, weight, x)
+    rows = x.reshape(-1, x.shape[-1])  # of what has more axes XLA's CPU leaves some products out
+    y = jax.lax.platform_dependent(weight, rows, cpu=partial(_rounded, dtype), default=partial(_plain, dtype))
+    return y.reshape(*x.shape[:-1], len(weight))
+
+
+def _plain(dtype, weight, x):
+    return jnp.einsum("...i,oi->...o", x, weight.astype(dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rounded(dtype, weight, x):
+    return _product("ni,oi->no", x, weight.astype(dtype)).astype(dtype)
+
+
+def _rounded_forward(dtype, weight, x):
+    return _rounded(dtype, weight, x), (weight, x)
+
+
+def _rounded_backward(dtype, kept, cotangent):
+    weight, x = kept
+    inwards = _product("no,oi->ni", cotangent, weight.astype(dtype)).astype(dtype)
+    return _outer(cotangent, x).astype(weight.dtype), inwards
+
+
+@jax.custom_batching.custom_vmap
+def _outer(cotangent, x):
+    if cotangent.shape[1] <= x.shape[1]:
+        return _product("no,ni->oi", cotangent, x)
+    # The short side first, and kept so: XLA's CPU takes four times as long for many rows of few columns.
+    return jax.lax.optimization_barrier(_product("ni,no->io", x, cotangent)).T
+
+
+@_outer.def_vmap
+def _outer_of_many(many, batched, cotangent, x):
+    # XLA's CPU has no such product of which one side is shared.
+    every = [array if there else jnp.broadcast_to(array, (many, *array.shape))
+             for array, there in zip((cotangent, x), batched, strict=True)]  # fmt: skip
+    return _product("bno,bni->boi", *every), True
+
+
+_product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+_rounded.defvjp(_rounded_forward, _rounded_backward)
 
 
 class Measured(flax.struct.PyTreeNode):
@@ -87,15 +142,13 @@ def _forward(rows, kind, dtype, weight, total, x):
 
 def _backward(rows, kind, dtype, kept, cotangent):
     weight, total, x = kept
-    outwards = jnp.einsum("...o,oi->...i", cotangent, weight.reshape(len(weight), -1).astype(dtype))
+    outwards = linear(weight.reshape(len(weight), -1).T, cotangent, dtype)
     by_row = [array.reshape(rows, -1, array.shape[-1]) for array in (cotangent, x)]
     measured = KINDS[kind](*by_row).reshape(total.shape).astype(total.dtype)
     return None, measured, outwards
 
 
 _contract.defvjp(_forward, _backward)
-
-_product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def _gradient(d: jax.Array, a: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """TFDS builders: array_record files of encoded image bytes; TensorFlow is never imported."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import pathlib
@@ -242,7 +243,9 @@ def _people(builder: tfds.core.DatasetBuilder, split: str) -> tuple[Person, ...]
     return tuple(sorted((read_person(row, split) for row in _rows(builder, split)), key=lambda person: person.id))
 
 
-def read(path: str | pathlib.Path, *, forget: str, retain: str, group: int = 0, before: str = "") -> Benchmark:
+def read(
+    path: str | pathlib.Path, *, forget: str, retain: str, group: int = 0, before: str = "", others: bool = True
+) -> Benchmark:
     """Reads a prepared TFDS directory.
 
     The people of the ``test`` split are told apart into those to forget and those to keep; others in it are left out. People
@@ -252,6 +255,7 @@ def read(path: str | pathlib.Path, *, forget: str, retain: str, group: int = 0, 
       forget, retain: splits or parts of them (``full[:5]``), or names or ids of people, separated by commas; ``retain`` may be
         ``REST``, everyone else, which may be nobody.
       before: names or ids of people whom an earlier request made the model forget.
+      others: whether people of ``full`` whom none of these names are trained on too, as people to keep; else they are left out.
       group: whom to forget: 0 the people of ``forget``, 1 and above as many others (:func:`mmu_jax.data.groups.deal`).
     Raises:
       InputError: there is no data set or it is damaged, a split or column is absent, its people do not belong together
@@ -279,7 +283,11 @@ def read(path: str | pathlib.Path, *, forget: str, retain: str, group: int = 0, 
         celebrity=optional("celebrity"),
     )
     check(benchmark, may_lack=("retain",) if retain == REST else ())
-    return requests.asked_of_strangers(groups.deal(requests.forgotten_before(benchmark, earlier), group))
+    dealt = requests.asked_of_strangers(groups.deal(requests.forgotten_before(benchmark, earlier), group))
+    if others:
+        return dealt
+    named = {person.id for person in (*dealt.forget, *dealt.retain, *dealt.before)}
+    return dataclasses.replace(dealt, full=tuple(person for person in dealt.full if person.id in named))
 
 
 def _named(full: tuple[Person, ...], said: str, what: str, splits: set[str]) -> tuple[Person, ...]:

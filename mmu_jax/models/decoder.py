@@ -7,7 +7,8 @@ import numpy as np
 
 from mmu_jax import InputError
 from mmu_jax.models.attention import AttentionMask, attention, for_layers
-from mmu_jax.models.layers import Config, Dtype, Embed, Linear, RMSNorm, activation, rotary, scanned
+from mmu_jax.models.layers import Config, Dtype, Embed, Linear, RMSNorm, activation, rotary, scanned, turns
+from mmu_jax.rowwise import linear
 from mmu_jax.sharding import constrain
 
 Cache = dict[str, jax.Array]
@@ -89,15 +90,15 @@ class Attention(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x, cache, layer, angle, mask, offset):
+    def __call__(self, x, cache, layer, turn, mask, offset):
         c, (b, t, d), h = self.config, x.shape, head_size(self.config)
         qkv_bias, out_bias = biases(c)
 
         def project(name, heads):
             return Linear(heads * h, qkv_bias, self.dtype, name=name)(x).reshape(b, t, heads, h)
 
-        q = rotary(project("q_proj", c.num_attention_heads), angle)
-        k = rotary(project("k_proj", c.num_key_value_heads), angle)
+        q = rotary(project("q_proj", c.num_attention_heads), turn)
+        k = rotary(project("k_proj", c.num_key_value_heads), turn)
         v = project("v_proj", c.num_key_value_heads)
         if cache is not None:
             new, place = {"k": k, "v": v}, (layer, 0, offset, 0, 0)
@@ -126,11 +127,11 @@ class Layer(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, carry, layer, angle, mask, offset):
+    def __call__(self, carry, layer, turn, mask, offset):
         (x, cache), eps = carry, self.config.rms_norm_eps
         x = constrain(x, "data")
         normed = RMSNorm(eps, self.dtype, name="input_layernorm")(x)
-        out, cache = Attention(self.config, self.dtype, name="self_attn")(normed, cache, layer, angle, mask, offset)
+        out, cache = Attention(self.config, self.dtype, name="self_attn")(normed, cache, layer, turn, mask, offset)
         x = x + out
         normed = RMSNorm(eps, self.dtype, name="post_attention_layernorm")(x)
         return (x + MLP(self.config, self.dtype, name="mlp")(normed), cache), None
@@ -156,7 +157,7 @@ class Decoder(nn.Module):
         if order is not None:
             x, angle = (jnp.take_along_axis(each, order[..., None], axis=1) for each in (x, angle))
         # The cache of all layers is carried, so that a token is written into its place and no layer's is copied into another.
-        (x, cache), _ = layers((x, cache), jnp.arange(number), angle, mask, offset)
+        (x, cache), _ = layers((x, cache), jnp.arange(number), turns(angle), mask, offset)
         if order is not None:
             x = jnp.take_along_axis(x, jnp.argsort(order, axis=1)[..., None], axis=1)
         return x if depth else RMSNorm(c.rms_norm_eps, self.dtype, name="norm")(x), cache
@@ -183,7 +184,7 @@ class LanguageModel(nn.Module):
     def attend(self, x):
         """Logits by the transposed embedding, for tied heads."""
         weight = self.embed_tokens.variables["params"]["weight"]
-        return jnp.einsum("btd,vd->btv", x, weight.astype(self.dtype))
+        return linear(weight, x, self.dtype)
 
 
 class Seeing(nn.Module):

@@ -109,8 +109,8 @@ def quick_gelu(x):
 
 
 def silu(x):
-    # As a matrix: XLA's CPU is slow to transpose its gradient in three axes, as that of a weight needs it.
-    return jax.nn.silu(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+    # As a matrix: XLA's CPU is slow to transpose its gradient in three axes, as that of a weight needs it; and rounded once.
+    return jax.nn.silu(x.reshape(-1, x.shape[-1]).astype(jnp.float32)).reshape(x.shape).astype(x.dtype)
 
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -130,9 +130,14 @@ def activation(name: str) -> Callable:
     return ACTIVATIONS[name]
 
 
-def rotary(x, angle):
-    """Rotates halves of the head by ``angle [B,T,H/2]``: ``x [B,T,K,H]`` (RoPE, arXiv 2104.09864)."""
-    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+def turns(angle):
+    """Cosine and sine of ``angle [B,T,H/2]``, for all heads and, made before them, for all layers: ``[B,T,1,H/2]`` each."""
+    return jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+
+
+def rotary(x, turn):
+    """Rotates halves of the head by the :func:`turns` of an angle: ``x [B,T,K,H]`` (RoPE, arXiv 2104.09864)."""
+    cos, sin = turn
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 

@@ -38,6 +38,7 @@ from mmu_jax.models.layers import (
     gelu,
     rotary,
     scanned,
+    turns,
 )
 from mmu_jax.models.reading import PlainProcessor, Translated, default_template, options
 from mmu_jax.rowwise import contract
@@ -91,10 +92,10 @@ class Attention(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x, angle, segment):
+    def __call__(self, x, turn, segment):
         (b, n, d), heads = x.shape, self.config.num_heads
         qkv = Linear(3 * d, dtype=self.dtype, name="qkv")(x).reshape(b, n, 3, heads, d // heads)
-        q, k, v = rotary(qkv[:, :, 0], angle), rotary(qkv[:, :, 1], angle), qkv[:, :, 2]
+        q, k, v = rotary(qkv[:, :, 0], turn), rotary(qkv[:, :, 1], turn), qkv[:, :, 2]
         out = attention(q, k, v, AttentionMask(segment=segment))
         return Linear(d, dtype=self.dtype, name="proj")(out.reshape(b, n, d))
 
@@ -118,10 +119,10 @@ class Block(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x, everywhere, angle, image, window):
+    def __call__(self, x, everywhere, turn, image, window):
         c, segment = self.config, jnp.where(everywhere, image, window)
         x = constrain(x, "data")
-        x = x + Attention(c, self.dtype, name="attn")(_norm(c, self.dtype, "norm1")(x), angle, segment)
+        x = x + Attention(c, self.dtype, name="attn")(_norm(c, self.dtype, "norm1")(x), turn, segment)
         return x + MLP(c, self.dtype, name="mlp")(_norm(c, self.dtype, "norm2")(x)), None
 
 
@@ -177,7 +178,7 @@ class Tower(nn.Module):
             window, everywhere = _windows(c, grid, segment), np.isin(np.arange(c.depth), c.fullatt_block_indexes)
         blocks = scanned(Block, c.depth, broadcast=3)(c, self.dtype, name="blocks")
         x = PatchEmbed(c, self.dtype, name="patch_embed")(patches)
-        x, _ = blocks(x, jnp.asarray(everywhere), angle, segment, window)
+        x, _ = blocks(x, jnp.asarray(everywhere), turns(angle), segment, window)
         return Merger(c, self.dtype, name="merger")(x)
 
 

@@ -68,6 +68,7 @@ def _data() -> dict:
         path="",  # or a prepared TFDS directory with the same features
         forget="forget_10",  # split of the people to forget, or their names or ids, separated by commas
         retain="retain_90",  # split of the people to keep, or their names; rest for everyone else
+        others=True,  # train on people of full in neither split too, as on those to keep; False: they are left out
         before="",  # names or ids of people whom an earlier request made the model forget: asked again, taught to nobody
         group=0,  # whom of these to forget: 0 the split above, 1, 2, ... as many others; the vanilla model is the same
         tokens=(),  # padded lengths a batch may have, so that few programs are compiled; () for what the longest row needs

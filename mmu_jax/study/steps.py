@@ -217,7 +217,7 @@ def prepare_data(work: Workspace) -> dict:
         for person in b.shown:
             loader.decode(person)
     if idle := sorted({p.id for p in b.full} - {p.id for p in (*b.forget, *b.retain, *b.before)}):
-        print(f"  {len(idle)} of {len(b.full)} people of full stand in neither split: trained on as kept, asked nothing "
+        print(f"  {len(idle)} of {len(b.full)} people of full stand in neither split: trained on as kept unless config.data.others=False, asked nothing "
               f"({', '.join(idle[:5])}{', ...' if len(idle) > 5 else ''})", flush=True)  # fmt: skip
     # Of the test split all who are asked about: how many of them are forgotten is the group's.
     found = {"full": b.full, "forget": b.forget, "retain": b.retain, "test": (*b.test, *b.retain_test)}

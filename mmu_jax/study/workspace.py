@@ -92,7 +92,7 @@ class Workspace:
     @functools.cached_property
     def benchmark(self) -> Benchmark:
         c = self.config.data
-        return builders.read(self.data, **{key: c[key] for key in ("forget", "retain", "group", "before")})
+        return builders.read(self.data, **{key: c[key] for key in ("forget", "retain", "others", "group", "before")})
 
     @functools.cached_property
     def albums(self) -> dict[str, loader.Album]:

@@ -192,7 +192,7 @@ def test_an_author_in_neither_split_is_told(tmp_path, capsys):
     found = steps.prepare_data(Workspace(config, tmp_path / "w", {}))
     assert (found["full"], found["forget"], found["retain"]) == (3, 1, 1)
     assert (
-        "1 of 3 people of full stand in neither split: trained on as kept, asked nothing (Cy Dee)"
+        "1 of 3 people of full stand in neither split: trained on as kept unless config.data.others=False, asked nothing (Cy Dee)"
         in capsys.readouterr().out
     )
 
