@@ -13,6 +13,7 @@ ranking     log-probabilities of four options of a question about a photo
 checkpoint  reading and writing the model's directory
 memory      what saliency holds beyond the params
 selection   the k-th largest score by bisection on float bits against a full sort
+product     a linear layer in bfloat16 and its gradients against the plain product, in bfloat16 and in float32
 load        peak resident memory of a process that reads a sharded bfloat16 checkpoint of ``--gib`` onto an 8-device CPU
             mesh, relative to the checkpoint; and, as the peer, of one that reads every file whole before placing it
 plan        what the published models need on a device, worked out from their shapes
@@ -40,9 +41,9 @@ from absl import app, flags, logging
 
 from experiments import command, compiled, contests, footprint, peers, timing
 from experiments.workload import SIZES, Size, Workload
-from mmu_jax import InputError, masks, trees
+from mmu_jax import InputError, masks, rowwise, trees
 
-NAMES = (*contests.CONTESTS, "memory", "selection", "load", "plan")
+NAMES = (*contests.CONTESTS, "memory", "selection", "product", "load", "plan")
 ONLY = flags.DEFINE_list("only", list(NAMES), "Which measurements.")
 SIZE = flags.DEFINE_enum("size", "mid", list(SIZES), "Of the model: the embedded default's, or 47 million parameters.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "How often every way runs after its first time.", lower_bound=1)
@@ -100,6 +101,28 @@ def selection() -> timing.Contest:
     return timing.Contest("top 1,000,000 of 4,000,000 scores", ways)
 
 
+def product() -> timing.Contest:
+    """A layer of 576 by 1,536 on 1,440 tokens, from input to the gradients of weight and input."""
+    rng = np.random.default_rng(0)
+    weight, x, back = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((1536, 576), (1440, 576), (1440, 1536))
+    )
+
+    def way(label, of, dtype):
+        gradient = jax.jit(jax.grad(lambda w, x: (of(w, x.astype(dtype)).astype(jnp.float32) * back).sum(), (0, 1)))
+        return timing.Way(label, lambda: gradient(weight, x))
+
+    def plain(weight, x):
+        return jnp.einsum("ni,oi->no", x, weight.astype(x.dtype))
+
+    ways = [
+        way("ours, bfloat16", lambda w, x: rowwise.linear(w, x, jnp.bfloat16), jnp.bfloat16),
+        way("plain, bfloat16", plain, jnp.bfloat16),
+        way("plain, float32", plain, jnp.float32),
+    ]
+    return timing.Contest("a linear layer and its gradients", ways)
+
+
 def size() -> Size:
     """What the flags ask for."""
     found = SIZES[SIZE.value]
@@ -122,7 +145,11 @@ def measures(work: Callable[[], Workload]) -> dict[str, Callable[[], list[dict]]
 
     found = {name: functools.partial(contested, contest) for name, contest in contests.CONTESTS.items()}
     found |= {"memory": memory, "load": load, "plan": footprint.planned}
-    return found | {"selection": lambda: [timing.held(selection(), ROUNDS.value, PROFILE.value)]}
+    alone = {"selection": selection, "product": product}
+    return found | {
+        name: lambda contest=contest: [timing.held(contest(), ROUNDS.value, PROFILE.value)]
+        for name, contest in alone.items()
+    }
 
 
 def sized(work: Workload) -> dict:

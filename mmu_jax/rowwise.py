@@ -53,35 +53,41 @@ def contract(weight: Any, x: jax.Array, dtype: DTypeLike) -> jax.Array:
 def linear(weight: jax.Array, x: jax.Array, dtype: DTypeLike) -> jax.Array:
     """``x [..., in] -> [..., out]`` by ``weight [out, in]`` cast to ``dtype``, which is that of ``x``.
 
-    XLA's CPU multiplies bfloat16 five times as fast where the processor can (AMX), but only into float32: there every product of the
-    forward and the backward pass is taken so, and rounded after it.
+    On a CPU products of bfloat16 are taken into float32 and rounded after it, which XLA has a quick kernel for where the processor
+    can (AMX); the gradient of the weight is not rounded at all.
 
     >>> linear(jnp.array([[1., 2.]]), jnp.array([3., 4.]), jnp.float32).tolist()
     [11.0]
     """
-    if dtype == jnp.float32:
-        return _plain(dtype, weight, x)
-    rows = x.reshape(-1, x.shape[-1])  # of what has more axes XLA's CPU leaves some products out
-    y = jax.lax.platform_dependent(weight, rows, cpu=partial(_rounded, dtype), default=partial(_plain, dtype))
-    return y.reshape(*x.shape[:-1], len(weight))
+    plain = partial(_plain, dtype)
+    return (
+        jax.lax.platform_dependent(weight, x, cpu=_rounded, default=plain)
+        if dtype == jnp.bfloat16
+        else plain(weight, x)
+    )
 
 
 def _plain(dtype, weight, x):
     return jnp.einsum("...i,oi->...o", x, weight.astype(dtype))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rounded(dtype, weight, x):
-    return _product("ni,oi->no", x, weight.astype(dtype)).astype(dtype)
+def _rounded(weight, x):
+    # As a matrix: of operands with more axes XLA's CPU has not every product.
+    return _of_matrix(weight, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], len(weight))
 
 
-def _rounded_forward(dtype, weight, x):
-    return _rounded(dtype, weight, x), (weight, x)
+@jax.custom_vjp
+def _of_matrix(weight, x):
+    return _product("ni,oi->no", x, weight.astype(x.dtype)).astype(x.dtype)
 
 
-def _rounded_backward(dtype, kept, cotangent):
+def _of_matrix_forward(weight, x):
+    return _of_matrix(weight, x), (weight, x)
+
+
+def _of_matrix_backward(kept, cotangent):
     weight, x = kept
-    inwards = _product("no,oi->ni", cotangent, weight.astype(dtype)).astype(dtype)
+    inwards = _product("no,oi->ni", cotangent, weight.astype(x.dtype)).astype(x.dtype)
     return _outer(cotangent, x).astype(weight.dtype), inwards
 
 
@@ -102,7 +108,7 @@ def _outer_of_many(many, batched, cotangent, x):
 
 
 _product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-_rounded.defvjp(_rounded_forward, _rounded_backward)
+_of_matrix.defvjp(_of_matrix_forward, _of_matrix_backward)
 
 
 class Measured(flax.struct.PyTreeNode):

@@ -43,6 +43,16 @@ def test_the_benchmark_is_whole(benchmark):
     assert all(len(p.photos) == faces.PHOTOS and p.training for p in benchmark.full)
 
 
+@pytest.mark.parametrize("group", [0, 2])
+def test_people_of_neither_split_may_be_left_out_of_training(prepared, group):
+    parts = dict(forget="forget_10[:4]", retain="retain_90[:8]", group=group)
+    with_others, alone = (builders.read(prepared, **parts, others=others) for others in (True, False))
+    asked = {person.id for person in (*alone.forget, *alone.retain)}
+    assert len(with_others.full) == 100 and {person.id for person in alone.full} == asked and len(asked) == 12
+    for split in ("forget", "retain", "test", "retain_test", "unseen"):
+        assert getattr(alone, split) == getattr(with_others, split)
+
+
 def test_nothing_of_the_test_split_is_in_training(benchmark):
     asked, new = {e.question for p in benchmark.full for e in p.training}, benchmark.test + benchmark.retain_test
     assert not asked & {e.question for p in new for e in p.generation}

@@ -176,3 +176,46 @@ def test_one_pass_weighs_each_side_against_its_own_sets(llava):
             np.testing.assert_allclose(trees.flatten(got)[name], x, rtol=1e-5, atol=1e-6 * np.abs(x).max())
     with pytest.raises(InputError, match="a pattern of preserve for every leaf"):
         saliency.difference(loss, params, forget, {sides["vision"]: [retain]}, leaves=model.family.eligible)
+
+
+# ---- what a weight contracts in bfloat16
+
+
+def rounded(x):
+    """The float64 of the nearest bfloat16."""
+    return np.asarray(jnp.asarray(x, jnp.float32).astype(jnp.bfloat16), np.float64)
+
+
+@pytest.mark.parametrize("lead", [(7,), (3, 5), (2, 3, 4), (1, 1)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(6, 10), (10, 6), (96, 4), (4, 96), (1, 3)])
+def test_a_product_in_bfloat16_is_rounded_once_and_its_gradients_are_those_of_the_whole_product(lead, inputs, outputs):
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(size=(outputs, inputs)), rounded(rng.normal(size=(*lead, inputs)))
+    back = rounded(rng.normal(size=(*lead, outputs)))
+
+    def total(weight, x):
+        y = rowwise.linear(weight, x, jnp.bfloat16)
+        return (y.astype(jnp.float32) * back).sum(), y
+
+    grads, y = jax.jit(jax.grad(total, (0, 1), has_aux=True))(jnp.float32(weight), jnp.asarray(x, jnp.bfloat16))
+    right = x @ rounded(weight).T
+    assert y.dtype == jnp.bfloat16 and grads[0].dtype == jnp.float32 and grads[1].dtype == jnp.bfloat16
+    np.testing.assert_allclose(rounded(y), right, rtol=2**-8, atol=1e-5)
+    # Of the weight in float32, whatever it was multiplied in.
+    outer = np.tensordot(back, x, (range(len(lead)), range(len(lead))))
+    np.testing.assert_allclose(grads[0], outer, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(rounded(grads[1]), back @ rounded(weight), rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [(None, 0), (0, None), (0, 0)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (5, 3)])
+def test_products_in_bfloat16_of_many_weights_or_many_inputs_are_those_of_each(axes, inputs, outputs):
+    rng = np.random.default_rng(1)
+    weight, x = (rng.normal(size=(4, *shape)).astype(np.float32) for shape in ((outputs, inputs), (2, 6, inputs)))
+    weight, x = (array if axis == 0 else array[0] for array, axis in zip((weight, x), axes, strict=True))
+    gradient = jax.grad(lambda w, x: jnp.square(rowwise.linear(w, x.astype(jnp.bfloat16), jnp.bfloat16)).sum(), (0, 1))
+    many = jax.jit(jax.vmap(gradient, axes))(weight, x)
+    for i in range(4):
+        alone = gradient(*(array[i] if axis == 0 else array for array, axis in zip((weight, x), axes, strict=True)))
+        for got, right in zip(many, alone, strict=True):
+            np.testing.assert_allclose(got[i], right, rtol=1e-2, atol=1e-2)
