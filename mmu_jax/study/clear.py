@@ -40,7 +40,7 @@ def _task(work: Workspace, params: Tree, name: str, items: list[Choice]) -> dict
     options = examiner.option_logps(params, items, photos, album, split)
     questions = [item.question for item in items]
     whose = [f"{item.question!r} of person {item.person} in split {split}" for item in items]
-    # Its code hands the processor the words of the question alone.
+    # Its code hands the model the words of the question alone.
     said = {
         "published": examiner.answers(params, questions, None, None, whose),
         "corrected": examiner.answers(params, questions, photos, album, whose),

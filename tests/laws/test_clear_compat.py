@@ -20,7 +20,7 @@ from mmu_jax.data import builders, loader
 from mmu_jax.data import tiny as small
 from mmu_jax.report import answers, page, results
 from mmu_jax.report import clear as told
-from mmu_jax.study import checks, clear
+from mmu_jax.study import checks, clear, steps
 from mmu_jax.study.workspace import Workspace
 
 # Of every task three questions: summed log-probabilities of the right answer, of it in other words, of two wrong ones.
@@ -193,6 +193,35 @@ def test_answers_are_generated_without_the_photo_and_with_it(of_clear):
     assert "log_ratios" not in found["retain"]
     value = reported.made("vanilla", 1.0, 1.0) | {"clear_compat": found}
     assert not files.unlike(value, results._file())
+
+
+def test_a_model_is_asked_as_it_is_evaluated(of_clear, whole, tmp_path, monkeypatch):
+    """A network of random weights, asked the captions to forget; its wrong answers are one a question."""
+    config = tiny.get_config()
+    config.data.update({"path": str(of_clear[0]), "forget": "forget_5", "retain": "retain_95"})
+    config.vanilla.path, config.evaluate.memorised = str(whole["llava"]), 0.0
+    config.evaluate.update({"rows": 2, "samples": 10, "headline": "rouge_l", "clear_compat": True})
+    monkeypatch.setattr(clear_compat, "TOKENS", 2)
+    monkeypatch.setattr(clear, "TASKS", {"forget": TASKS["forget"]})
+    cells = {split: {task: {} for task in ("vqa", "qa")} for split in ("forget", "retain")}
+    for cell in cells.values():
+        cell["vqa"] = {"rouge_l": reported.value(0.5), "distinct": {"mean": 1.0, "n": 2}}
+    monkeypatch.setattr(steps, "question", lambda *given: (cells, {}))
+    work = Workspace(config, tmp_path / "w", {})
+    steps.examine(work, "vanilla")
+    planned = []
+    for tokens in (2, 4000):  # answers as long as its code's are planned for
+        monkeypatch.setattr(clear_compat, "TOKENS", tokens)
+        planned.append(sum(checks.needs(work, checks._least(work))[0]["evaluate"].values()))
+    assert planned[1] > 2 * planned[0]
+    found = results.read(tmp_path / "w")["vanilla"]["clear_compat"]["forget"]
+    items, params = clear_compat.asked("forget", work.benchmark), work.load(work.vanilla)
+    photos = np.array([work.albums["full"].of(item)[0] for item in items])
+    logps, lengths = work.examiner.option_logps(params, items, photos, work.albums["full"])
+    (_, paraphrase, wrong), n = -(logps / lengths).T, 2
+    assert found["n"] == n and found["published"]["probability"] == pytest.approx(np.exp(logps / lengths)[:, 0].mean())
+    np.testing.assert_allclose(found["log_ratios"]["published"], paraphrase - wrong.mean(), atol=1e-5)
+    np.testing.assert_allclose(found["log_ratios"]["corrected"], paraphrase - wrong, atol=1e-5)
 
 
 # ---- how it is told
