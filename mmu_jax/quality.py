@@ -16,14 +16,13 @@ KEPT = ("retain", "retain_test", "celebrity")  # the splits about people whom no
 USEFUL = ("probability", "rouge_l_recall", "right_share")
 
 
-def truth_ratio(logps: np.ndarray, lengths: np.ndarray, paraphrase: np.ndarray, *, pooled: bool = False) -> np.ndarray:
-    """``R = P(perturbed) / P(paraphrase)`` of every question, ``[N]`` (TOFU, arXiv 2401.06121, section 2.2).
+def log_truth_ratio(
+    logps: np.ndarray, lengths: np.ndarray, paraphrase: np.ndarray, *, pooled: bool = False
+) -> np.ndarray:
+    """log of :func:`truth_ratio`, ``[N]``, in nats: ``mean_k s_k - s`` of log-probabilities per token.
 
-    ``P`` is ``p(answer)^(1 / length)``, of the wrong answers the geometric mean, as its code takes it: ``R = exp(mean_k s_k - s)``
-    of log-probabilities per token. Above 1 wrong answers are likelier than the right one in other words.
-
-    >>> truth_ratio(np.log([[0.5, 0.2, 0.05]]), np.ones((1, 3)), np.array([0])).round(3).tolist()
-    [0.2]
+    >>> log_truth_ratio(np.array([[-1.0, -4.0, -8.0]]), np.array([[1, 1, 2]]), np.array([0])).tolist()
+    [-3.0]
 
     Args:
       logps: ``[N, K]``, summed, of a paraphrase of the right answer and of perturbed ones; -inf where there are fewer.
@@ -42,7 +41,19 @@ def truth_ratio(logps: np.ndarray, lengths: np.ndarray, paraphrase: np.ndarray, 
             "leave out questions that lack them"
         )
     theirs = np.where(wrong, per_token, 0.0).sum(axis=1) / wrong.sum(axis=1)
-    return np.exp((per_token[wrong].mean() if pooled else theirs) - mine)
+    return (per_token[wrong].mean() if pooled else theirs) - mine
+
+
+def truth_ratio(logps: np.ndarray, lengths: np.ndarray, paraphrase: np.ndarray, *, pooled: bool = False) -> np.ndarray:
+    """``R = P(perturbed) / P(paraphrase)`` of every question, ``[N]`` (TOFU, arXiv 2401.06121, section 2.2).
+
+    ``P`` is ``p(answer)^(1 / length)``, of the wrong answers the geometric mean, as its code takes it. Above 1 wrong answers are
+    likelier than the right one in other words. Arguments and errors are those of :func:`log_truth_ratio`.
+
+    >>> truth_ratio(np.log([[0.5, 0.2, 0.05]]), np.ones((1, 3)), np.array([0])).round(3).tolist()
+    [0.2]
+    """
+    return np.exp(log_truth_ratio(logps, lengths, paraphrase, pooled=pooled))
 
 
 def indistinct(ratios: np.ndarray) -> np.ndarray:
@@ -119,7 +130,7 @@ def utility(
     if not all(found.values()):
         return None
     numbers = [number for values in found.values() for number in values]
-    mean = {"mean": float(_harmonic(np.array([number["mean"] for number in numbers])))}
+    mean = {"mean": float(harmonic(np.array([number["mean"] for number in numbers])))}
     if not all(number.get("each") for number in numbers):
         return mean
     people = sorted({person for number in numbers for person in number["each"]})
@@ -129,11 +140,15 @@ def utility(
         asked = np.array([person in number["each"] for person in people])
         values = np.array([number["each"].get(person, 0.0) for person in people])
         drawn.append((times @ values) / np.maximum(times @ asked, 1))
-    low, high = np.percentile(_harmonic(np.array(drawn)), [2.5, 97.5])
+    low, high = np.percentile(harmonic(np.array(drawn)), [2.5, 97.5])
     return mean | {"low": float(low), "high": float(high), "people": len(people)}
 
 
-def _harmonic(values: np.ndarray) -> np.ndarray:
-    """Of axis 0; 0 where one value is."""
+def harmonic(values: np.ndarray) -> np.ndarray:
+    """Harmonic mean over axis 0, ``[K, ...] -> [...]``; 0 where one value is.
+
+    >>> harmonic(np.array([0.5, 1.0, 1.0])).tolist(), harmonic(np.array([0.0, 1.0])).tolist()
+    (0.75, 0.0)
+    """
     inverse = 1 / np.where(values > 0, values, 1.0)
     return np.where((values > 0).all(axis=0), len(values) / inverse.sum(axis=0), 0.0)

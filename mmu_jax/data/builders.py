@@ -182,6 +182,15 @@ def left_out(path: str | pathlib.Path) -> list[str]:
     return [remarks.line(remark) for remark in told]
 
 
+def name_of(path: str | pathlib.Path) -> str:
+    """The name of the data set in a prepared directory, of :data:`DATASETS` where :func:`prepare` made it.
+
+    Raises:
+      InputError: there is none, or what describes it is damaged.
+    """
+    return _open(pathlib.Path(path)).name
+
+
 def _brief(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 

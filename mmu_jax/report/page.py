@@ -10,7 +10,7 @@ from typing import Any
 from mmu_jax.data import Benchmark, Person
 from mmu_jax.methods import METHODS
 from mmu_jax.metrics import METRICS
-from mmu_jax.report import answers, attacked, bars, faces, figures, general, tables, words
+from mmu_jax.report import answers, attacked, bars, clear, faces, figures, general, tables, words
 from mmu_jax.report.attacked import Attacked
 from mmu_jax.report.results import (
     FLAGS,
@@ -232,6 +232,10 @@ def sections(
             Block("list", about, "What the methods are"),
         ]),
         *_gold(results),
+        *(
+            Section("CLEAR's own table", [*_notes(*notes), *(Block("table", t, label) for label, t in found)])
+            for notes, found in clear.told(results)
+        ),
         *_general(workdir, list(results), benchmarks),
         *_attacks(results, found, attacks),
         Section("What these numbers do not show", _notes(words.LIMITS.format(_count(benchmark.forget)))),

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from mmu_jax import InputError
+from mmu_jax.clear_compat import VALUES
 from mmu_jax.files import read_object
 from mmu_jax.methods import METHODS
 from mmu_jax.metrics import METRICS
@@ -54,10 +55,18 @@ def _file() -> dict[str, Any]:
     return {
         "results": {"*": {"*": cells}},
         "mask_proof": {"*": GROUP},
+        "clear_compat?": {"*": _of_clear()},
         "flags": [set(FLAGS)],
         "config": {"evaluate": {"headline": set(METRICS)}},
         "provenance": dict,
     }
+
+
+def _of_clear() -> dict[str, Any]:
+    """The shape of a task of CLEAR's own table."""
+    number = {"mean": float, "low": float, "high": float}
+    found = {"n": float, "published": dict.fromkeys(VALUES, float), "corrected": dict.fromkeys(VALUES, number)}
+    return found | {"log_ratios?": {"published": [float], "corrected": [float]}}
 
 
 def read(workdir: pathlib.Path, names: list[str] | None = None) -> Results:

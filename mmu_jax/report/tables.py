@@ -144,7 +144,7 @@ def quality_table(results: Results) -> Table | None:
 
     def row(name):
         pairs = [[_items(results, model, a, metric) for model in (name, "gold")] for a, metric in told.items()]
-        alike = ["–" if name == "gold" else _p_value(quality.forget_quality(*pair)) for pair in pairs]
+        alike = ["–" if name == "gold" else p_value(quality.forget_quality(*pair)) for pair in pairs]
         return [*alike, _percent(useful[name])] if known else alike
 
     of = {"probability": "p(right answer)", "truth_share": "truth ratio"}
@@ -157,7 +157,12 @@ def _percent(value: dict[str, float]) -> str:
     return interval(value, METRICS["probability"]) if "low" in value else f"{100 * value['mean']:.1f}"
 
 
-def _p_value(p: float) -> str:
+def p_value(p: float) -> str:
+    """A p-value as tables have it.
+
+    >>> p_value(0.4321), p_value(1.2e-5)
+    ('0.43', '1e-05')
+    """
     return f"{p:.2f}" if p >= 0.01 else f"{p:.0e}"
 
 

@@ -7,9 +7,24 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mmu_jax import Faults, InputError, attacks, factor, hf, hub, lora, memory, methods, models, together, trees
+from mmu_jax import (
+    Faults,
+    InputError,
+    attacks,
+    clear_compat,
+    factor,
+    hf,
+    hub,
+    lora,
+    memory,
+    methods,
+    models,
+    together,
+    trees,
+)
 from mmu_jax.data import IMAGE, TEXT, branches, builders, text, vision
 from mmu_jax.data.picture import Picture
+from mmu_jax.data.sets import clear
 from mmu_jax.data.streams import longest
 from mmu_jax.study import general
 from mmu_jax.study.workspace import Workspace
@@ -76,6 +91,8 @@ def preflight(work: Workspace, wanted: list[str]) -> None:
             hub.fetch(path, key, patterns=hub.SMALL)
         except InputError as error:
             problems.append(str(error))
+    if c.evaluate.clear_compat and any(name.startswith("evaluate/") for name in wanted):
+        _check_clear(c.data)
     projected = {f"unlearn/{name}" for name in c.unlearn.methods if methods.METHODS[name].reads_factors}
     if c.factors.path and projected & set(wanted):
         try:
@@ -113,6 +130,18 @@ def _reach_data(data: ConfigDict) -> None:
     if not hub.is_id(source):
         retain = "" if data.retain == builders.REST else data.retain
         builders.check_source(data.name, folder, data.forget, retain)
+
+
+def _check_clear(data: ConfigDict) -> None:
+    """Raises InputError unless the data set is one of which CLEAR's own table can be made."""
+    name = builders.name_of(data.path) if data.path else data.name
+    if builders.DATASETS.get(name) is clear:
+        return
+    found = f"the data set {name} in config.data.path={data.path}" if data.path else f"config.data.name={name}"
+    raise InputError(
+        f"expected the data set clear for config.evaluate.clear_compat=True, found {found}; set it to False, or take CLEAR with "
+        "benchmark=clear after the config's colon"
+    )
 
 
 def _least(work: Workspace) -> dict[str, int]:
@@ -195,6 +224,8 @@ def _ranked(work: Workspace) -> dict[str, int] | None:
     found, photos = [], _photos(work)
     for kind in (IMAGE, TEXT):
         choices = [i for p in work.benchmark.shown for i in (*p.choices, *p.perturbed)]
+        if work.config.evaluate.clear_compat:
+            choices += [i for name in clear_compat.TASKS for i in clear_compat.asked(name, work.benchmark)]
         choices = [i for i in choices if i.kind == kind and len(i.options) > 1]
         said = {(i.question, *i.options.values()) for i in choices}
         if most := sorted(said, key=lambda words: (sum(map(len, words)), words))[-32:]:
@@ -296,7 +327,8 @@ def needs(
     elif any(row.backward for row in asked_for):
         held = {"params": ledger.params(), "activations (estimate)": ledger.activations(shape(c.attack.rows))}
         stages["attack"] = held
-    questioned = [ledger.generation(shape(c.evaluate.rows, asked or largest), c.evaluate.new_tokens)]
+    tokens = max(c.evaluate.new_tokens, clear_compat.TOKENS * c.evaluate.clear_compat)
+    questioned = [ledger.generation(shape(c.evaluate.rows, asked or largest), tokens)]
     questioned += [ledger.ranking(shape(c.evaluate.rows, ranked or largest))]
     stages["evaluate"] = max(questioned, key=lambda need: sum(need.values()))
     limit = int(c.memory.limit_gib * 2**30) or memory.capacity(work.mesh)

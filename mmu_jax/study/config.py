@@ -141,6 +141,7 @@ def _evaluate() -> dict:
         samples=1000,  # bootstrap draws for the intervals
         letters=True,  # also ask multiple choice for a letter
         memorisation=False,  # also what asks how every token of the right answers is told, for a fifth more time
+        clear_compat=False,  # of CLEAR: also the table that its own code prints, beside the corrected one
         shots=0,  # people to keep whose questions and right answers stand before a cloze or a letter question
         headline="exact",  # of metrics.METRICS: what the tables show
         memorised=0.9,  # what the vanilla model must reach of it on the people to forget

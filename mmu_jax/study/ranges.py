@@ -84,7 +84,10 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r".*lora\.rank", RANK),
     (r"model\.(dtype|param_dtype)", _one_of(DTYPES)),
     (r"memory\.limit_gib|saliency\.(eps|noise)|unlearn\.stop\.margin|save_minutes", NOT_NEGATIVE),
-    (r"memory\.allow_too_large|gold|show_people|saliency\.keep_scores|evaluate\.(letters|memorisation)", SWITCH),
+    (
+        r"memory\.allow_too_large|gold|show_people|saliency\.keep_scores|evaluate\.(letters|memorisation|clear_compat)",
+        SWITCH,
+    ),
     (r".*\.epochs", PASSES),
     (
         r".*\.learning_rate(\..*)?|.*\.retain_rate\..*|.*\.clip|.*lora\.alpha|saliency\.tau|unlearn\.strength\..*",

@@ -27,7 +27,7 @@ from mmu_jax.models import gguf
 from mmu_jax.phases import PROSE
 from mmu_jax.plan import Plan
 from mmu_jax.report import results
-from mmu_jax.study import attacking, checks, gate, general, records, scoring, unlearning
+from mmu_jax.study import attacking, checks, clear, gate, general, records, scoring, unlearning
 from mmu_jax.study.fitting import Job, fit
 from mmu_jax.study.progress import Progress
 from mmu_jax.study.stages import Stage
@@ -285,6 +285,7 @@ def examine(work: Workspace, name: str) -> None:
     params = work.load(work.folder(name), consumed=name != "vanilla")
     try:
         found, answers = question(work, name, params)
+        as_clear = {"clear_compat": clear.table(work, name, params)} if c.clear_compat else {}
     except NotFiniteError as error:
         if name not in work.config.unlearn.methods:
             raise
@@ -295,7 +296,7 @@ def examine(work: Workspace, name: str) -> None:
     made = (records.read(work.workdir, f"unlearn/{name}") or {}).get("result") or {}
     proof = made.get("mask_proof", {})
     records.write(work.workdir / "answers" / f"{name}.json", answers)
-    value: dict[str, Any] = {"model": name, "results": found, "mask_proof": proof}
+    value: dict[str, Any] = {"model": name, "results": found, "mask_proof": proof, **as_clear}
     stopped = made.get("stopped", {})
     told = {"headline": c.headline, "reached": stopped.get("reached", True)}
     value |= {"flags": results.flags(found, proof, made.get("changed_in_file"), **told), "stopped": stopped}

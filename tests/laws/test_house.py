@@ -33,7 +33,7 @@ FLOORS = (
     ("together",),
     ("rules",),
     ("data", "models"),
-    ("activations", "objectives", "questions"),
+    ("activations", "clear_compat", "objectives", "questions"),
     ("edits",),
     ("phases",),
     ("methods",),

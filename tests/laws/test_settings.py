@@ -60,6 +60,7 @@ BAD = {
     "evaluate.samples": [0, -5, 10**20],
     "evaluate.headline": ["accuracy", "", "letter", "exact_memorisation"],
     "evaluate.memorisation": [1, "no"],
+    "evaluate.clear_compat": [1, "yes"],
     "evaluate.shots": [-1, 1.5],
     "evaluate.memorised": [-0.1, 1.5, NAN],
     "evaluate.prompts.generation": ["Who is this?", ""],
