@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from mmu_jax.attacks import ATTACKS, facts
+from mmu_jax import membership
+from mmu_jax.attacks import ATTACKS, facts, scores
 from mmu_jax.data import loader
 from mmu_jax.data.sets import faces
 from mmu_jax.report.attacked import ends
@@ -106,7 +107,26 @@ def test_it_succeeds_on_vanilla_and_fails_on_gold(work, name):
     elif found["measures"] == "read":
         assert back["low"] > guess["mean"] >= left["low"] and left["mean"] < guess["mean"] + 0.15, told
     elif found["measures"] == "auc":
-        assert back["low"] > 0.9 and left["low"] <= 0.5 <= left["high"], told
+        assert plain["mean"] == guess["mean"] == 0.5 and back["n"] == 5 * FORGOTTEN
+        assert back["low"] > 0.9 and left["low"] <= 0.5 <= left["high"] and 0.25 < left["mean"] < 0.75, told
+        assert all(value.keys() >= {"mean", "low", "high", "tpr"} for value in found["variants"].values())
+
+
+def test_what_gold_says_is_a_reference(work):
+    """Of gold itself the difference is 0 and tells nothing; a model that was trained on members says more of them than gold does."""
+    row, against = ATTACKS["membership"], attacking.ground(work, "membership")
+    found = row.measure(work.load(work.vanilla), work.examiner, against)
+    gold = work.load(work.folder("gold"))
+    of_gold = row.measure(gold, work.examiner, against)
+    assert of_gold["variants"]["reference"]["mean"] == 0.5 and found["variants"]["reference"]["mean"] > 0.9
+    alone = row.measure(gold, work.examiner, dataclasses.replace(against, reference=None))
+    assert "reference" not in alone["variants"] and alone["after"] == of_gold["after"]
+    made = [
+        membership.scores(said, texts=[e.answer for e in side.items])
+        for said, side in zip(against.reference, scores.sides(against), strict=True)
+    ]
+    assert of_gold["after"]["mean"] == membership.auc(*(each["loss"] for each in made))
+    assert np.mean(list(of_gold["each"]["after"].values())) == pytest.approx(of_gold["after"]["mean"], abs=1e-5)
 
 
 def test_every_exception_is_an_attack_that_a_model_made_by_hand_gives_way_to():
