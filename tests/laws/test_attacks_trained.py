@@ -49,7 +49,7 @@ def more(people):
 
 @pytest.fixture(scope="module")
 def work(prepared, tmp_path_factory):
-    """A study of eighteen faces whose models vanilla and gold a run's own stages have trained, a quarter of a minute in all."""
+    """A study of eighteen faces whose models vanilla and gold a run's own stages have trained, in some twenty seconds of a processor."""
     config = tiny.get_config()
     config.data.path, config.data.others = str(prepared), False
     config.data.forget, config.data.retain = f"forget_10[:{FORGOTTEN}]", f"retain_90[:{KEPT}]"
