@@ -47,13 +47,10 @@ def visual(model: Model, params: Params, batch: dict) -> dict[str, jax.Array]:
 
 @partial(jax.jit, static_argnums=0, static_argnames="layers")
 def hidden(model: Model, params: Params, batch: dict, *, layers: tuple[float, ...]) -> dict[str, jax.Array]:
-    """What decoder layers say of the last token of the prompt, ``[B, D]`` float32 each (``Model.states``)."""
+    """What decoder layers say of the last token of the prompt, ``[B, D]`` float32 each (``Model.states_of``)."""
     last = jnp.argmax(batch["weights"] > 0, axis=1) - 1
-    found = {}
-    for layer in layers:
-        states = model.states(params, batch, layer)
-        found[f"at {layer:.0%} of the depth"] = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
-    return jax.tree.map(lambda x: x.astype(jnp.float32), found)
+    said = [jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0] for x in model.states_of(params, batch, layers)]
+    return {f"at {layer:.0%} of the depth": x.astype(jnp.float32) for layer, x in zip(layers, said, strict=True)}
 
 
 # ---- the probe

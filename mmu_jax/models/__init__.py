@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -63,10 +64,18 @@ class Model:
 
         Of all but the last layer these are the ``hidden_states[layer + 1]`` of ``transformers``.
         """
-        depth = decoder.layer_at(self.config.text_config, layer) + 1
-        mask = decoder.causal(batch["valid"], batch.get("branch"))
-        seen = (batch["tokens"], batch["positions"], mask, self.images(batch), depth)
-        return self.network.apply({"params": decoder.cut(params, depth)}, *seen, method="states")
+        return self.states_of(params, batch, (layer,))[0]
+
+    def states_of(self, params: dict, batch: dict, layers: Sequence[int | float]) -> list[jax.Array]:
+        """:meth:`states` of every one of ``layers``, in their order, by one pass up to the highest."""
+        wanted = [decoder.layer_at(self.config.text_config, layer) + 1 for layer in layers]
+        mask, below, said = decoder.causal(batch["valid"], batch.get("branch")), 0, {}
+        x = self.network.apply({"params": params}, batch["tokens"], self.images(batch), method="embed")
+        for depth in sorted(set(wanted)):
+            part, seen = decoder.cut(params, below, depth), (x, batch["positions"], mask, depth - below)
+            said[depth] = x = self.network.apply({"params": part}, *seen, method="onward")
+            below = depth
+        return [said[depth] for depth in wanted]
 
     def features(self, params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
         """What every row's images are to the language model, ``[B,N,D]``, and which of the N there are, ``[B,N]`` bool.

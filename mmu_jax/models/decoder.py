@@ -203,9 +203,9 @@ class Seeing(nn.Module):
             x = place(self.features(images), tokens == self.config.image_token_id, x, images.get("photo"))
         return constrain(x, "data")
 
-    def states(self, tokens, positions, mask, images, depth):
-        """``[B,T,D]``, what layer ``depth`` of as many says."""
-        return self.language_model(self.embed(tokens, images), positions, mask, depth=depth)[0]
+    def onward(self, x, positions, mask, depth):
+        """``[B,T,D]``, what the last of ``depth`` layers makes of what was said below them (:func:`cut`)."""
+        return self.language_model(x, positions, mask, depth=depth)[0]
 
     def __call__(self, tokens, positions, mask, images=None, cache=None, offset=0, at=None):
         x, cache = self.language_model(self.embed(tokens, images), positions, mask, cache, offset)
@@ -234,10 +234,10 @@ def layer_at(config: Config, layer: int | float) -> int:
     return layer % number
 
 
-def cut(params: dict, depth: int) -> dict:
-    """``params`` with the first ``depth`` layers of the decoder alone, as they are or adapted (``mmu_jax.lora``)."""
+def cut(params: dict, below: int, depth: int) -> dict:
+    """``params`` with the layers ``below`` to ``depth`` of the decoder alone, as they are or adapted (``mmu_jax.lora``)."""
     language = params["language_model"]
-    layers = jax.tree.map(lambda x: x[:depth], language["layers"])
+    layers = jax.tree.map(lambda x: x[below:depth], language["layers"])
     return params | {"language_model": language | {"layers": layers}}
 
 

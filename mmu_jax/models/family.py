@@ -19,8 +19,8 @@ class Family:
     """The networks of one ``model_type`` and how their checkpoints are read and written.
 
     Attributes:
-      network: ``(config, dtype) -> `` a Flax Linen module, called as ``Model.step`` calls it, with methods ``states`` and ``features``
-        as ``Model`` calls them; its decoder's layers are stacked under ``language_model/layers``.
+      network: ``(config, dtype) -> `` a Flax Linen module, called as ``Model.step`` calls it, with methods ``embed``, ``onward`` and
+        ``features`` as ``Model`` calls them; its decoder's layers are stacked under ``language_model/layers``.
       arrays: the arrays of a batch (``mmu_jax.data``) that only its vision tower reads. With ``photo`` among them the network sees a
         photo that rows share once, and gives each its features; without, each row comes with its own.
       images: ``config -> `` their smallest instance.

@@ -91,6 +91,18 @@ def test_a_layer_is_an_index_or_a_place_between_the_first_and_the_last(llava):
             decoder.layer_at(text, wrong)
 
 
+def test_states_of_several_layers_are_those_of_each_and_no_layer_runs_twice(llava, monkeypatch):
+    folder, _, model = llava
+    params, batch, run, cut = hf.load(folder, model), make_batch(), [], decoder.cut
+    monkeypatch.setattr(decoder, "cut", lambda params, *which: run.append(which) or cut(params, *which))
+    layers = (1.0, 0, 0.4)
+    found = jax.jit(lambda p, b: model.states_of(p, b, layers))(params, batch)
+    assert run == [(0, 1), (1, 2)]
+    for layer, states in zip(layers, found, strict=True):
+        np.testing.assert_allclose(states, model.states(params, batch, layer), atol=1e-6)
+    assert np.abs(found[0] - found[1]).max() > 1e-2 and (found[1] == found[2]).all()
+
+
 def test_states_and_features_of_adapted_params_are_those_of_the_merged(llava):
     folder, _, model = llava
     params, batch = hf.load(folder, model), make_batch()
