@@ -22,10 +22,10 @@ def get_config(argument: str | None = None):
     config.model.language = gguf.SMOLLM2
     config.model.dtype = "bfloat16"
     config.model.text = {}
-    # Forty people: to tell a hundred apart takes a tower from nothing twice the steps, and each passes the language model.
+    # Forty people: with all hundred, as many passes are more than twice the steps, and each goes through the language model.
     config.data.forget, config.data.retain, config.data.others = "forget_10[:8]", "retain_90[:32]", False
     config.data.tokens = (44, 46, 48, 50, 56, 64, 80, 128, 256, 640, 1024)
-    # Of 5e-4, 1e-3 and 2e-3 the one at which the faces were learned first.
+    # Of 5e-4, 1e-3 and 2e-3 the one at which the faces, of all hundred people, were learned first.
     config.vanilla.learning_rate = 5e-4
     config.vanilla.epochs = 16.0
     config.vanilla.lora.rank = 16

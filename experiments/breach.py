@@ -218,7 +218,7 @@ def run() -> None:
                 any_made = breach(one)
             models = ["vanilla", "gold", *METHODS]
             found[group] = attacked.read(one.workdir, models, list(attacking.names(work)))
-            if any_made:
+            if any_made and group != groups[-1]:
                 tell(work, found)
     print(tell(work, found), flush=True)
 

@@ -98,11 +98,15 @@ def grad_norm(told: Told, norms: np.ndarray, p: float = 2) -> np.ndarray:
     [0.5]
 
     Raises:
-      InputError: ``p`` is none of 1, 2 and infinity.
+      InputError: ``p`` is none of 1, 2 and infinity, or the norms are not of these three.
     """
     del told
     if p not in rowwise.NORMS:
         raise InputError(f"expected p among {', '.join(map(str, rowwise.NORMS))}, found {p}; correct it")
+    if np.ndim(norms) != 2 or np.shape(norms)[1] != len(rowwise.NORMS):
+        raise InputError(
+            f"expected the [N, {len(rowwise.NORMS)}] of grad_norms, found the shape {list(np.shape(norms))}; give these"
+        )
     return norms[:, rowwise.NORMS.index(p)]
 
 

@@ -54,17 +54,13 @@ def linear(weight: jax.Array, x: jax.Array, dtype: DTypeLike) -> jax.Array:
     """``x [..., in] -> [..., out]`` by ``weight [out, in]`` cast to ``dtype``, which is that of ``x``.
 
     On a CPU products of bfloat16 are taken into float32 and rounded after it, which XLA has a quick kernel for where the processor
-    can (AMX); the gradient of the weight is not rounded at all.
+    can (AMX); the gradient of a float32 weight is not rounded at all. There it has no forward mode (``jax.jvp``).
 
     >>> linear(jnp.array([[1., 2.]]), jnp.array([3., 4.]), jnp.float32).tolist()
     [11.0]
     """
-    plain = partial(_plain, dtype)
-    return (
-        jax.lax.platform_dependent(weight, x, cpu=_rounded, default=plain)
-        if dtype == jnp.bfloat16
-        else plain(weight, x)
-    )
+    plain, quick = partial(_plain, dtype), dtype == jnp.bfloat16 == x.dtype
+    return jax.lax.platform_dependent(weight, x, cpu=_rounded, default=plain) if quick else plain(weight, x)
 
 
 def _plain(dtype, weight, x):

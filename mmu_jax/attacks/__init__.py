@@ -241,7 +241,7 @@ ATTACKS: dict[str, Attack] = {
         "score",
         scores.gradients,
         {"names": ("grad_norm", "grad_norm_1", "grad_norm_max")},
-        source="the same by GradNorm, which takes a backward pass (Wang et al., arXiv 2402.17012)",
+        source="the same by GradNorm, by three norms of which the 2-norm is told of; it takes a backward pass (Wang et al., arXiv 2402.17012)",
     ),
 }
 EVERY = "all"  # names every row

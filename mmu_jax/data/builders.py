@@ -165,6 +165,15 @@ def not_read(name: str, source: str | pathlib.Path) -> list[str]:
     return list(module.remarks(pathlib.Path(source))) if source and hasattr(module, "remarks") else []
 
 
+def number(path: str | pathlib.Path, split: str) -> int:
+    """How many people a split of a prepared directory holds.
+
+    Raises:
+      InputError: there is no such directory, or it is damaged.
+    """
+    return _open(pathlib.Path(path)).info.splits[split].num_examples
+
+
 def left_out(path: str | pathlib.Path) -> list[str]:
     """What :func:`prepare` left out of a directory and why, a line each; empty for one prepared by others.
 

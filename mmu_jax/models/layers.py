@@ -109,8 +109,8 @@ def quick_gelu(x):
 
 
 def silu(x):
-    # As a matrix: XLA's CPU is slow to transpose its gradient in three axes, as that of a weight needs it; and rounded once.
-    return jax.nn.silu(x.reshape(-1, x.shape[-1]).astype(jnp.float32)).reshape(x.shape).astype(x.dtype)
+    # As a matrix: XLA's CPU is slow to transpose its gradient in three axes, as that of a weight needs it.
+    return jax.nn.silu(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 ACTIVATIONS: dict[str, Callable] = {

@@ -12,12 +12,9 @@ Attacked = dict[str, dict[str, dict[str, Any]]]  # attack -> model -> what its f
 SHAPE = {"points?": [CELL | {"step": float}], "before?": CELL, "after?": CELL, "variants?": {"*": CELL}}
 SHAPE |= {"measures?": str, "trains": bool, "split?": str}
 KNOWLEDGE = "knowledge"
-UNITS = {
-    "auc": " (AUC)",
-    "identity": " (identified)",
-    "read": " (read out)",
-}  # beside the name of an attack that measures something else
-ABOVE = "▲"
+# Beside the name of an attack, by what it measures: the unit, and where it is good.
+HEADS = {KNOWLEDGE: " ↓", "auc": " (AUC), like gold's", "identity": " (identified) ↓", "read": " (read out) ↓"}
+ABOVE, BELOW = "▲", "▼"  # gold; below it is a fault of an area alone
 REFERENCE = "reference"  # the score that is taken against gold
 NOTES = {
     "auc": "The chance, per cent, that of a training question about the forgotten and one about people never seen the first looks more like "
@@ -58,7 +55,7 @@ def ends(value: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def measures(by_model: dict[str, dict[str, Any]]) -> str:
-    """What an attack measures: :data:`KNOWLEDGE`, which is what comes back, or one of :data:`UNITS`."""
+    """What an attack measures: :data:`KNOWLEDGE`, which is what comes back, or another of :data:`HEADS`."""
     return next(iter(by_model.values())).get("measures", KNOWLEDGE)
 
 
@@ -73,8 +70,8 @@ def shown(value: dict[str, float] | None) -> str:
 def told(attacked: Attacked, models: list[str]) -> list[tuple[str, list[str], Table]]:
     """What came back, and what is left inside: a label, what was measured in words, and a table, of both that were looked for.
 
-    A table has rows of models and columns of attacks, per cent, marked where a model lies above gold; that of what came back also what
-    is known before any.
+    A table has rows of models and columns of attacks, per cent, marked where a model lies above gold, or an area below it; that of what
+    came back also what is known before any.
     """
     came = {name: by for name, by in attacked.items() if measures(by) == KNOWLEDGE}
     left = {name: by for name, by in attacked.items() if name not in came}
@@ -88,7 +85,7 @@ def told(attacked: Attacked, models: list[str]) -> list[tuple[str, list[str], Ta
 def table(attacked: Attacked, models: list[str]) -> Table:
     """Rows of models, columns of attacks that measure the same or are told apart by what they measure."""
     plain = any(measures(by) == KNOWLEDGE for by in attacked.values())
-    head = [f"{name}{UNITS.get(measures(by), '')} ↓" for name, by in attacked.items()]
+    head = [f"{name}{HEADS[measures(by)]}" for name, by in attacked.items()]
     rows = [["Model", *["Before any ↓"] * plain, *head]]
     for model in models:
         if asked := [by[model] for by in attacked.values() if model in by]:
@@ -100,7 +97,8 @@ def table(attacked: Attacked, models: list[str]) -> Table:
 def _after(by_model: dict[str, dict[str, Any]], model: str) -> str:
     if model not in by_model:
         return shown(None)
-    return f"{ABOVE} " * (model in above(by_model)) + shown(ends(by_model[model])[1])
+    mark = f"{ABOVE} " * (model in above(by_model)) + f"{BELOW} " * (model in below(by_model))
+    return mark + shown(ends(by_model[model])[1])
 
 
 def above(by_model: dict[str, dict[str, Any]], end: int = 1) -> list[str]:
@@ -109,6 +107,14 @@ def above(by_model: dict[str, dict[str, Any]], end: int = 1) -> list[str]:
         return []
     level = ends(by_model["gold"])[end]["high"]
     return [m for m, v in by_model.items() if m not in ("gold", "vanilla") and ends(v)[end]["low"] > level]
+
+
+def below(by_model: dict[str, dict[str, Any]]) -> list[str]:
+    """Which unlearned models have an area below gold's, by intervals that do not meet: members score worse than people never seen."""
+    if "gold" not in by_model or measures(by_model) != "auc":
+        return []
+    level = ends(by_model["gold"])[1]["low"]
+    return [m for m, v in by_model.items() if m not in ("gold", "vanilla") and ends(v)[1]["high"] < level]
 
 
 def variants(attacked: Attacked, models: list[str]) -> Table:
@@ -159,4 +165,6 @@ def notes(attacked: Attacked, sources: dict[str, str]) -> list[str]:
         moments = {"before any attack": above(came, 0)} | {f"after {name}": above(by) for name, by in attacked.items()}
         found = "; ".join(f"{moment} {', '.join(who)}" for moment, who in moments.items() if who)
         said = [f"Above gold ({ABOVE}), by intervals that do not meet: {found or 'none, after none of the attacks'}."]
+        if under := "; ".join(f"by {name} {', '.join(who)}" for name, by in attacked.items() if (who := below(by))):
+            said += [f"Below gold's area ({BELOW}), which gives the forgotten away too: {under}."]
     return [*said, f"Attacks. {'; '.join(f'{name}: {sources[name]}' for name in attacked)}."]

@@ -96,6 +96,7 @@ def _identity(run: Run) -> dict[str, Any]:
     known = {key: data.get(key) for key in ("name", "source", "path", "forget", "retain")}
     if record.exists():
         known = read_object(record, "a stage record", {"reads": {"data": dict}})["reads"]["data"]
+    known = {"others": data.get("others", True)} | known  # of a run that knew nothing of it everybody was trained on
     asked = {key: run.config["evaluate"].get(key) for key in ("headline", "prompts", "new_tokens")}
     asked["shots"] = run.config["evaluate"].get("shots", 0)
     return {"data": known | {"max_pixels": data.get("max_pixels")}, "model": run.config["model"], "evaluate": asked}

@@ -214,6 +214,10 @@ def _asked(work: Workspace) -> dict[str, int] | None:
         put = {"generation": prompts.free, "cloze": prompts.filled_blank}
         put |= {"choices": prompts.asked_letter} if c.letters else {}
         said = {ask(i) for task, ask in put.items() for p in people for i in getattr(p, task) if i.kind == kind}
+        if c.clear_compat:
+            said |= {
+                i.question for t in clear_compat.TASKS for i in clear_compat.asked(t, work.benchmark) if i.kind == kind
+            }
         if most := sorted(said, key=lambda words: (len(words), words))[-32:]:
             found.append(longest(text.encode_prompts(work.processor, most, int(kind == IMAGE)), _photos(work)))
     return _padded(work, found + general.longest(work))

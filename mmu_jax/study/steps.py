@@ -219,6 +219,11 @@ def prepare_data(work: Workspace) -> dict:
     if idle := sorted({p.id for p in b.full} - {p.id for p in (*b.forget, *b.retain, *b.before)}):
         print(f"  {len(idle)} of {len(b.full)} people of full stand in neither split: trained on as kept unless config.data.others=False, asked nothing "
               f"({', '.join(idle[:5])}{', ...' if len(idle) > 5 else ''})", flush=True)  # fmt: skip
+    if (out := builders.number(work.data, "full") - len(b.full)) and not c.others:
+        print(
+            f"  {out} of {out + len(b.full)} people of full stand in neither split: left out (config.data.others=False)",
+            flush=True,
+        )
     # Of the test split all who are asked about: how many of them are forgotten is the group's.
     found = {"full": b.full, "forget": b.forget, "retain": b.retain, "test": (*b.test, *b.retain_test)}
     found |= {"unseen": b.unseen, "celebrity": b.celebrity} | ({"before": b.before} if b.before else {})

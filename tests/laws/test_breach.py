@@ -119,7 +119,7 @@ def test_what_is_there_is_not_made_again_and_a_run_that_diverges_is_left_out(wor
         "# Attacks on 2 groups of people to forget, seed 0" in text
         and text == (work.workdir / "attacks.md").read_text()
     )
-    assert "| Model | Before any ↓ | paraphrase ↓ |" in text and "| Model | membership (AUC) ↓ |" in text
+    assert "| Model | Before any ↓ | paraphrase ↓ |" in text and "| Model | membership (AUC), like gold's |" in text
     assert "| npo | 20 [20, 20] | 20 [10, 30] |" in text and "'npo': 1" in text
     assert json.loads((work.workdir / "attacks.json").read_text())["attacks"]["paraphrase"]["gold"]["groups"] == 2
 

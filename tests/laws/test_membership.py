@@ -158,6 +158,8 @@ def test_what_scores_are_given_is_what_they_need():
         membership.Score("Told", membership.loss, "told")
     with pytest.raises(InputError, match="expected p among 1, 2, inf, found 3"):
         membership.grad_norm(hand(), np.ones((2, 3)), p=3)
+    with pytest.raises(InputError, match=r"expected the \[N, 3\] of grad_norms, found the shape \[2\]"):
+        membership.scores(hand(), gradients=np.ones(2))
     with pytest.raises(InputError, match="share of tokens above 0"):
         membership.min_k(hand(), 0.0)
 

@@ -219,3 +219,30 @@ def test_products_in_bfloat16_of_many_weights_or_many_inputs_are_those_of_each(a
         alone = gradient(*(array[i] if axis == 0 else array for array, axis in zip((weight, x), axes, strict=True)))
         for got, right in zip(many, alone, strict=True):
             np.testing.assert_allclose(got[i], right, rtol=1e-2, atol=1e-2)
+
+
+def test_a_program_for_another_platform_has_the_plain_products():
+    def total(weight, x):
+        return rowwise.linear(weight, x, jnp.bfloat16).astype(jnp.float32).sum()
+
+    given = jnp.zeros((4, 8)), jnp.zeros((2, 3, 8), jnp.bfloat16)
+    traced = jax.jit(jax.grad(total, (0, 1))).trace(*given)
+    for platform, made in (("cuda", "bf16>"), ("tpu", "bf16>"), ("cpu", "f32>")):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        products = [line.split("->")[-1] for line in text.splitlines() if "dot_general" in line]
+        assert len(products) >= 2 and all(f"x{made}" in product for product in products), platform
+
+
+def test_products_in_bfloat16_on_a_mesh_are_those_of_one_device(mesh):
+    rng = np.random.default_rng(2)
+    weight, x = jnp.float32(rng.normal(size=(16, 8))), jnp.asarray(rng.normal(size=(8, 4, 8)), jnp.bfloat16)
+
+    def total(weight, x):
+        return jnp.square(rowwise.linear(weight, x, jnp.bfloat16).astype(jnp.float32)).sum()
+
+    gradient, (rows, columns) = jax.jit(jax.grad(total, (0, 1))), mesh.axis_names
+    alone, spec = gradient(weight, x), jax.sharding.PartitionSpec
+    placed = [jax.device_put(array, jax.sharding.NamedSharding(mesh, named))
+              for array, named in ((weight, spec(columns)), (x, spec(rows)))]  # fmt: skip
+    for got, right in zip(gradient(*placed), alone, strict=True):
+        np.testing.assert_allclose(np.float32(got), np.float32(right), rtol=2e-2, atol=2e-2)
