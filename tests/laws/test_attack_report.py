@@ -99,9 +99,9 @@ def test_what_is_left_inside_has_a_table_of_its_own_and_every_variant_a_row(insi
     text = "\n".join(page._markdown(block) for block in first.blocks)
     assert "| Model | Before any ↓ | relearn_own ↓ | int4 ↓ | paraphrase ↓ |" in text
     assert "| Model | membership (AUC), like gold's |" in text and "| ga | ▲ 75 [70, 80] |" in text
-    assert "| grad_diff | 25 [20, 30] |" in text and "far below it gives them away too" in text
+    assert "| grad_diff | ▼ 25 [20, 30] |" in text and "far below it gives them away too" in text
     assert text.index("Returned knowledge") < text.index("Before any") < text.index("membership: The chance")
-    assert "after paraphrase ga; after membership ga." in text
+    assert "after paraphrase ga; after membership ga." in text and "too: by membership grad_diff." in text
     assert second.folded and "variant by variant" in second.title
     (rows,) = (block.content for block in second.blocks)
     assert rows[0] == ["Attack, variant ↓", *MODELS]
