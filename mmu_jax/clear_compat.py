@@ -174,10 +174,7 @@ def js_of_vectors(first: np.ndarray, second: np.ndarray) -> float:
     (0.0, 0.362)
     """
     p, q = (np.exp(-logs - (-logs).max()) for logs in (np.asarray(first, float), np.asarray(second, float)))
-    p, q = p / p.sum(), q / q.sum()
-    middle = (p + q) / 2
-    total = sum((x[x > 0] * np.log(x[x > 0] / middle[x > 0])).sum() for x in (p, q))
-    return float(np.sqrt(max(total / 2, 0.0)))
+    return float(np.sqrt(metrics.jensen_shannon(p / p.sum(), q / q.sum())))
 
 
 def quality_of(model: np.ndarray, gold: np.ndarray, *, published: bool) -> dict[str, float]:

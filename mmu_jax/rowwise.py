@@ -91,7 +91,7 @@ def _of_matrix_backward(kept, cotangent):
 def _outer(cotangent, x):
     if cotangent.shape[1] <= x.shape[1]:
         return _product("no,ni->oi", cotangent, x)
-    # The short side first, and kept so: XLA's CPU takes four times as long for many rows of few columns.
+    # The short side first, and kept so: XLA's CPU is slow at a product of many rows and few columns.
     return jax.lax.optimization_barrier(_product("ni,no->io", x, cotangent)).T
 
 

@@ -218,7 +218,7 @@ def test_products_in_bfloat16_of_many_weights_or_many_inputs_are_those_of_each(a
     for i in range(4):
         alone = gradient(*(array[i] if axis == 0 else array for array, axis in zip((weight, x), axes, strict=True)))
         for got, right in zip(many, alone, strict=True):
-            np.testing.assert_allclose(got[i], right, rtol=1e-2, atol=1e-2)
+            np.testing.assert_allclose(got[i], right, rtol=2**-7, atol=2**-7)  # cotangents are rounded to eight bits
 
 
 def test_a_program_for_another_platform_has_the_plain_products():
@@ -245,4 +245,5 @@ def test_products_in_bfloat16_on_a_mesh_are_those_of_one_device(mesh):
     placed = [jax.device_put(array, jax.sharding.NamedSharding(mesh, named))
               for array, named in ((weight, spec(columns)), (x, spec(rows)))]  # fmt: skip
     for got, right in zip(gradient(*placed), alone, strict=True):
-        np.testing.assert_allclose(np.float32(got), np.float32(right), rtol=2e-2, atol=2e-2)
+        # Sums over devices come in another order, and are rounded to eight bits after it.
+        np.testing.assert_allclose(np.float32(got), np.float32(right), rtol=2**-6, atol=2**-6)
