@@ -10,7 +10,7 @@ from mmu_jax.report.tables import Table
 
 Attacked = dict[str, dict[str, dict[str, Any]]]  # attack -> model -> what its file says
 SHAPE = {"points?": [CELL | {"step": float}], "before?": CELL, "after?": CELL, "variants?": {"*": CELL}}
-SHAPE |= {"measures?": str, "trains": bool, "split?": str}
+SHAPE |= {"measures?": str, "trains": bool, "split?": str, "left_out?": str}
 KNOWLEDGE = "knowledge"
 # Beside the name of an attack, by what it measures: the unit, and where it is good.
 HEADS = {KNOWLEDGE: " ↓", "auc": " (AUC), like gold's", "identity": " (identified) ↓", "read": " (read out) ↓"}
@@ -30,7 +30,7 @@ NOTES = {
 
 
 def read(workdir: pathlib.Path, models: list[str], attacks: list[str]) -> Attacked:
-    """What is in ``attacks/<model>/<attack>.json``; attacks that were made on no model are left out.
+    """What is in ``attacks/<model>/<attack>.json``; attacks that were made on no model are not in it.
 
     Raises:
       InputError: a file is damaged.
@@ -40,6 +40,8 @@ def read(workdir: pathlib.Path, models: list[str], attacks: list[str]) -> Attack
         for model in models:
             if (path := workdir / "attacks" / model / f"{attack}.json").exists():
                 value = read_object(path, "what an attack brought back", SHAPE)
+                if "left_out" in value:
+                    continue
                 if len(value.get("points", ())) < 2 and not {"before", "after", "measures"} <= value.keys():
                     raise InputError(
                         f"expected what came back before and after an attack, found fewer than two points in {path}; delete it, "

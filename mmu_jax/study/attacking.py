@@ -37,11 +37,11 @@ def sources(work: Workspace) -> dict[str, str]:
     return {name: ATTACKS[name].source for name in names(work)}
 
 
-def check(work: Workspace) -> None:
-    """Whether the data set has what the attacks teach and ask.
+def left_out(work: Workspace) -> dict[str, str]:
+    """Attack -> why the data set has not what it teaches or asks, of those that the config asks for by itself.
 
     Raises:
-      InputError: it has not; which attacks are left is said.
+      InputError: it has not what an attack needs that ``config.attack.names`` was given; which attacks are left is said.
     """
     faults = {}
     for name in names(work):
@@ -51,9 +51,10 @@ def check(work: Workspace) -> None:
                 raise InputError("expected training questions with a photo for it to teach, found none")
         except InputError as error:
             faults[name] = f"attack {name}: {error}"
-    if faults:
+    if faults and "attack.names" in work.given:
         left = tuple(name for name in names(work) if name not in faults)
         raise InputError(f"{'; '.join(faults.values())} (config.attack.names={left!r} asks for what is left)")
+    return faults
 
 
 def against_gold(work: Workspace, name: str) -> bool:
@@ -129,16 +130,18 @@ def made(model: str, name: str) -> str:
 def attack(work: Workspace, model: str, name: str) -> dict:
     """Attacks a model and writes what came back: ``<workdir>/attacks/<model>/<attack>.json``.
 
-    A stage that is killed begins anew, and ends in the same numbers: batches are a function of seed and step.
+    A stage that is killed begins anew, and ends in the same numbers: batches are a function of seed and step. Of an attack that
+    is left out the file says why.
     """
-    check(work)
+    head = {"model": model, "attack": name, "made": made(model, name)}
+    if why := left_out(work).get(name):
+        records.write(work.attacked(model, name), head | {"trains": ATTACKS[name].trains, "left_out": why})
+        return {"left_out": why}
     work.scores.drop()  # room for the moments
     consumed = ATTACKS[name].kind == "model"
     on = ground(work, name)
     params = work.load(work.folder(model), consumed=consumed)
-    value = {"model": model, "attack": name, "made": made(model, name)} | measure(
-        work, params, name, f"attack/{model}/{name}", on
-    )
+    value = head | measure(work, params, name, f"attack/{model}/{name}", on)
     records.write(work.attacked(model, name), value | {"config": work.told_config, "provenance": records.provenance()})
     before, after = ends(value)
     return {"before": before["mean"], "after": after["mean"]}

@@ -209,7 +209,8 @@ def prepare_data(work: Workspace) -> dict:
     for line in (*builders.left_out(work.data), *([] if c.path else builders.not_read(c.name, c.source))):
         print(f"  {line}", flush=True)
     checks.supply(work)
-    attacking.check(work)
+    for fault in attacking.left_out(work).values():
+        print(f"  left out: {fault}", flush=True)
     general.check(work, processor=bool(work.config.model.path or work.config.vanilla.path))
     if work.config.model.path or work.config.vanilla.path:
         loader.examine(work.processor, b.shown, work.config.data.max_pixels, work.sizes)

@@ -13,6 +13,7 @@ from knowing import FORGOTTEN, Faces, benchmark, gone, hidden, vanilla
 from mmu_jax import InputError, NotFiniteError, attacks, evaluate, hf, sharding, trees
 from mmu_jax.data import streams, tiny
 from mmu_jax.files import sealed
+from mmu_jax.report import attacked
 from mmu_jax.study import attacking, checks
 from mmu_jax.study.study import Study
 from runs import small_config
@@ -194,18 +195,32 @@ def test_where_generation_speaks_in_sentences_the_first_training_answer_is_taugh
 
 def test_a_data_set_with_one_fact_a_person_is_refused():
     few = tuple(dataclasses.replace(p, generation=p.generation[:1]) for p in benchmark().forget)
-    work = types.SimpleNamespace(benchmark=benchmark(forget=few, test=()), config=small_config())
+    named = {"attack.names": ()}  # by whoever typed it
+    work = types.SimpleNamespace(benchmark=benchmark(forget=few, test=()), config=small_config(), given=named)
     with pytest.raises(InputError, match=r"attack relearn_own: expected generation items.*config\.attack\.names=\(\)"):
-        attacking.check(work)
-    work = types.SimpleNamespace(benchmark=benchmark(), config=small_config())
+        attacking.left_out(work)
+    work = types.SimpleNamespace(benchmark=benchmark(), config=small_config(), given=named)
     with work.config.unlocked():
         work.config.attack.names = ("all",)
     left = [name for name, row in attacks.ATTACKS.items() if row.kind in ("model", "question", "photo")]
     with pytest.raises(
         InputError, match="attack membership: .*unseen"
     ) as error:  # one photo each, nobody unseen, no answer twice
-        attacking.check(work)
+        attacking.left_out(work)
     assert f"config.attack.names={tuple(left)!r}" in str(error.value)
+    work.given = {}  # the names are the config's own
+    assert attacking.left_out(work).keys() == attacks.ATTACKS.keys() - set(left)
+
+
+def test_an_attack_that_nobody_named_and_the_data_cannot_serve_is_left_out_and_told_of_nowhere(tmp_path):
+    config = small_config()
+    config.attack.names = ("membership",)
+    work = Study(config, tmp_path).work
+    work.__dict__["benchmark"] = benchmark()  # nobody in it is unseen
+    found = attacking.attack(work, "vanilla", "membership")
+    kept = json.loads((tmp_path / "attacks" / "vanilla" / "membership.json").read_text())
+    assert kept["left_out"] == found["left_out"] and "the split unseen" in found["left_out"]
+    assert attacked.read(tmp_path, ["vanilla"], ["membership"]) == {}
 
 
 def test_a_row_says_what_it_is():

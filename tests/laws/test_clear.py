@@ -187,14 +187,15 @@ def test_an_author_in_neither_split_is_told(tmp_path, capsys):
     source = authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray", "Cy Dee"])
     rewritten(source, "retain95", lambda rows: [row for row in rows if row["name"] != "Cy Dee"])
     config = tiny.get_config()
-    config.attack.names = ()
     config.data.update({"name": "clear", "source": str(source), "forget": "forget_5", "retain": "retain_95"})
     found = steps.prepare_data(Workspace(config, tmp_path / "w", {}))
     assert (found["full"], found["forget"], found["retain"]) == (3, 1, 1)
+    said = capsys.readouterr().out
     assert (
         "1 of 3 people of full stand in neither split: trained on as kept unless config.data.others=False, asked nothing (Cy Dee)"
-        in capsys.readouterr().out
+        in said
     )
+    assert "  left out: attack membership: expected questions by photo" in said
 
 
 TWO_WAYS = {

@@ -187,7 +187,7 @@ def test_an_evaluation_and_an_attack_report_to_the_tracker(study, monkeypatch):
     row = attacks.Attack("model", lambda *given: [(0, {}), (4, {})])
     known = evaluate.Items(np.array([0.75]), np.array(["0001"]))
     monkeypatch.setitem(attacking.ATTACKS, "int4", row)
-    monkeypatch.setattr(attacking, "check", lambda work: None)
+    monkeypatch.setattr(attacking, "left_out", lambda work: {})
     monkeypatch.setattr(attacking, "scene", lambda *given: None)
     monkeypatch.setattr(attacking.facts, "other_facts", lambda benchmark: ([], "test"))
     monkeypatch.setattr(attacking.facts, "knowledge", lambda *given: known)
