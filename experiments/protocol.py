@@ -100,17 +100,23 @@ def prepare_pair(work: Workspace, pair: tuple[int, int]) -> None:
 # ---- a run
 
 
-def known(work: Workspace, params: Params) -> dict[str, dict[str, dict[str, float]]]:
-    """Axis -> metric -> person -> mean, of a model."""
+def known(work: Workspace, params: Params, axes: Sequence[str] = ()) -> dict[str, dict[str, dict[str, float]]]:
+    """Axis -> metric -> person -> mean, of a model; where ``axes`` are named, of these alone."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for axis, (split, kind) in AXES.items():
+    for axis in axes or AXES:
+        split, kind = AXES[axis]
         people = [dataclasses.replace(person, cloze=()) for person in getattr(work.benchmark, split)]
         album = work.albums[split if split in work.albums else "full"]
         items, _ = work.examiner.measure(params, people, kind, album, split)
         found[axis] = {name: metrics.by_person(items[name]) for name in ("probability", "exact")}
         if axis == "forget_test":
             found[axis]["items"] = [round(float(p), 5) for p in items["probability"].values]
-    return found | {name: {"right": general.rights(work, params, name)} for name in work.general}
+    return found | {name: {"right": general.rights(work, params, name)} for name in (() if axes else work.general)}
+
+
+def decisive(setting: Setting) -> list[str]:
+    """The axes by which rates are chosen: the primary one and the guards."""
+    return list(dict.fromkeys(axis for axis, _ in (setting.primary, *GUARDS)))
 
 
 def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
@@ -125,13 +131,15 @@ def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure(work: Workspace, setting: Setting, name: str, rates: Rates, deep: bool) -> dict[str, Any]:
-    """A method at its rates, run to its stop: how long, where it ended, and what is known then."""
+def measure(
+    work: Workspace, setting: Setting, name: str, rates: Rates, deep: bool, axes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A method at its rates, run to its stop: how long, where it ended, and what is known then, as :func:`known` says."""
     try:
         params, ended = unlearning.forgotten(
             work, name, iterations=setting.iterations, learning_rate=rates[0], retain_rate=rates[1]
         )
-        found = {"axes": known(work, params)} | ended
+        found = {"axes": known(work, params, axes)} | ended
     except NotFiniteError as error:
         return {"axes": {}, "diverged": str(error)}
     return found | ({"attacks": attacked(work, params)} if deep else {})
@@ -173,13 +181,14 @@ def read(pair: tuple[int, int], key: str, name: str, rates: Rates) -> dict:
 
 
 def measured(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: bool = False) -> dict:
-    """The row of a method at its rates, measured if it is not there."""
+    """The row of a method at its rates, measured if it is not there; on a pair that only chooses, by what decides there."""
     sought, row = there(pair, key, name, rates, deep)
     if row is not None:
         return row
     work, setting = configured(of_pair(*pair), design().settings[key]), design().settings[key]
     path = rows_of(work, key, name)[0]
-    row = sought | {"seed": pair[0], "group": pair[1]} | measure(work, setting, name, rates, deep)
+    axes = decisive(setting) if pair in design().choosing else ()
+    row = sought | {"seed": pair[0], "group": pair[1]} | measure(work, setting, name, rates, deep, axes)
     files.write_json(path, [*rows_of(work, key, name)[1], row])  # another process may have measured meanwhile
     told.line(row)
     return row

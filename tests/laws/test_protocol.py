@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mmu_jax import InputError, metrics
+from mmu_jax.data import IMAGE, TEXT
 
 
 def row(p, exact=1.0, guard=1.0, reached=True, **others):
@@ -40,6 +41,33 @@ def choose(monkeypatch, table):
     monkeypatch.setattr(protocol, "measured", measured)
     monkeypatch.setattr(protocol, "grid", lambda key, name: [(rate, 2e-4) for rate in table])
     return protocol.chosen("all", "grad_diff")[0]
+
+
+def test_a_pair_that_only_chooses_is_asked_what_decides_and_a_reported_one_everything(monkeypatch, tmp_path):
+    from experiments import protocol
+
+    asked = []
+
+    def measure(params, people, kind, album, split):
+        asked.append((split, kind))
+        items = metrics.Items(np.array([0.5]), np.array(["a"]))
+        return {"probability": items, "exact": items}, []
+
+    benchmark = dict.fromkeys(("forget", "test", "retain", "retain_test"), ())
+    work = types.SimpleNamespace(
+        benchmark=types.SimpleNamespace(**benchmark), albums={"full": None}, general=["everyday"],
+        examiner=types.SimpleNamespace(measure=measure), workdir=tmp_path, config=ConfigDict({"unlearn": {"stop": {}}}),
+    )  # fmt: skip
+    monkeypatch.setattr(protocol, "of_pair", lambda *pair: work)
+    monkeypatch.setattr(protocol, "configured", lambda work, setting: work)
+    monkeypatch.setattr(protocol.general, "rights", lambda work, params, name: {"a question": 1.0})
+    monkeypatch.setattr(protocol.unlearning, "forgotten", lambda *_, **__: ({}, {"iterations": 8, "reached": True}))
+    chooses = protocol.measured(protocol.design().choosing[0], "none", "ga", (1e-5, 2e-4))
+    assert asked == [("retain_test", IMAGE), ("forget", TEXT), ("retain", TEXT)]
+    assert chooses["axes"].keys() == {"retain_test", "forget_qa", "retain_qa"}
+    work.workdir = tmp_path / "reported"
+    reports = protocol.measured(protocol.design().reported[0], "none", "ga", (1e-5, 2e-4))
+    assert reports["axes"].keys() == {*protocol.AXES, "everyday"}
 
 
 @pytest.mark.parametrize(
