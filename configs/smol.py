@@ -37,7 +37,9 @@ def get_config(argument: str | None = None):
     config.attack.names = ()
     # A fact is a word or two; general questions are answered in a sentence, of which this is enough.
     config.evaluate.new_tokens = 20
-    config.evaluate.rows = 128
+    # As many as there are questions by photo about the forgotten: a batch is filled up to its rows.
+    config.evaluate.rows = 40
+    config.unlearn.stop.rows = 40
     config.saliency.rows = 64
     config.saliency.chunk = 64
     return config

@@ -103,13 +103,13 @@ SMOL = {
     "none": Setting(
         0.0,
         {"ga": (), "npo": (), "mmunlearner": (), "mask_random": (), "projected": ()},
-        (1e-5, 3e-5, 1e-4),
+        (3e-5, 1e-4),
         120,
     ),
     "all": Setting(
         1.0,
         {"grad_diff": (), "grad_diff_alternate": (), "mmunlearner": (), "projected_retain": ()},
-        (1e-5, 3e-5, 1e-4),
+        (3e-5, 1e-4),
         150,
         (2e-5,),
     ),
