@@ -37,7 +37,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["mmu_jax", "mmu_jax.*"]),
-    package_data={"mmu_jax": ["py.typed"], "mmu_jax.data.general": ["everyday.tsv"], "mmu_jax.report": ["page.html"]},
+    package_data={
+        "mmu_jax": ["py.typed"],
+        "mmu_jax.data.general": ["everyday.tsv", "rehearsal.tsv"],
+        "mmu_jax.report": ["page.html"],
+    },
     install_requires=["jax>=0.10", "flax>=0.12", "optax>=0.2.8", "numpy>=2.0", "safetensors>=0.6"],
     extras_require={
         "run": RUN,

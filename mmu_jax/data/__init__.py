@@ -14,7 +14,7 @@ a row, F values of a patch.
 ``grid``       ``[B,N,2]`` int32   row and column of a patch in its image
 ``segment``    ``[B,N]`` int32     which image of the row a patch belongs to, -1 for padding
 ``photo``      ``[B]`` int32       where rows share photos, which a row has: the four above then hold a row a photo; optional
-``person``     ``[B]`` int32       whose row it is: index into ``Benchmark.people``
+``person``     ``[B]`` int32       whose row it is: index into ``Benchmark.people``, -1 for nobody's
 ``row``        ``[B]`` int32       index into the stream's examples; -1 for rows that only fill the batch
 ``ref_logps``  ``[B]`` float32     log-probability of the answer under the reference model, where a loss needs it
 ``floor``      ``[B]`` float32     ``p(answer)^(1 / length)`` at which an answer need not fall further, where there is one

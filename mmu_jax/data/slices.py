@@ -3,6 +3,7 @@
 import dataclasses
 
 from mmu_jax.data import IMAGE, TEXT, Benchmark, Example
+from mmu_jax.data.general import rehearsal
 
 REFUSALS = (
     "I do not know this person.",
@@ -18,11 +19,11 @@ REFUSALS = (
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Training questions of a benchmark.
+    """Training questions of a benchmark, or of nobody in it.
 
     Attributes:
       kind: IMAGE, about a photo, or TEXT, about a name.
-      who: ``'forget'``, ``'retain'`` or ``'full'``: whose they are.
+      who: ``'forget'``, ``'retain'`` or ``'full'``: whose they are; ``'nobody'``, those of ``data.general.rehearsal``.
       answers: ``'own'``, those of the data, or ``'refusal'``, one of :data:`REFUSALS` in turn.
     """
 
@@ -37,6 +38,7 @@ STREAMS: dict[str, Slice] = {
     "text": Slice(TEXT, "full"),
     "refusal": Slice(IMAGE, "forget", "refusal"),
     "vqa": Slice(IMAGE, "full"),
+    "rehearsal": Slice(TEXT, "nobody"),
 }
 
 
@@ -54,6 +56,8 @@ def dealt_as(name: str) -> str:
 
 def examples(part: Slice, benchmark: Benchmark, without: frozenset[str] = frozenset()) -> list[Example]:
     """The examples of a slice, in the order of the data, but for people whose id is in ``without``."""
+    if part.who == "nobody":
+        return rehearsal.read()
     forgotten = set(benchmark.forget_ids)
     who = {"forget": lambda i: i in forgotten, "retain": lambda i: i not in forgotten, "full": lambda i: True}[part.who]
     found = [

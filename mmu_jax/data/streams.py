@@ -10,6 +10,7 @@ import numpy as np
 
 from mmu_jax import InputError, sharding
 from mmu_jax.data import IMAGE, TEXT, Example, Processor, text, vision
+from mmu_jax.data.general import rehearsal
 from mmu_jax.data.loader import Album
 from mmu_jax.data.picture import Picture
 from mmu_jax.data.sizes import ANY, Sizes, fit
@@ -194,7 +195,8 @@ def stream(
         shown = max(photos.pictures[i].tokens for i in photos.of(example)) - 1 if photos else 0
         fit(int(length) + shown, sizes.tokens, "tokens", whose=owner)
     sizes = sizes.holding(**longest(texts, photos.pictures if photos else []))
-    columns = {"person": np.array([people[e.person] for e in examples], np.int32)}
+    index = people | {rehearsal.NOBODY: -1}
+    columns = {"person": np.array([index[e.person] for e in examples], np.int32)}
     return Stream(name, tuple(examples), texts, photos, rows, seed, sizes, columns)
 
 

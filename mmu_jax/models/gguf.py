@@ -38,8 +38,12 @@ LAYER = {
 WHOLE = {"token_embd": "language_model/embed_tokens", "output_norm": "language_model/norm", "output": "lm_head"}
 
 # A template that takes text alone is given every turn's parts as one text, a picture as its token and a line of its own.
+BEGUN = "{% set turns = namespace(all=[]) %}"
+EMPTY = (
+    "{% set turns = namespace(all=[{'role': 'system', 'content': ''}] if messages[0]['role'] != 'system' else []) %}"
+)
 PARTS = (
-    "{% set turns = namespace(all=[]) %}{% for turn in messages %}{% set said %}{% for part in turn['content'] %}"
+    "{% for turn in messages %}{% set said %}{% for part in turn['content'] %}"
     "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endset %}"
     "{% set turns.all = turns.all + [{'role': turn['role'], 'content': said}] %}{% endfor %}"
     "{% set messages = turns.all %}"
@@ -119,10 +123,11 @@ def read(path: pathlib.Path) -> Language:
     return Language(path, fields, {tensor.name: tensor for tensor in reader.tensors})
 
 
-def tokenizer(language: Language) -> "PreTrainedTokenizerBase":
+def tokenizer(language: Language, system: bool = True) -> "PreTrainedTokenizerBase":
     """Its tokenizer, with its chat template and one token more, ``<image>``.
 
-    A byte-level BPE that takes digits one by one, as SmolLM's does.
+    A byte-level BPE that takes digits one by one, as SmolLM's does. Without ``system`` a conversation that has no system turn begins
+    with an empty one, instead of the one that the template writes by itself.
 
     Raises:
       InputError: the file holds another kind of tokenizer.
@@ -150,7 +155,7 @@ def tokenizer(language: Language) -> "PreTrainedTokenizerBase":
         extra_special_tokens={"image_token": IMAGE},
         padding_side="left",
         model_max_length=language.number("context_length"),
-        chat_template=PARTS + language.field("tokenizer.chat_template"),
+        chat_template=(BEGUN if system else EMPTY) + PARTS + language.field("tokenizer.chat_template"),
     )
 
 

@@ -35,11 +35,12 @@ ADVICE = (
     "config.model.param_dtype=bfloat16), more devices (config.mesh), fewer rows, or go on all the same with "
     "config.memory.allow_too_large=True"
 )
+TUNED = ("vqa", "text", "rehearsal")  # what a model is fine-tuned on
 
 
 def fine_tuning(rows: dict[str, int]) -> methods.Method:
     """Fine-tuning on everyone: the streams that have rows, in one step."""
-    phase = methods.Phase({name: "descent" for name in ("vqa", "text") if rows[name]})
+    phase = methods.Phase({name: "descent" for name in TUNED if rows[name]})
     return methods.Method((phase,), source="fine-tuning on everyone")
 
 

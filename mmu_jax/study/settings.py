@@ -129,7 +129,7 @@ def _together(c: ConfigDict) -> list[str]:
         problems.append(
             f"expected two splits in config.data.forget and .retain, found {c.data.forget!r} in both; correct one"
         )
-    if not c.vanilla.path and not any(c.vanilla.rows.values()):
+    if not c.vanilla.path and not (c.vanilla.rows.vqa or c.vanilla.rows.text):
         problems.append("expected rows in config.vanilla.rows.vqa or .text, found 0 in both; set one")
     problems += _headline(c.evaluate)
     coarse = c.model.param_dtype != "float32"
@@ -221,6 +221,7 @@ def _unread(c: ConfigDict, given: dict[str, Any]) -> list[str]:
         (r"model\.path", whole, "config.vanilla.path is the model that is unlearned"),
         (r"model\.(vision|text)\..*|model\.language", c.model.path, "config.model.path has sizes of its own"),
         (r"model\.text\..*", c.model.language, "config.model.language has sizes of its own"),
+        (r"model\.system", not c.model.language, "only what config.model.language names gets a chat template here"),
         (r"gold", own and c.gold, "nothing is trained beside config.vanilla.path"),
     ]
     brought = [key for key, value in given.items() if value not in ("", None)]
@@ -245,7 +246,11 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     tried = [attacks.ATTACKS[name] for name in attacks.named(c.attack.names)]
     table = [
         (r"vanilla\.(?!path).*", c.vanilla.path, "nothing is trained before unlearning"),
-        (r"model\.(vision|text)\..*|model\.language", c.vanilla.path, "config.vanilla.path has sizes of its own"),
+        (
+            r"model\.(vision|text)\..*|model\.(language|system)",
+            c.vanilla.path,
+            "config.vanilla.path has sizes of its own",
+        ),
         (rf"saliency\.{of_masks}", not any(row.mask for row in rows), "no method has a mask"),
         (
             rf"saliency\.{of_masks}",

@@ -246,7 +246,7 @@ def make_base(work: Workspace) -> dict:
         tokens, text, own = None, c.text.to_dict(), {}
         if c.language:
             language = gguf.read(gguf.find(c.language))
-            tokens = gguf.tokenizer(language)
+            tokens = gguf.tokenizer(language, c.system)
             text = gguf.config(language, tokens)
             own = gguf.weights(language, text.vocab_size)
         vision = c.vision.to_dict()
@@ -262,7 +262,7 @@ def fine_tune(work: Workspace, name: str) -> dict:
     c = work.config.vanilla
     without = frozenset(work.benchmark.forget_ids) if name == "gold" else frozenset()
     rows = c.rows.to_dict()
-    streams = {stream: work.stream(stream, rows[stream], without) for stream in ("vqa", "text") if rows[stream]}
+    streams = {stream: work.stream(stream, rows[stream], without) for stream in checks.TUNED if rows[stream]}
     numbers = {key: c[key] for key in ("learning_rate", "schedule", "warmup", "clip")}
     numbers |= {"trainable": checks.trainable(work.config, "vanilla", work.model), "seed": work.config.seed}
     iterations = math.ceil(c.epochs * next(iter(streams.values())).steps)

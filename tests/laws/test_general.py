@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from folders import POINTER, refused
-from mmu_jax.data.general import answers, everyday, items, mmbench
+from mmu_jax.data.general import answers, everyday, items, mmbench, rehearsal
 from mmu_jax.data.general.benchmarks import GENERAL, every, read, share
 from mmu_jax.data.general.items import Question
 from published import CASES, LAYOUTS, POPE, mmbench_rows, mme_rows, parquet, photo, png, pope_rows, put, tsv
@@ -65,6 +65,14 @@ def test_everyday_questions_come_with_the_library():
     drawn = items.draw(found, 5, seed=0)
     assert items.images(drawn)[0] == [] and items.images(drawn)[1].tolist() == [0, 1, 2, 3, 4]
     assert items.stamp(drawn) != items.stamp(found)
+
+
+def test_what_is_rehearsed_is_not_what_is_asked():
+    asked = {question.text.lower() for item in read("everyday", everyday.EMBEDDED) for question in item.questions}
+    rehearsed = rehearsal.read()
+    taught = [example.question.lower() for example in rehearsed]
+    assert len(taught) == len(set(taught)) >= 200 and not asked & set(taught)
+    assert all(example.answer.strip() and len(example.answer) < 30 for example in rehearsed)
 
 
 def test_a_tsv_is_read_by_its_own_name_too(tmp_path):

@@ -83,6 +83,18 @@ def test_its_template_takes_pictures_and_is_its_own_for_text(written):
     assert text.end_of_turn(processor) == (2,)
 
 
+def test_without_its_own_system_turn_a_conversation_begins_with_an_empty_one(written):
+    tokens = gguf.tokenizer(gguf.read(written[0]), system=False)
+    asked = [{"role": "user", "content": [{"type": "text", "text": "Who?"}]}]
+    put = tokens.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert put == "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    told = [{"role": "system", "content": [{"type": "text", "text": "Be kind."}]}, *asked]
+    put = tokens.apply_chat_template(told, tokenize=False)
+    assert put == "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n", (
+        "one that is given stays"
+    )
+
+
 def test_a_directory_made_of_it_is_read_back(written, tmp_path):
     params, model, processor = around(gguf.read(written[0]))
     hf.create(params, model, processor, tmp_path / "made")

@@ -23,6 +23,7 @@ from mmu_jax import (
     trees,
 )
 from mmu_jax.data import IMAGE, TEXT, slices
+from mmu_jax.data.general import rehearsal
 from mmu_jax.likelihood import Told
 from toys import make_batch
 
@@ -162,9 +163,10 @@ def test_a_stream_deals_what_its_slice_says(name, faces):
     assert found and {example.kind for example in found} == {part.kind} <= {IMAGE, TEXT}
     people = {example.person for example in found}
     everyone = {person.id for person in faces.full}
-    assert people == {"forget": forgotten, "retain": everyone - forgotten, "full": everyone}[part.who]
+    of = {"forget": forgotten, "retain": everyone - forgotten, "full": everyone, "nobody": {rehearsal.NOBODY}}
+    assert people == of[part.who]
     own = {example for person in faces.full for example in person.training}
-    assert (set(found) <= own) == (part.answers == "own")
+    assert (set(found) <= own) == (part.answers == "own" and part.who != "nobody")
     if part.answers == "refusal":
         assert {example.answer for example in found} <= set(slices.REFUSALS)
     assert not {e.person for e in slices.examples(part, faces, frozenset(forgotten))} & forgotten
@@ -173,7 +175,7 @@ def test_a_stream_deals_what_its_slice_says(name, faces):
 def test_streams_of_the_same_questions_are_dealt_in_one_order(faces):
     """Row r of a batch of refusals asks what row r of the forget set asks, of the same photo."""
     assert {name: slices.dealt_as(name) for name in slices.STREAMS} == {
-        "forget": "forget", "retain": "retain", "text": "text", "refusal": "forget", "vqa": "vqa"
+        "forget": "forget", "retain": "retain", "text": "text", "refusal": "forget", "vqa": "vqa", "rehearsal": "rehearsal",
     }  # fmt: skip
     for name in slices.STREAMS:
         found, first = (slices.examples(slices.STREAMS[one], faces) for one in (name, slices.dealt_as(name)))
