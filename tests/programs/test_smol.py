@@ -45,6 +45,7 @@ def test_a_llava_around_a_language_model_goes_through_all_stages(file, tmp_path)
     done = run(w, f"--config.model.language={file}", *SHRUNK, config="configs/smol.py", flags=QUICK)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "parameters train whole ((vision_tower|multi_modal_projector)/.*)" in done.stdout
+    assert "% of tokens; rehearsal" in done.stdout, "what is taught beside the lives"
     for model in ("vanilla", "projected"):
         value = json.loads((w / "general" / model / "everyday.json").read_text())
         assert value["results"]["Everyday questions"]["n"] == 40
