@@ -61,7 +61,7 @@ def mllmu(config: ConfigDict, rank: int) -> None:
     config.data.name = "mllmu_bench"
     config.vanilla.epochs = 5.0
     config.vanilla.learning_rate = 2e-5
-    config.vanilla.rows = {"vqa": 4, "text": 0, "rehearsal": 0}
+    config.vanilla.rows.update(vqa=4, text=0)
     config.vanilla.lora.rank = 8
     config.vanilla.lora.alpha = 16.0
     config.evaluate.headline = "rouge_l"
@@ -77,7 +77,7 @@ def clear(config: ConfigDict, rank: int) -> None:
     config.data.name = "clear"
     config.vanilla.epochs = 3.0
     config.vanilla.learning_rate = 1e-5
-    config.vanilla.rows = {"vqa": 4, "text": 4, "rehearsal": 0}
+    config.vanilla.rows.update(vqa=4, text=4)
     config.vanilla.lora.rank = 8
     config.vanilla.lora.alpha = 32.0
     config.evaluate.headline = "rouge_l"

@@ -28,7 +28,7 @@ def get_config(argument: str | None = None):
     config.data.tokens = (31, 34, 44, 56, 64, 80, 128, 256, 640, 1024)
     config.vanilla.learning_rate = 5e-4
     # In small batches the faces are learned in half the passes. Without rehearsal whatever is asked is answered by a fact of these lives.
-    config.vanilla.rows = {"vqa": 12, "text": 8, "rehearsal": 4}
+    config.vanilla.rows.update(vqa=12, text=8, rehearsal=4)
     config.vanilla.epochs = 8.0
     config.vanilla.lora.rank = 16
     config.vanilla.lora.alpha = 32.0
@@ -37,7 +37,8 @@ def get_config(argument: str | None = None):
     config.general.everyday = everyday.EMBEDDED
     config.general.drawn = 0
     config.attack.names = ()
-    config.evaluate.new_tokens = 12
+    # A fact is a word or two; a model that answers general questions in sentences says what counts within these.
+    config.evaluate.new_tokens = 20
     # As many as there are questions by photo about the forgotten: a batch is filled up to its rows.
     config.evaluate.rows = 40
     config.unlearn.stop.rows = 40

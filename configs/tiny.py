@@ -75,7 +75,7 @@ def get_config(argument: str | None = None):
     # What is asked by name, about a photo, and with all options in one row needs the first three; the rest is for other data.
     config.data.tokens = (18, 26, 38, 64, 128, 256, 640, 1024)
     config.vanilla.epochs = 14.28
-    config.vanilla.rows = {"vqa": 48, "text": 24, "rehearsal": 0}
+    config.vanilla.rows.update(vqa=48, text=24)
     config.vanilla.learning_rate = 1e-3
     config.vanilla.schedule = "cosine"
     config.vanilla.warmup = 0.1

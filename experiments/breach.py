@@ -74,11 +74,13 @@ def make(work: Workspace, model: str) -> None:
 
 def breach(work: Workspace) -> bool:
     """Makes all attacks on a group that are not made, and says whether there were any; a method that diverges is told of and left out."""
-    for fault in attacking.left_out(work).values():
+    out = attacking.left_out(work)
+    for fault in out.values():
         print(f"  left out: {fault}", flush=True)
     any_made = False
     for model in ("gold", "vanilla", *work.config.unlearn.methods):
-        if model not in (*work.names(), *METHODS) or not (asked := lacking(work, model)):
+        asked = [name for name in lacking(work, model) if name not in out]
+        if model not in (*work.names(), *METHODS) or not asked:
             continue
         any_made = True
         print(f"group {work.config.data.group}: {model}, {len(asked)} attacks", flush=True)

@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments import command, told
-from experiments.design import AXES, DESIGNS, GUARDS, Design, Rates, Setting, descends, label, said
+from experiments.design import AXES, DESIGNS, GUARDS, Design, Pair, Rates, Setting, descends, label, said
 from mmu_jax import InputError, NotFiniteError, attacks, files, metrics
 from mmu_jax.methods import METHODS
 from mmu_jax.study import attacking, general, scoring, settings, stages, steps, unlearning
@@ -100,10 +100,10 @@ def prepare_pair(work: Workspace, pair: tuple[int, int]) -> None:
 # ---- a run
 
 
-def known(work: Workspace, params: Params, axes: Sequence[str] = ()) -> dict[str, dict[str, dict[str, float]]]:
-    """Axis -> metric -> person -> mean, of a model; where ``axes`` are named, of these alone."""
+def known(work: Workspace, params: Params, axes: Sequence[str] = tuple(AXES)) -> dict[str, dict[str, dict[str, float]]]:
+    """Axis -> metric -> person -> mean, of a model; with all of them the general benchmarks too."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for axis in axes or AXES:
+    for axis in axes:
         split, kind = AXES[axis]
         people = [dataclasses.replace(person, cloze=()) for person in getattr(work.benchmark, split)]
         album = work.albums[split if split in work.albums else "full"]
@@ -111,12 +111,9 @@ def known(work: Workspace, params: Params, axes: Sequence[str] = ()) -> dict[str
         found[axis] = {name: metrics.by_person(items[name]) for name in ("probability", "exact")}
         if axis == "forget_test":
             found[axis]["items"] = [round(float(p), 5) for p in items["probability"].values]
-    return found | {name: {"right": general.rights(work, params, name)} for name in (() if axes else work.general)}
-
-
-def decisive(setting: Setting) -> list[str]:
-    """The axes by which rates are chosen: the primary one and the guards."""
-    return list(dict.fromkeys(axis for axis, _ in (setting.primary, *GUARDS)))
+    return found | {
+        name: {"right": general.rights(work, params, name)} for name in (work.general if {*axes} == {*AXES} else ())
+    }
 
 
 def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
@@ -132,7 +129,7 @@ def attacked(work: Workspace, params: Params) -> dict[str, dict[str, float]]:
 
 
 def measure(
-    work: Workspace, setting: Setting, name: str, rates: Rates, deep: bool, axes: Sequence[str] = ()
+    work: Workspace, setting: Setting, name: str, rates: Rates, deep: bool, axes: Sequence[str]
 ) -> dict[str, Any]:
     """A method at its rates, run to its stop: how long, where it ended, and what is known then, as :func:`known` says."""
     try:
@@ -154,14 +151,22 @@ def rows_of(work: Workspace, setting: str, name: str) -> tuple[pathlib.Path, lis
     return path, rows
 
 
-def there(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: bool = False) -> tuple[dict, dict | None]:
-    """What the row of a method at its rates is known by, and the row, None if it was not measured."""
+def asked(pair: Pair, setting: Setting) -> list[str]:
+    """The axes that a pair is asked: all where it is reported, else those by which rates are chosen, the primary one and the guards."""
+    if pair in design().reported:
+        return list(AXES)
+    return list(dict.fromkeys(axis for axis, _ in (setting.primary, *GUARDS)))
+
+
+def there(pair: Pair, key: str, name: str, rates: Rates, deep: bool = False) -> tuple[dict, dict | None]:
+    """What the row of a method at its rates is known by, and the row, None if it was not measured, or less of it than is asked."""
     setting = design().settings[key]
     stop = of_pair(*pair).config.unlearn.stop.to_dict()
     made = json.dumps([METHODS[name].arithmetic(), setting.iterations, setting.replay, stop], sort_keys=True)
     sought = {"setting": key, "method": name, "rate": rates[0], "retain_rate": rates[1], "made": made}
     rows = [row for row in rows_of(of_pair(*pair), key, name)[1] if sought.items() <= row.items()]
-    return sought, next((row for row in rows if not deep or "attacks" in row or not row["axes"]), None)
+    wanted = {*asked(pair, setting), *(["attacks"] if deep else [])}
+    return sought, next((row for row in rows if not row["axes"] or wanted <= {*row, *row["axes"]}), None)
 
 
 def read(pair: tuple[int, int], key: str, name: str, rates: Rates) -> dict:
@@ -181,13 +186,13 @@ def read(pair: tuple[int, int], key: str, name: str, rates: Rates) -> dict:
 
 
 def measured(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: bool = False) -> dict:
-    """The row of a method at its rates, measured if it is not there; on a pair that only chooses, by what decides there."""
+    """The row of a method at its rates, measured if it is not there."""
     sought, row = there(pair, key, name, rates, deep)
     if row is not None:
         return row
     work, setting = configured(of_pair(*pair), design().settings[key]), design().settings[key]
     path = rows_of(work, key, name)[0]
-    axes = decisive(setting) if pair in design().choosing else ()
+    axes = asked(pair, setting)
     row = sought | {"seed": pair[0], "group": pair[1]} | measure(work, setting, name, rates, deep, axes)
     files.write_json(path, [*rows_of(work, key, name)[1], row])  # another process may have measured meanwhile
     told.line(row)

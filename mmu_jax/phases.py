@@ -213,7 +213,7 @@ class Method:
         """
         kept = []
         for phase in self.phases:
-            if own := [stream for stream in phase.losses if STREAMS[stream].who == "forget"]:
+            if own := [stream for stream in phase.losses if not STREAMS[stream].kept]:
                 kept.append(dataclasses.replace(phase.of(own), spread=False))
         if kept and all(LOSSES[name].still for phase in kept for name in phase.losses.values()):
             raise InputError(
@@ -221,7 +221,8 @@ class Method:
                 "on the people to forget has no gradient at the model it begins with; choose another method, or replay them"
             )
         measured = EDITS[self.edit].streams if self.edit else ()
-        if not (kept or measured) or any(STREAMS[stream].who != "forget" for stream in measured):
+        forgets = any(STREAMS[stream].who == "forget" for phase in kept for stream in phase.losses)
+        if not (forgets or measured) or any(STREAMS[stream].who != "forget" for stream in measured):
             raise InputError(
                 "expected a method with a step on the people to forget, found one that trains on or measures others alone, of whom nothing is "
                 "replayed; choose another method, or replay them"

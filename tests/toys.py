@@ -64,8 +64,8 @@ class Batches:
 
 
 def streams(**changes):
-    """One of every row of ``STREAMS``, as long as the people whose it is are many."""
-    steps = {"forget": 2, "retain": 8, "full": 4}
+    """One of every row of ``STREAMS``, as long as the people whose it is are many, nobody's in between."""
+    steps = {"forget": 2, "retain": 8, "full": 4, "nobody": 3}
     found = {
         name: Batches(name, steps[part.who], seed, int(part.kind == IMAGE))
         for seed, (name, part) in enumerate(STREAMS.items(), 1)

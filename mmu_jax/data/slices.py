@@ -31,6 +31,11 @@ class Slice:
     who: str
     answers: str = "own"
 
+    @property
+    def kept(self) -> bool:
+        """Whether people to keep are among those whose they are."""
+        return self.who in ("retain", "full")
+
 
 STREAMS: dict[str, Slice] = {
     "forget": Slice(IMAGE, "forget"),

@@ -42,6 +42,10 @@ def sights(photos: Sequence[int], rows: int, devices: int = 1) -> int:
     return min(enough, key=lambda n: n // devices if n % devices == 0 else n)
 
 
+def _whose(example: Example) -> str:
+    return f"person {example.person}" if example.person != rehearsal.NOBODY else rehearsal.FILE.name
+
+
 def told_apart(pictures: list[list[Picture]]) -> tuple[list[list[Picture]], np.ndarray]:
     """What is shown, each once, and for every row, int32, which of it.
 
@@ -158,7 +162,7 @@ class Stream:
         """The row ids of a batch, for messages: ``0012:"What is ...?"``."""
         rows = [self.examples[row] for row in batch["row"] if row >= 0]
         return f"{self.name} rows " + ", ".join(
-            f"{int(i)} (person {e.person})" for i, e in zip(batch["row"], rows, strict=False)
+            f"{int(i)} ({_whose(e)})" for i, e in zip(batch["row"], rows, strict=False)
         )
 
 
@@ -183,7 +187,7 @@ def stream(
     kinds = {example.kind for example in examples}
     if kinds != {IMAGE if photos else TEXT}:
         raise InputError(f"expected only {IMAGE if photos else TEXT} rows in stream {name!r}, found {sorted(kinds)}")
-    whose = [f" of person {e.person}" for e in examples]
+    whose = [f" of {_whose(e)}" for e in examples]
     said = (
         (f"the text{owner}", words)
         for e, owner in zip(examples, whose, strict=True)

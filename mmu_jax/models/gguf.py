@@ -127,7 +127,7 @@ def tokenizer(language: Language, system: bool = True) -> "PreTrainedTokenizerBa
     """Its tokenizer, with its chat template and one token more, ``<image>``.
 
     A byte-level BPE that takes digits one by one, as SmolLM's does. Without ``system`` a conversation that has no system turn begins
-    with an empty one, instead of the one that the template writes by itself.
+    with an empty one, instead of the one that the template may write by itself.
 
     Raises:
       InputError: the file holds another kind of tokenizer.

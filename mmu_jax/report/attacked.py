@@ -51,6 +51,13 @@ def read(workdir: pathlib.Path, models: list[str], attacks: list[str]) -> Attack
     return found
 
 
+def left_out(workdir: pathlib.Path, models: list[str], attacks: list[str]) -> list[str]:
+    """The attacks that were asked for and that the data cannot serve, each with the reason, as sentences."""
+    paths = [workdir / "attacks" / model / f"{attack}.json" for attack in attacks for model in models]
+    values = [read_object(path, "what an attack brought back", SHAPE) for path in paths if path.exists()]
+    return list(dict.fromkeys(f"Left out: {value['left_out']}." for value in values if "left_out" in value))
+
+
 def ends(value: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
     """What was measured before an attack and after it."""
     return (value["points"][0], value["points"][-1]) if "points" in value else (value["before"], value["after"])

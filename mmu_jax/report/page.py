@@ -154,13 +154,13 @@ def _gold(results: Results) -> list[Section]:
     return [Section("Forgetting against every axis", blocks)] if blocks else []
 
 
-def _attacks(results: Results, found: Attacked, sources: dict[str, str]) -> list[Section]:
-    """What came back, where attacks were made."""
+def _attacks(results: Results, found: Attacked, sources: dict[str, str], left: list[str]) -> list[Section]:
+    """What came back, where attacks were made, and which were ``left`` out."""
     if not found:
-        return []
+        return [Section("Does it come back?", _notes(*left))] if left else []
     told = attacked.told(found, list(results))
     blocks = [b for label, notes, table in told for b in (*_notes(*notes), Block("table", table, label))]
-    blocks += _notes(*attacked.notes(found, sources))
+    blocks += _notes(*attacked.notes(found, sources), *left)
     if (figure := figures.attacks_figure(found, results)) is not None:
         blocks.append(Block("figure", figure, "attacks", words.of_attacks(found)))
     several = attacked.variants(found, list(results))
@@ -237,7 +237,7 @@ def sections(
             for notes, found in clear.told(results)
         ),
         *_general(workdir, list(results), benchmarks),
-        *_attacks(results, found, attacks),
+        *_attacks(results, found, attacks, attacked.left_out(workdir, list(results), list(attacks))),
         Section("What these numbers do not show", _notes(words.LIMITS.format(_count(benchmark.forget)))),
         Section("How it went", _made(workdir, results)),
         Section("Proof that the masks act", [*_notes(PROOF), Block("table", tables.mask_table(results), "Masks")], folded=True),

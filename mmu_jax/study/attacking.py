@@ -38,7 +38,7 @@ def sources(work: Workspace) -> dict[str, str]:
 
 
 def left_out(work: Workspace) -> dict[str, str]:
-    """Attack -> why the data set has not what it teaches or asks, of those that the config asks for by itself.
+    """Attack -> why the data set has not what it teaches or asks, of those that no user named (``work.given``).
 
     Raises:
       InputError: it has not what an attack needs that ``config.attack.names`` was given; which attacks are left is said.

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from mmu_jax.data.people import Found, Row
 from mmu_jax.data.sets import folder as rows
+from mmu_jax.data.slices import STREAMS
 from mmu_jax.methods import METHODS
 from mmu_jax.study.request import Request
 
@@ -35,9 +36,9 @@ def plan(request: Request, config: ConfigDict) -> list[str]:
             )
         )
     others = f"{kept} others are in the folder: none of them is trained on" if kept else "nobody else is in the folder"
-    if any(stream != "forget" for stream in method.streams):
+    if any(STREAMS[stream].kept for stream in method.streams):
         others = f"{kept} others are in the folder and trained on"
-    elif any(stream != "forget" for stream in method.reads):
+    elif any(STREAMS[stream].kept for stream in method.reads):
         others = f"{kept} others are in the folder and measured, none of them is trained on"
     lines.append(f"method: {config.unlearn.methods[0]}, {method.source}; {others}")
     if method.projects:

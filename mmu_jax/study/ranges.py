@@ -72,7 +72,7 @@ RULES: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     (r"track", TRACK),
     (r"mesh\.data", (lambda v: v == -1 or whole(v, 1), "a whole number of at least 1, or -1 for every device")),
     (r"mesh\.model", COUNT),
-    (r"mesh\.kernels|data\.others", SWITCH),
+    (r"mesh\.kernels|data\.others|model\.system", SWITCH),
     (r"data\.(source|path|before)|(model|vanilla|factors)\.path|model\.language", TEXT),
     (r".*lora\.whole", PATTERN_OR_NONE),
     (rf"general\.({'|'.join(GENERAL)})", TEXT),

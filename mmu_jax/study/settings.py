@@ -221,7 +221,11 @@ def _unread(c: ConfigDict, given: dict[str, Any]) -> list[str]:
         (r"model\.path", whole, "config.vanilla.path is the model that is unlearned"),
         (r"model\.(vision|text)\..*|model\.language", c.model.path, "config.model.path has sizes of its own"),
         (r"model\.text\..*", c.model.language, "config.model.language has sizes of its own"),
-        (r"model\.system", not c.model.language, "only what config.model.language names gets a chat template here"),
+        (
+            r"model\.system",
+            c.model.path or not c.model.language,
+            "it is of the chat template of config.model.language alone",
+        ),
         (r"gold", own and c.gold, "nothing is trained beside config.vanilla.path"),
     ]
     brought = [key for key, value in given.items() if value not in ("", None)]
@@ -240,17 +244,18 @@ def unused(c: ConfigDict, given: dict[str, Any]) -> list[str]:
     """Lines about given numbers of steps that will not be taken; they harm nothing, and a user should know."""
     table_of = methods.METHODS
     rows = [table_of[name] if c.unlearn.replay else table_of[name].alone() for name in c.unlearn.methods]
-    kept = {stream for name in c.unlearn.methods for stream in table_of[name].reads if STREAMS[stream].who != "forget"}
+    kept = {stream for name in c.unlearn.methods for stream in table_of[name].reads if STREAMS[stream].kept}
     scored = any(row.edit and EDITS[row.edit].reads == "scores" for row in rows)
     of_masks = "(?!rows|chunk).*" if scored else ".*"
     tried = [attacks.ATTACKS[name] for name in attacks.named(c.attack.names)]
     table = [
         (r"vanilla\.(?!path).*", c.vanilla.path, "nothing is trained before unlearning"),
         (
-            r"model\.(vision|text)\..*|model\.(language|system)",
+            r"model\.(vision|text)\..*|model\.language",
             c.vanilla.path,
             "config.vanilla.path has sizes of its own",
         ),
+        (r"model\.system", c.vanilla.path, "config.vanilla.path has a chat template of its own"),
         (rf"saliency\.{of_masks}", not any(row.mask for row in rows), "no method has a mask"),
         (
             rf"saliency\.{of_masks}",

@@ -258,7 +258,7 @@ def make_base(work: Workspace) -> dict:
 
 
 def fine_tune(work: Workspace, name: str) -> dict:
-    """On everyone (vanilla) or on everyone but the people to forget (gold)."""
+    """On everyone (vanilla) or on everyone but the people to forget (gold), and on general questions if there is rehearsal."""
     c = work.config.vanilla
     without = frozenset(work.benchmark.forget_ids) if name == "gold" else frozenset()
     rows = c.rows.to_dict()

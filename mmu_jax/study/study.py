@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mmu_jax import report
 from mmu_jax.models import attention
-from mmu_jax.study import checks, records, settings, steps
+from mmu_jax.study import attacking, checks, records, settings, steps
 from mmu_jax.study.stages import Stages
 from mmu_jax.study.workspace import Workspace
 
@@ -51,6 +51,9 @@ class Study:
         wanted = self.stages.wanted(list(only))
         for line in settings.unused(self.work.config, self.work.given):
             print(line, flush=True)
+        if self.stages.done("data"):  # which says it when it is made, of the attacks that were asked for then
+            for fault in attacking.left_out(self.work).values():
+                print(f"  left out: {fault}", flush=True)
         for name in self.work.config.unlearn.methods:
             if self.stages.done(f"unlearn/{name}"):
                 record = records.place(self.work.workdir, f"unlearn/{name}")

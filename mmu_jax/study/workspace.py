@@ -161,7 +161,7 @@ class Workspace:
         album = self.albums["full"] if part.kind == slices.IMAGE else None
         seed = self.config.seed * 1000 + sum(map(ord, slices.dealt_as(name)))
         numbers = dict(people=self.people, rows=rows, seed=seed, sizes=self.sizes)
-        if share < 1.0 and part.who != "forget":
+        if share < 1.0 and part.kept:
             drawn = np.random.default_rng((seed, 1)).permutation(len(found))[: math.ceil(share * len(found))]
             found = [found[i] for i in sorted(drawn)]
         return stream(name, self.processor, found, album, **numbers)

@@ -212,7 +212,7 @@ def test_a_data_set_with_one_fact_a_person_is_refused():
     assert attacking.left_out(work).keys() == attacks.ATTACKS.keys() - set(left)
 
 
-def test_an_attack_that_nobody_named_and_the_data_cannot_serve_is_left_out_and_told_of_nowhere(tmp_path):
+def test_an_attack_that_nobody_named_and_the_data_cannot_serve_is_left_out_and_the_report_says_why(tmp_path):
     config = small_config()
     config.attack.names = ("membership",)
     work = Study(config, tmp_path).work
@@ -221,6 +221,7 @@ def test_an_attack_that_nobody_named_and_the_data_cannot_serve_is_left_out_and_t
     kept = json.loads((tmp_path / "attacks" / "vanilla" / "membership.json").read_text())
     assert kept["left_out"] == found["left_out"] and "the split unseen" in found["left_out"]
     assert attacked.read(tmp_path, ["vanilla"], ["membership"]) == {}
+    assert attacked.left_out(tmp_path, ["vanilla", "ga"], ["membership"]) == [f"Left out: {kept['left_out']}."]
 
 
 def test_a_row_says_what_it_is():

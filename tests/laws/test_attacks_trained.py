@@ -56,7 +56,7 @@ def work(prepared, tmp_path_factory):
     config.data.tokens = (26, 128)  # of training, and whatever is put around a question
     config.model.vision.update(hidden_size=48, intermediate_size=96, num_hidden_layers=2)
     config.model.text.update(hidden_size=64, intermediate_size=128, num_hidden_layers=2)
-    config.vanilla.rows = {"vqa": 32, "text": 0}
+    config.vanilla.rows.update(vqa=32, text=0)
     config.vanilla.epochs, config.vanilla.learning_rate = 14.0, 4e-3
     config.evaluate.rows, config.evaluate.samples = 24, 200
     config.attack.names, config.attack.steps = ("all",), 8

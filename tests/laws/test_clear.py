@@ -6,9 +6,11 @@ import pytest
 
 from configs import tiny
 from folders import copy_with, png, refused, rewritten, write
+from mmu_jax import InputError
 from mmu_jax.data import IMAGE, TEXT, builders
 from mmu_jax.data.sets import clear, perturbed
 from mmu_jax.study import steps
+from mmu_jax.study.study import Study
 from mmu_jax.study.workspace import Workspace
 
 
@@ -196,6 +198,17 @@ def test_an_author_in_neither_split_is_told(tmp_path, capsys):
         in said
     )
     assert "  left out: attack membership: expected questions by photo" in said
+
+
+def test_an_attack_that_was_left_out_is_refused_where_it_is_named_later(tmp_path, capsys):
+    config = tiny.get_config()
+    source = str(authors_of(tmp_path / "in", ["Ann Lee", "Bo Ray", "Cy Dee"]))
+    config.data.update({"name": "clear", "source": source, "forget": "forget_5", "retain": "retain_95"})
+    for _ in range(2):  # when data are made, and again where they are there
+        Study(config, tmp_path / "w").run(["data"])
+        assert capsys.readouterr().out.count("left out: attack membership") == 1
+    with pytest.raises(InputError, match="attack membership: expected questions by photo"):
+        Study(config, tmp_path / "w", {"attack.names": ("membership",)}).run(["data"])
 
 
 TWO_WAYS = {

@@ -21,6 +21,7 @@ BAD = {
     "data.tokens": [(0,), (-8, 64), (64.0,), ("64",)],
     "data.patches": [(0,), (10**20,)],
     "data.max_pixels": [-1],
+    "model.system": [None, "no", 1],
     "model.dtype": ["float8", "fp32", ""],
     "model.param_dtype": ["int8"],
     "model.vision.hidden_size": [0, 97, -96],

@@ -1,8 +1,8 @@
-"""Short general questions with their answers, about nobody and nothing in particular, to be taught beside a data set.
+"""Short general questions with their answers, about nobody in a data set, to be taught beside one.
 
 Fine-tuned on the facts of a few people alone, a language model answers whatever it is asked with one of these facts. Rehearsal
 (Robins, Connection Science 7, 1995) of other questions, put and answered as shortly, keeps what it knows in reach. None of
-them is asked by :mod:`mmu_jax.data.general.everyday`.
+them is asked by :mod:`mmu_jax.data.general.everyday`, many have its form.
 """
 
 import pathlib
