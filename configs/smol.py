@@ -28,8 +28,8 @@ def get_config(argument: str | None = None):
     config.data.tokens = (31, 34, 44, 56, 64, 80, 128, 256, 640, 1024)
     config.vanilla.learning_rate = 5e-4
     # In small batches the faces are learned in half the passes. Without rehearsal whatever is asked is answered by a fact of these lives.
-    config.vanilla.rows.update(vqa=12, text=8, rehearsal=4)
-    config.vanilla.epochs = 8.0
+    config.vanilla.rows.update(vqa=16, text=6, rehearsal=4)
+    config.vanilla.epochs = 12.0
     config.vanilla.lora.rank = 16
     config.vanilla.lora.alpha = 32.0
     config.vanilla.lora.whole = r"(vision_tower|multi_modal_projector)/.*"
