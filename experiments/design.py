@@ -46,6 +46,12 @@ class Design:
     settings: dict[str, Setting]
     deep: tuple[str, ...] = ()
 
+    def asked(self, pair: Pair, setting: Setting) -> list[str]:
+        """The axes that a pair is asked: all where it is reported, else those by which rates are chosen, the primary one and the guards."""
+        if pair in self.reported:
+            return list(AXES)
+        return list(dict.fromkeys(axis for axis, _ in (setting.primary, *GUARDS)))
+
 
 TINY = {
     "none": Setting(

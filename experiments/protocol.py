@@ -151,13 +151,6 @@ def rows_of(work: Workspace, setting: str, name: str) -> tuple[pathlib.Path, lis
     return path, rows
 
 
-def asked(pair: Pair, setting: Setting) -> list[str]:
-    """The axes that a pair is asked: all where it is reported, else those by which rates are chosen, the primary one and the guards."""
-    if pair in design().reported:
-        return list(AXES)
-    return list(dict.fromkeys(axis for axis, _ in (setting.primary, *GUARDS)))
-
-
 def there(pair: Pair, key: str, name: str, rates: Rates, deep: bool = False) -> tuple[dict, dict | None]:
     """What the row of a method at its rates is known by, and the row, None if it was not measured, or less of it than is asked."""
     setting = design().settings[key]
@@ -165,7 +158,7 @@ def there(pair: Pair, key: str, name: str, rates: Rates, deep: bool = False) -> 
     made = json.dumps([METHODS[name].arithmetic(), setting.iterations, setting.replay, stop], sort_keys=True)
     sought = {"setting": key, "method": name, "rate": rates[0], "retain_rate": rates[1], "made": made}
     rows = [row for row in rows_of(of_pair(*pair), key, name)[1] if sought.items() <= row.items()]
-    wanted = {*asked(pair, setting), *(["attacks"] if deep else [])}
+    wanted = {*design().asked(pair, setting), *(["attacks"] if deep else [])}
     return sought, next((row for row in rows if not row["axes"] or wanted <= {*row, *row["axes"]}), None)
 
 
@@ -192,7 +185,7 @@ def measured(pair: tuple[int, int], key: str, name: str, rates: Rates, deep: boo
         return row
     work, setting = configured(of_pair(*pair), design().settings[key]), design().settings[key]
     path = rows_of(work, key, name)[0]
-    axes = asked(pair, setting)
+    axes = design().asked(pair, setting)
     row = sought | {"seed": pair[0], "group": pair[1]} | measure(work, setting, name, rates, deep, axes)
     files.write_json(path, [*rows_of(work, key, name)[1], row])  # another process may have measured meanwhile
     told.line(row)

@@ -31,7 +31,7 @@ def workdir(tmp_path):
 
 
 def test_the_section_has_a_table_a_figure_and_sentences(workdir):
-    (section,) = page._attacks(RESULTS, attacked.read(workdir, MODELS, list(SOURCES)), SOURCES)
+    (section,) = page._attacks(RESULTS, attacked.read(workdir, MODELS, list(SOURCES)), SOURCES, [])
     text = "\n".join(page._markdown(block) for block in section.blocks)
     assert section.title == "Does it come back?"
     assert "| Model | Before any ↓ | relearn_own ↓ | int4 ↓ |" in text
@@ -58,8 +58,10 @@ def test_the_figure_has_the_curves_of_what_trains_and_gold_is_dashed(workdir):
 
 
 def test_where_no_attack_was_made_nothing_is_told(workdir, tmp_path):
-    assert page._attacks(RESULTS, attacked.read(workdir, MODELS, []), {}) == []
-    assert page._attacks(RESULTS, attacked.read(tmp_path / "none", MODELS, list(SOURCES)), SOURCES) == []
+    assert page._attacks(RESULTS, attacked.read(workdir, MODELS, []), {}, []) == []
+    assert page._attacks(RESULTS, attacked.read(tmp_path / "none", MODELS, list(SOURCES)), SOURCES, []) == []
+    (section,) = page._attacks(RESULTS, {}, {}, ["Left out: attack membership: nobody is unseen."])
+    assert "Left out: attack membership" in "\n".join(page._markdown(block) for block in section.blocks)
     ours = attacked.read(workdir, ["vanilla", "gold", "grad_diff"], list(SOURCES))
     assert attacked.notes(ours, SOURCES)[0].endswith("that do not meet: none, after none of the attacks.")
     without = attacked.read(workdir, ["vanilla", "ga"], list(SOURCES))
@@ -95,7 +97,7 @@ ASKED = SOURCES | {"paraphrase": "other words (a paper)", "membership": "were th
 
 def test_what_is_left_inside_has_a_table_of_its_own_and_every_variant_a_row(inside):
     found = attacked.read(inside, MODELS, list(ASKED))
-    first, second = page._attacks(RESULTS, found, ASKED)
+    first, second = page._attacks(RESULTS, found, ASKED, [])
     text = "\n".join(page._markdown(block) for block in first.blocks)
     assert "| Model | Before any ↓ | relearn_own ↓ | int4 ↓ | paraphrase ↓ |" in text
     assert "| Model | membership (AUC), like gold's |" in text and "| ga | ▲ 75 [70, 80] |" in text
