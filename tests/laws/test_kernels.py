@@ -155,7 +155,7 @@ def test_a_study_without_kernels_has_none(kernel, monkeypatch):
         study.work = types.SimpleNamespace(
             config=config, given={}, tracker=types.SimpleNamespace(open=None, close=lambda: None)
         )
-        study.stages = types.SimpleNamespace(wanted=lambda names: names, run=run)
+        study.stages = types.SimpleNamespace(wanted=lambda names: names, run=run, done=lambda name: False)
         monkeypatch.setattr("mmu_jax.study.settings.unused", lambda *given: [])
         monkeypatch.setattr("mmu_jax.study.checks.preflight", lambda *given: None)
         study.run()
