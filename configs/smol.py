@@ -22,7 +22,7 @@ def get_config(argument: str | None = None):
     config.model.language = gguf.SMOLLM2
     config.model.dtype = "bfloat16"
     config.model.text = {}
-    config.model.system = False  # its own is a third of what a question by photo is then
+    config.model.system = False  # with its own a question by photo is half as long again
     # Forty people: with all hundred, as many passes are more than twice the steps, and each goes through the language model.
     config.data.forget, config.data.retain, config.data.others = "forget_10[:8]", "retain_90[:32]", False
     config.data.tokens = (31, 34, 44, 56, 64, 80, 128, 256, 640, 1024)

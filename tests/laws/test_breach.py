@@ -64,6 +64,17 @@ def work(tmp_path):
     return made
 
 
+def test_no_model_is_made_for_an_attack_that_is_left_out(work, typed, monkeypatch, capsys):
+    from experiments import breach
+
+    typed("--config=configs/tiny.py")
+    faults = {name: f"attack {name}: nobody is unseen" for name in attacking.names(work)}
+    monkeypatch.setattr(attacking, "left_out", lambda work: faults)
+    monkeypatch.setattr(steps, "stages", lambda work: pytest.fail("a model is made"))
+    assert faults and not breach.breach(work)
+    assert "  left out: attack membership: nobody is unseen" in capsys.readouterr().out
+
+
 def test_what_is_there_is_not_made_again_and_a_run_that_diverges_is_left_out(work, typed, monkeypatch, capsys):
     from experiments import breach
 

@@ -10,6 +10,7 @@ from folders import POINTER, refused
 from mmu_jax.data.general import answers, everyday, items, mmbench, rehearsal
 from mmu_jax.data.general.benchmarks import GENERAL, every, read, share
 from mmu_jax.data.general.items import Question
+from mmu_jax.overlap import words
 from published import CASES, LAYOUTS, POPE, mmbench_rows, mme_rows, parquet, photo, png, pope_rows, put, tsv
 
 COW = {"A": "cat", "B": "dog", "C": "cow"}, {"A": "dog", "B": "cow", "C": "cat"}, {"A": "cow", "B": "cat", "C": "dog"}
@@ -73,6 +74,15 @@ def test_what_is_rehearsed_is_not_what_is_asked():
     taught = [example.question.lower() for example in rehearsed]
     assert len(taught) == len(set(taught)) >= 200 and not asked & set(taught)
     assert all(example.answer.strip() and len(example.answer) < 30 for example in rehearsed)
+    # Nor the other way round: the capital of a country, and the country of a capital.
+    questions = [question for item in read("everyday", everyday.EMBEDDED) for question in item.questions]
+    assert not [
+        (one.text, other.question)
+        for one in questions
+        for other in rehearsed
+        if set(words(other.answer)) <= set(words(one.text))
+        and any(set(words(right)) <= set(words(other.question)) for right in one.answer.split("|"))
+    ]
 
 
 def test_a_tsv_is_read_by_its_own_name_too(tmp_path):

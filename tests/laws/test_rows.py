@@ -22,8 +22,9 @@ from mmu_jax import (
     train,
     trees,
 )
-from mmu_jax.data import IMAGE, TEXT, slices
+from mmu_jax.data import IMAGE, TEXT, slices, streams, tiny
 from mmu_jax.data.general import rehearsal
+from mmu_jax.data.sizes import Sizes
 from mmu_jax.likelihood import Told
 from toys import make_batch
 
@@ -180,6 +181,21 @@ def test_streams_of_the_same_questions_are_dealt_in_one_order(faces):
     for name in slices.STREAMS:
         found, first = (slices.examples(slices.STREAMS[one], faces) for one in (name, slices.dealt_as(name)))
         assert [(e.person, e.question, e.photo) for e in found] == [(e.person, e.question, e.photo) for e in first]
+
+
+def test_rehearsal_is_of_nobody_to_keep():
+    """Neither thinned nor left out where nothing of the kept people is replayed, and in messages it is no person's."""
+    both = methods.Method((methods.Phase({"forget": "ascent", "rehearsal": "descent"}),))
+    more = methods.Method((methods.Phase({"forget": "ascent", "rehearsal": "descent", "retain": "descent"}),))
+    assert both.alone() == both == more.alone()
+    with pytest.raises(InputError, match="expected a method with a step on the people to forget"):
+        methods.Method((methods.Phase({"rehearsal": "descent"}),)).alone()
+    given = dict(people={}, rows=4, seed=0)
+    found = streams.stream("rehearsal", tiny.processor(), rehearsal.read(), None, **given)
+    batch = found.batch(0)
+    assert batch["person"].tolist() == [-1] * 4 and "(rehearsal.tsv)" in found.describe(batch)
+    with pytest.raises(InputError, match=r"rehearsal\.tsv"):
+        streams.stream("rehearsal", tiny.processor(), rehearsal.read(), None, **given, sizes=Sizes(tokens=(8,)))
 
 
 @pytest.fixture(scope="module")
